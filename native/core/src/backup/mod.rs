@@ -1,0 +1,1 @@
+//! The backup half: replica frames, restart, recovery reads and splits.

@@ -1,0 +1,280 @@
+//! Log entries: the 32-byte header of `docs/formats.md` §2, written and read.
+//!
+//! Rule: nothing of an entry is used before its lengths are checked against the bytes at hand and
+//! its checksum against its contents. Everything that parses log bytes goes through
+//! [`EntryView::parse`] or [`EntryIterator`].
+
+use crate::crc32c::crc32c;
+use crate::status::Status;
+
+/// Bytes of a segment.
+pub const SEGMENT_BYTES: usize = 8 << 20;
+/// Bytes of a seglet, the unit in which the arena hands out memory.
+pub const SEGLET_BYTES: usize = 64 << 10;
+/// Bytes of an entry header.
+pub const HEADER_BYTES: usize = 32;
+/// Longest key.
+pub const KEY_BYTES_MAX: usize = 65_535;
+/// Longest value of an object.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// `flags`: the next entry belongs to the same atomic append.
+pub const FLAG_MORE: u8 = 1;
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EntryType {
+    /// First entry of each segment.
+    SegmentHeader = 1,
+    /// A key's value.
+    Object = 2,
+    /// The death of one object.
+    Tombstone = 3,
+    /// The segments that make up the log.
+    LogDigest = 4,
+    /// The master's safe version.
+    SafeVersion = 5,
+    /// Bytes and records of each tablet.
+    TableStats = 6,
+}
+
+impl EntryType {
+    fn from_u8(value: u8) -> Option<Self> {
+        Some(match value {
+            1 => Self::SegmentHeader,
+            2 => Self::Object,
+            3 => Self::Tombstone,
+            4 => Self::LogDigest,
+            5 => Self::SafeVersion,
+            6 => Self::TableStats,
+            _ => return None,
+        })
+    }
+}
+
+/// The fields of an entry's header except its checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHeader {
+    /// What the entry is.
+    pub entry_type: EntryType,
+    /// `FLAG_MORE` or 0.
+    pub flags: u8,
+    /// Seconds since 1970.
+    pub timestamp: u32,
+    /// Table id, or log id in a segment header.
+    pub table_id: u64,
+    /// Version, or segment id in a segment header.
+    pub version: u64,
+}
+
+/// Bytes that an entry occupies, padding included.
+#[inline]
+pub const fn entry_bytes(key_length: usize, value_length: usize) -> usize {
+    (HEADER_BYTES + key_length + value_length + 7) & !7
+}
+
+/// Writes an entry to the start of `out` and returns its length with padding.
+///
+/// # Panics
+/// If `out` is shorter than [`entry_bytes`] or a length exceeds its field: the caller has reserved
+/// the room and checked the limits.
+#[inline]
+pub fn write_entry(out: &mut [u8], header: &EntryHeader, key: &[u8], value: &[u8]) -> usize {
+    let total = entry_bytes(key.len(), value.len());
+    let used = HEADER_BYTES + key.len() + value.len();
+    let out = &mut out[..total];
+    assert!(key.len() <= KEY_BYTES_MAX, "key length exceeds its field");
+    out[4] = header.entry_type as u8;
+    out[5] = header.flags;
+    out[6..8].copy_from_slice(&(key.len() as u16).to_le_bytes());
+    out[8..12].copy_from_slice(&(value.len() as u32).to_le_bytes());
+    out[12..16].copy_from_slice(&header.timestamp.to_le_bytes());
+    out[16..24].copy_from_slice(&header.table_id.to_le_bytes());
+    out[24..32].copy_from_slice(&header.version.to_le_bytes());
+    out[HEADER_BYTES..HEADER_BYTES + key.len()].copy_from_slice(key);
+    out[HEADER_BYTES + key.len()..used].copy_from_slice(value);
+    out[used..].fill(0);
+    let crc = crc32c(&out[4..used]);
+    out[..4].copy_from_slice(&crc.to_le_bytes());
+    total
+}
+
+/// An entry within some log bytes. Its lengths are checked; its checksum only after
+/// [`EntryView::verify`].
+#[derive(Clone, Copy, Debug)]
+pub struct EntryView<'a> {
+    bytes: &'a [u8],
+    key_length: usize,
+    entry_type: EntryType,
+}
+
+#[inline(always)]
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut field = [0u8; 4];
+    field.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(field)
+}
+
+#[inline(always)]
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut field = [0u8; 8];
+    field.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(field)
+}
+
+impl<'a> EntryView<'a> {
+    /// The entry that starts at the first byte of `bytes`.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch` if the header is cut off, its type or flags are unknown, or its lengths
+    /// reach beyond `bytes`.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Status> {
+        if bytes.len() < HEADER_BYTES {
+            return Err(Status::ChecksumMismatch);
+        }
+        let entry_type = EntryType::from_u8(bytes[4]).ok_or(Status::ChecksumMismatch)?;
+        let key_length = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
+        let value_length = u32_at(bytes, 8) as usize;
+        let used = HEADER_BYTES + key_length + value_length;
+        if bytes[5] & !FLAG_MORE != 0 || value_length > SEGMENT_BYTES || used > bytes.len() {
+            return Err(Status::ChecksumMismatch);
+        }
+        Ok(Self { bytes: &bytes[..used], key_length, entry_type })
+    }
+
+    /// Compares the stored checksum with the contents.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch`.
+    #[inline]
+    pub fn verify(&self) -> Result<(), Status> {
+        if crc32c(&self.bytes[4..]) == u32_at(self.bytes, 0) {
+            Ok(())
+        } else {
+            Err(Status::ChecksumMismatch)
+        }
+    }
+
+    /// What the entry is.
+    #[inline]
+    pub fn entry_type(&self) -> EntryType {
+        self.entry_type
+    }
+    /// Whether the next entry belongs to the same atomic append.
+    #[inline]
+    pub fn more(&self) -> bool {
+        self.bytes[5] & FLAG_MORE != 0
+    }
+    /// Seconds since 1970.
+    #[inline]
+    pub fn timestamp(&self) -> u32 {
+        u32_at(self.bytes, 12)
+    }
+    /// Table id, or log id in a segment header.
+    #[inline]
+    pub fn table_id(&self) -> u64 {
+        u64_at(self.bytes, 16)
+    }
+    /// Version, or segment id in a segment header.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        u64_at(self.bytes, 24)
+    }
+    /// The key.
+    #[inline]
+    pub fn key(&self) -> &'a [u8] {
+        &self.bytes[HEADER_BYTES..HEADER_BYTES + self.key_length]
+    }
+    /// The value.
+    #[inline]
+    pub fn value(&self) -> &'a [u8] {
+        &self.bytes[HEADER_BYTES + self.key_length..]
+    }
+    /// Header, key and value, without padding.
+    #[inline]
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+    /// Bytes to the next entry.
+    #[inline]
+    pub fn total_bytes(&self) -> usize {
+        (self.bytes.len() + 7) & !7
+    }
+}
+
+/// Walks the entries of a segment or recovery segment: yields (offset, entry), ends at the end of
+/// the bytes or after the first error.
+pub struct EntryIterator<'a> {
+    bytes: &'a [u8],
+    offset: usize,
+}
+
+impl<'a> EntryIterator<'a> {
+    /// All entries of `bytes`, which end where their certificate ends.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, offset: 0 }
+    }
+}
+
+impl<'a> Iterator for EntryIterator<'a> {
+    type Item = Result<(usize, EntryView<'a>), Status>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.offset >= self.bytes.len() {
+            return None;
+        }
+        let at = self.offset;
+        match EntryView::parse(&self.bytes[at..]) {
+            Ok(entry) => {
+                self.offset = at + entry.total_bytes();
+                Some(Ok((at, entry)))
+            }
+            Err(status) => {
+                self.offset = self.bytes.len();
+                Some(Err(status))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(entry_type: EntryType) -> EntryHeader {
+        EntryHeader { entry_type, flags: 0, timestamp: 7, table_id: 3, version: 9 }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut out = vec![0xffu8; 4096];
+        let first = write_entry(&mut out, &header(EntryType::Object), b"key", b"value");
+        let rest = &mut out[first..];
+        let second = write_entry(rest, &header(EntryType::Tombstone), b"key", &[1; 8]);
+        let entries: Vec<_> = EntryIterator::new(&out[..first + second])
+            .map(|item| item.expect("parses"))
+            .collect();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[1].0, first);
+        let (_, object) = entries[0];
+        object.verify().expect("checksum");
+        assert_eq!((object.key(), object.value()), (&b"key"[..], &b"value"[..]));
+        assert_eq!((object.table_id(), object.version(), object.timestamp()), (3, 9, 7));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let mut out = vec![0u8; 64];
+        let total = write_entry(&mut out, &header(EntryType::Object), b"key", b"value");
+        let used = HEADER_BYTES + 8;
+        assert_eq!(total, 40);
+        for bit in 0..used * 8 {
+            out[bit / 8] ^= 1 << (bit % 8);
+            let found = EntryView::parse(&out[..total]).and_then(|entry| entry.verify());
+            assert!(found.is_err(), "bit {bit}");
+            out[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The key hash: MurmurHash3_x86_128 (Austin Appleby, public domain) seeded with the whole table id,
+//! of which the first 64 bits are used. `docs/formats.md` §1 says why 32-bit lanes.
+//!
+//! `src/rpc/key-hash.ts` is the same function; golden vectors hold the two together.
+
+const C1: u32 = 0x239b_961b;
+const C2: u32 = 0xab0e_9789;
+const C3: u32 = 0x38b3_4ae5;
+const C4: u32 = 0xa1e3_8b93;
+
+#[inline(always)]
+fn mix(k: u32, first: u32, rotation: u32, second: u32) -> u32 {
+    k.wrapping_mul(first).rotate_left(rotation).wrapping_mul(second)
+}
+
+#[inline(always)]
+fn final_mix(mut h: u32) -> u32 {
+    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
+
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// The 64-bit hash of a key in a table.
+#[inline]
+pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
+    let (low, high) = (table_id as u32, (table_id >> 32) as u32);
+    let (mut h1, mut h2, mut h3, mut h4) = (low, high, low, high);
+    let mut blocks = key.chunks_exact(16);
+    for block in &mut blocks {
+        h1 ^= mix(word(block, 0), C1, 15, C2);
+        h1 = h1.rotate_left(19).wrapping_add(h2).wrapping_mul(5).wrapping_add(0x561c_cd1b);
+        h2 ^= mix(word(block, 4), C2, 16, C3);
+        h2 = h2.rotate_left(17).wrapping_add(h3).wrapping_mul(5).wrapping_add(0x0bca_a747);
+        h3 ^= mix(word(block, 8), C3, 17, C4);
+        h3 = h3.rotate_left(15).wrapping_add(h4).wrapping_mul(5).wrapping_add(0x96cd_1c35);
+        h4 ^= mix(word(block, 12), C4, 18, C1);
+        h4 = h4.rotate_left(13).wrapping_add(h1).wrapping_mul(5).wrapping_add(0x32ac_3b17);
+    }
+    let rest = blocks.remainder();
+    if !rest.is_empty() {
+        let mut tail = [0u8; 16];
+        tail[..rest.len()].copy_from_slice(rest);
+        // A lane without tail bytes mixes a zero word, which leaves it unchanged.
+        h4 ^= mix(word(&tail, 12), C4, 18, C1);
+        h3 ^= mix(word(&tail, 8), C3, 17, C4);
+        h2 ^= mix(word(&tail, 4), C2, 16, C3);
+        h1 ^= mix(word(&tail, 0), C1, 15, C2);
+    }
+    let length = key.len() as u32;
+    (h1, h2, h3, h4) = (h1 ^ length, h2 ^ length, h3 ^ length, h4 ^ length);
+    h1 = h1.wrapping_add(h2).wrapping_add(h3).wrapping_add(h4);
+    (h2, h3, h4) = (h2.wrapping_add(h1), h3.wrapping_add(h1), h4.wrapping_add(h1));
+    (h1, h2, h3, h4) = (final_mix(h1), final_mix(h2), final_mix(h3), final_mix(h4));
+    h1 = h1.wrapping_add(h2).wrapping_add(h3).wrapping_add(h4);
+    h2 = h2.wrapping_add(h1);
+    u64::from(h1) | u64::from(h2) << 32
+}
+
+/// The slot of a key hash: what tablets are ranges of.
+#[inline]
+pub fn slot(key_hash: u64) -> u32 {
+    (key_hash >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors of the reference function; a seed stands in both halves of the table id.
+    #[test]
+    fn equals_the_reference_where_the_halves_are_equal() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let fox = &b"The quick brown fox jumps over the lazy dog"[..];
+        for (key, seed, expected) in [
+            (&b""[..], 0u64, 0),
+            (b"a", 1, 0x1c52_81c5_49db_9b04),
+            (b"Hello, world!", 0, 0xf063_8dfc_26ac_dba7),
+            (fox, 7, 0xebef_eaf9_461c_020f),
+            (&bytes, 0x9747_b28c, 0x3875_1f78_432d_8107),
+        ] {
+            assert_eq!(key_hash(seed | seed << 32, key), expected, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn both_halves_of_the_table_id_count() {
+        assert_ne!(key_hash(1, b"a"), key_hash(1 << 32, b"a"));
+        assert_ne!(key_hash(1, b"a"), key_hash(2, b"a"));
+    }
+}

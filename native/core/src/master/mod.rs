@@ -1,0 +1,1 @@
+//! The master half: log, hash table, objects, recovery replay.

@@ -1,0 +1,169 @@
+/**
+ * What the addon offers, as TypeScript sees it. `native/node` implements exactly this; nothing but
+ * `src/native` imports the addon.
+ *
+ * Rules of the border: one call per message; ids, positions and versions are numbers below 2^53;
+ * errors are `Error`s whose `code` is a decimal status number (`src/rpc/status.ts`); a `results`
+ * array is filled by the callee so that a hot call allocates nothing.
+ */
+import type { RecoveryTablet, SlotRange, TabletStats } from '../rpc/messages.js';
+
+export interface MasterOptions {
+  serverId: number;
+  /** Log memory, a multiple of 8 MiB, at least 64 MiB. The hash table is sized from it. */
+  memoryBytes: number;
+  /** Threads for replay; at least 1. */
+  replayThreads: number;
+}
+
+/**
+ * Positions: the log counts all bytes ever appended through its heads; an entry is durable when
+ * the durable position has reached its end. Side segments have no positions.
+ */
+export interface MasterCore {
+  /** Makes the master own a tablet. Identical ownership is OK, an overlap `INVALID_ARGUMENT`. */
+  takeTablet(range: SlotRange): void;
+  /** Forgets a tablet and its objects; unknown ranges are OK. */
+  dropTablet(range: SlotRange): void;
+  tablets(): TabletStats[];
+
+  /**
+   * Executes one EXECUTE body (docs/formats.md §3) and writes the reply body to `reply`.
+   * results[0] = bytes of the reply; results[1] = position that must be durable before the reply
+   * may leave (0: at once). Throws `MALFORMED_REQUEST` if the body as a whole cannot be parsed;
+   * then nothing was executed. Operations that find no room in `reply` answer RETRY.
+   */
+  execute(body: Uint8Array, reply: Uint8Array, nowMs: number, results: Float64Array): void;
+
+  /** Opens the first head; idempotent. */
+  openLog(): void;
+  /** Closes the head and opens the next. Returns the new head's segment id. */
+  rollHead(): number;
+  /** Ids of head segments opened after `segmentId` (0: all), ascending. */
+  headsAfter(segmentId: number): number[];
+  /**
+   * results: [0] appended bytes, [1] 1 if nothing will be appended any more, [2] position of its
+   * first byte, [3] bytes of its opening.
+   */
+  segmentState(segmentId: number, results: Float64Array): void;
+  /**
+   * The next piece to replicate from offset `from`: results[0] = its end (an end of an atomic
+   * append, at most `bytesMax` further where possible), results[1] = checksum of [0, end).
+   * `from` = 0 ends at the end of the opening.
+   */
+  chunk(segmentId: number, from: number, bytesMax: number, results: Float64Array): void;
+  /** The segment's 8 MiB, without a copy. Valid until the segment is freed. */
+  segmentBytes(segmentId: number): Uint8Array;
+  /** Position after the newest append. */
+  appendedPosition(): number;
+  /** Everything below `position` is on all its backups. */
+  setDurable(position: number): void;
+  /** Segment ids of the log, ascending, as the newest digest lists them. */
+  logSegments(): number[];
+
+  /** Prepares tablets (not ready, hence not served) for the replay of one partition. */
+  startRecovery(tablets: RecoveryTablet[]): RecoveryCore;
+  stats(): Record<string, number>;
+  /** Ends worker threads and gives the memory back. Further calls throw. */
+  close(): void;
+}
+
+export interface RecoveryCore {
+  /** First segment of this master's log that can hold entries of the recovered tablets. */
+  readonly ctimeSegmentId: number;
+  /**
+   * Replays one recovery segment on a worker thread; `bytes` must not change until then. Any
+   * order, any number at a time. Rejects with `CHECKSUM_MISMATCH` (nothing of it was applied) or
+   * `OUT_OF_MEMORY`.
+   */
+  replay(bytes: Uint8Array, checksum: number): Promise<{ objects: number; bytes: number }>;
+  /** Side segments so far, ascending; `chunk`, `segmentBytes`, `segmentState` work on them. */
+  sideSegments(): number[];
+  /** Nothing more is replayed: drops dead weight, closes all side segments. */
+  finishReplay(): void;
+  /**
+   * Adds the side segments (all replicated) to the log and rolls the head. Returns the position
+   * that must be durable before ownership may be claimed.
+   */
+  commit(): number;
+  /** The coordinator has committed the ownership: serve. */
+  activate(): void;
+  /** Takes everything back; side segments are freed (returns their ids). */
+  abort(): number[];
+}
+
+export interface BackupOptions {
+  directory: string;
+  /** Most frames the file may have. */
+  framesMax: number;
+  /** `fsync`: a write is done when flushed; `replicated`: when it is in memory. */
+  durability: 'fsync' | 'replicated';
+  flushIntervalMs: number;
+  /** Compress closed replicas where it pays. */
+  compress: boolean;
+}
+
+export interface BackupReplica {
+  masterId: number;
+  segmentId: number;
+  epoch: number;
+  length: number;
+  closed: boolean;
+  primary: boolean;
+  /** Found on disk at start, written by an earlier process. */
+  fromRestart: boolean;
+}
+
+export interface BackupDigest {
+  segmentId: number;
+  epoch: number;
+  segmentIds: number[];
+  tabletStats: TabletStats[];
+}
+
+export interface BackupCore {
+  /** From the superblock; null for a new directory. */
+  identity(): { clusterId: string; serverId: number } | null;
+  /** Writes the superblock durably. */
+  setIdentity(clusterId: string, serverId: number): Promise<void>;
+  replicas(): BackupReplica[];
+  /**
+   * Takes one BACKUP_WRITE body (docs/formats.md §3); copies what it keeps. Returns 0 when it is
+   * queued: `onDone` will get `token`; else a status number, and nothing was changed.
+   */
+  write(body: Uint8Array, token: number): number;
+  /** Called with [token, status, token, status, …] as writes become durable in the chosen mode. */
+  onDone(callback: (done: Float64Array) => void): void;
+  /** results: [0] free frames (a frame that may still be created counts), [1] queued bytes. */
+  load(results: Float64Array): void;
+  free(masterId: number, segmentIds: number[]): Promise<void>;
+  /** Durable before it resolves: no write of this master is accepted any more. */
+  fence(masterId: number): Promise<void>;
+  /** Forgets a fence (the master's log is released). */
+  unfence(masterId: number): Promise<void>;
+  /** Digests found in the replicas of a master's heads that are still open. */
+  digests(masterId: number): Promise<BackupDigest[]>;
+  /** Starts to read and split the given segments, then keeps the pieces until `endRecovery`. */
+  startPartitions(
+    recoveryId: number,
+    masterId: number,
+    partitions: { partitionId: number; tablets: RecoveryTablet[] }[],
+    segmentIds: number[],
+  ): void;
+  /** The piece {u32 length, u32 checksum, bytes}; split on demand if need be. */
+  recoveryData(recoveryId: number, segmentId: number, partitionId: number): Promise<Uint8Array>;
+  endRecovery(recoveryId: number): void;
+  stats(): Record<string, number>;
+  /** Flushes, ends the threads. */
+  close(): Promise<void>;
+}
+
+export interface Addon {
+  MasterCore: new (options: MasterOptions) => MasterCore;
+  /** Opens or creates the storage; scans all frames. */
+  openBackup(options: BackupOptions): Promise<BackupCore>;
+  /** CRC-32C in native code. */
+  crc32c(bytes: Uint8Array): number;
+  /** The key hash as [low, high]. */
+  keyHash(tableId: number, key: Uint8Array): [number, number];
+}

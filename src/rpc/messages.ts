@@ -1,0 +1,284 @@
+/**
+ * Shapes of the JSON bodies, request and reply by RPC name. Types only: the servers validate
+ * requests with the zod schemas of `request-schemas.ts`, the SDK stays free of that dependency.
+ */
+
+export type Durability = 'fsync' | 'replicated';
+
+export interface ServerEntry {
+  serverId: number;
+  /** `host:port` of its RPC endpoint. */
+  address: string;
+  /** Placement label; replicas of a segment never share it (unless `allowSameHost`). */
+  host: string;
+  rack: string | null;
+  master: boolean;
+  backup: boolean;
+  status: 'up' | 'crashed';
+  memoryBytes: number;
+}
+
+/** What every server knows of the cluster. `version` grows with every change. */
+export interface ServerList {
+  version: number;
+  clusterId: string;
+  /** Term of the coordinator that issued it; servers refuse lower ones. */
+  term: number;
+  replicas: number;
+  durability: Durability;
+  allowSameHost: boolean;
+  servers: ServerEntry[];
+}
+
+/** A range of slots of a table, both ends inclusive (docs/formats.md §1). */
+export interface SlotRange {
+  tableId: number;
+  startSlot: number;
+  endSlot: number;
+}
+
+export interface TabletInfo extends SlotRange {
+  serverId: number;
+  /** Of the owner; null while it is unknown. */
+  address: string | null;
+  status: 'creating' | 'normal' | 'recovering';
+}
+
+export interface TableInfo {
+  tableId: number;
+  name: string;
+  tablets: TabletInfo[];
+}
+
+/** A tablet of a crashed master. Entries of segments below `ctimeSegmentId` do not count. */
+export interface RecoveryTablet extends SlotRange {
+  ctimeSegmentId: number;
+}
+
+export interface RecoveryPartition {
+  partitionId: number;
+  tablets: RecoveryTablet[];
+}
+
+export interface ReplicaReport {
+  segmentId: number;
+  epoch: number;
+  /** Certified bytes. */
+  length: number;
+  closed: boolean;
+  primary: boolean;
+}
+
+export interface TabletStats extends SlotRange {
+  bytes: number;
+  records: number;
+}
+
+/** What an open replica says about its log (docs/formats.md §2, the opening of a head). */
+export interface DigestReport {
+  segmentId: number;
+  epoch: number;
+  segmentIds: number[];
+  tabletStats: TabletStats[];
+}
+
+/** Phases as in docs/recovery.md; times in ms since the epoch of the coordinator's clock. */
+export type RecoveryPhase =
+  | 'detect'
+  | 'fence'
+  | 'plan'
+  | 'read'
+  | 'replay'
+  | 'durable'
+  | 'ownership'
+  | 'release';
+
+export interface PartitionReport {
+  partitionId: number;
+  serverId: number | null;
+  generation: number;
+  state: 'waiting' | 'running' | 'done' | 'failed';
+  objects: number;
+  bytes: number;
+  error: string | null;
+  /** ms from the start of its RECOVER to: last segment read, replayed, durable. */
+  readMs: number;
+  replayMs: number;
+  durableMs: number;
+}
+
+export interface RecoveryReport {
+  recoveryId: number;
+  crashedServerId: number;
+  state: 'running' | 'done';
+  startedAtMs: number;
+  /** Duration of each finished phase in ms. */
+  phases: { phase: RecoveryPhase; number: number; ms: number }[];
+  partitions: PartitionReport[];
+  segments: number;
+  bytes: number;
+  objects: number;
+  totalMs: number;
+  /** Why it does not go on, e.g. the segments that no backup has reported. */
+  waitingFor: string | null;
+}
+
+export interface ServerStats {
+  serverId: number;
+  uptimeMs: number;
+  rssBytes: number;
+  master: Record<string, number> | null;
+  backup: Record<string, number> | null;
+}
+
+export interface ClusterStatus {
+  clusterId: string;
+  term: number;
+  replicas: number;
+  durability: Durability;
+  serverListVersion: number;
+  servers: ServerEntry[];
+  tables: TableInfo[];
+  recoveries: RecoveryReport[];
+  /** Servers that hold a copy of the coordinator's newest state. */
+  stateCopies: number;
+  warnings: string[];
+}
+
+type Empty = Record<string, never>;
+
+export interface Hello {
+  protocol: { min: number; max: number };
+  features: string[];
+  role: 'client' | 'server' | 'coordinator' | 'tool';
+  /** null: the caller does not know it yet. */
+  clusterId: string | null;
+  /** The caller's own id, for servers. */
+  serverId: number | null;
+  /** The incarnation that the caller means to talk to; null: whoever answers. */
+  expectServerId: number | null;
+  /** Checked in a later version. */
+  credential: string | null;
+}
+
+export interface Messages {
+  HELLO: {
+    request: Hello;
+    reply: {
+      protocol: number;
+      features: string[];
+      role: 'server' | 'coordinator';
+      clusterId: string | null;
+      serverId: number | null;
+    };
+  };
+  PING: {
+    request: { callerServerId: number | null };
+    /** `member` is false if the answering server knows the caller as crashed or gone. */
+    reply: { serverListVersion: number; member: boolean };
+  };
+  ENLIST_SERVER: {
+    request: {
+      /** Chosen once per process start; a repeated enlistment gets the same answer. */
+      nonce: string;
+      replacesId: number | null;
+      /** From the server's disk; null for a fresh one. */
+      clusterId: string | null;
+      address: string;
+      host: string;
+      rack: string | null;
+      master: boolean;
+      backup: boolean;
+      memoryBytes: number;
+    };
+    reply: { serverId: number; list: ServerList };
+  };
+  GET_SERVER_LIST: { request: Empty; reply: { list: ServerList } };
+  CREATE_TABLE: {
+    /** `span`: number of tablets, each on the next master; default 1. */
+    request: { operationId: string; name: string; span?: number };
+    reply: { table: TableInfo };
+  };
+  DROP_TABLE: { request: { operationId: string; name: string }; reply: { existed: boolean } };
+  LIST_TABLES: { request: Empty; reply: { tables: TableInfo[] } };
+  GET_TABLE: { request: { name?: string; tableId?: number }; reply: { table: TableInfo } };
+  HINT_SERVER_CRASHED: { request: { serverId: number; reason: string }; reply: Empty };
+  VERIFY_MEMBERSHIP: { request: { serverId: number }; reply: { member: boolean } };
+  SET_MASTER_RECOVERY_INFO: {
+    request: { serverId: number; segmentId: number; epoch: number };
+    reply: Empty;
+  };
+  RECOVERY_MASTER_FINISHED: {
+    request: {
+      recoveryId: number;
+      partitionId: number;
+      generation: number;
+      serverId: number;
+      ok: boolean;
+      error: string | null;
+      /** First segment of the new owner's log whose entries count for these tablets. */
+      ctimeSegmentId: number;
+      objects: number;
+      bytes: number;
+      readMs: number;
+      replayMs: number;
+      durableMs: number;
+    };
+    /** false: the partition belongs to somebody else; drop it. */
+    reply: { committed: boolean };
+  };
+  GET_STATUS: { request: Empty; reply: ClusterStatus };
+  UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
+  STORE_COORDINATOR_STATE: {
+    /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
+    request: { clusterId: string; term: number; revision: number; crc32c: number; state: string };
+    reply: Empty;
+  };
+  GET_SERVER_STATS: { request: Empty; reply: ServerStats };
+  TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  RECOVER: {
+    request: {
+      term: number;
+      recoveryId: number;
+      generation: number;
+      crashedServerId: number;
+      partition: RecoveryPartition;
+      /** Every segment of the log, each with the backups that hold a valid replica, best first. */
+      segments: { segmentId: number; length: number; backups: number[] }[];
+    };
+    reply: Empty;
+  };
+  IS_REPLICA_NEEDED: {
+    request: { backupServerId: number; segmentIds: number[] };
+    reply: { needed: number[] };
+  };
+  BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };
+  START_READING_DATA: {
+    request: { term: number; recoveryId: number; crashedServerId: number };
+    reply: { replicas: ReplicaReport[]; digests: DigestReport[] };
+  };
+  START_PARTITIONS: {
+    request: {
+      recoveryId: number;
+      crashedServerId: number;
+      partitions: RecoveryPartition[];
+      /** Segments this backup is expected to serve first. */
+      segmentIds: number[];
+    };
+    reply: Empty;
+  };
+  GET_RECOVERY_DATA: {
+    request: {
+      recoveryId: number;
+      crashedServerId: number;
+      segmentId: number;
+      partitionId: number;
+    };
+    reply: Uint8Array;
+  };
+  RECOVERY_COMPLETE: {
+    request: { recoveryId: number; crashedServerId: number };
+    reply: Empty;
+  };
+}
