@@ -2,7 +2,7 @@
 //!
 //! The instructions (VPCLMULQDQ, SSE4.2, ARM CRC or tables) are chosen by `crc-fast` at run time.
 
-use crc_fast::CrcAlgorithm::Crc32Iscsi;
+use crc_fast::{CrcAlgorithm::Crc32Iscsi, Digest};
 
 /// The checksum of `bytes`.
 #[inline]
@@ -14,15 +14,9 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 /// `bytes`; `extend(0, b) == crc32c(b)`.
 #[inline]
 pub fn extend(prefix: u32, bytes: &[u8]) -> u32 {
-    if prefix == 0 {
-        return crc32c(bytes);
-    }
-    crc_fast::checksum_combine(
-        Crc32Iscsi,
-        u64::from(prefix),
-        u64::from(crc32c(bytes)),
-        bytes.len() as u64,
-    ) as u32
+    let mut digest = Digest::new_with_init_state(Crc32Iscsi, u64::from(!prefix));
+    digest.update(bytes);
+    digest.finalize() as u32
 }
 
 #[cfg(test)]

@@ -1,0 +1,173 @@
+//! The log: one open head at a time, rolled over when an atomic append does not fit.
+//!
+//! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
+//! names every segment of the log, itself included; side segments enter the log only through the
+//! digest of the head that is opened next. Two segments stay in reserve: removes may take one,
+//! the last is for a head that must be opened. As long as the reserve is not whole, writes are
+//! refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::arena::SEGMENT_SEGLETS;
+use super::objects::Objects;
+use super::segment::{Append, Segment};
+use super::tablets::Tablets;
+use crate::entry::{EntryHeader, EntryType};
+use crate::status::Status;
+
+/// Seglets that writes and side segments leave alone.
+pub const RESERVE_SEGLETS: usize = 2 * SEGMENT_SEGLETS;
+
+/// Why memory is asked for; decides how much of the reserve may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A write: leaves the reserve alone.
+    Write,
+    /// A remove: may take one segment of the reserve.
+    Remove,
+    /// A head that must be opened: may take all.
+    Head,
+}
+
+impl Purpose {
+    fn keep_free(self) -> usize {
+        match self {
+            Self::Write => RESERVE_SEGLETS,
+            Self::Remove => SEGMENT_SEGLETS,
+            Self::Head => 0,
+        }
+    }
+}
+
+/// The log of a master.
+#[derive(Default)]
+pub struct Log {
+    head: Option<Arc<Segment>>,
+    /// Ids of all heads, ascending.
+    heads: Vec<u64>,
+    /// Ids of all segments of the log, side segments included.
+    segments: BTreeSet<u64>,
+}
+
+impl Log {
+    /// Appends all entries as one atomic append, rolling over if need be; returns the arena offset
+    /// of the first.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; then nothing was appended.
+    #[inline]
+    pub fn append(
+        &mut self,
+        objects: &Objects,
+        tablets: &Tablets,
+        entries: &[Append<'_>],
+        purpose: Purpose,
+    ) -> Result<usize, Status> {
+        if purpose == Purpose::Write && objects.arena.free_seglets() < RESERVE_SEGLETS {
+            return Err(Status::OutOfMemory);
+        }
+        let total = entries.iter().map(Append::bytes).sum();
+        if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
+            return Ok(head.append(entries));
+        }
+        let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
+        Ok(self
+            .roll(objects, tablets, purpose, timestamp)?
+            .append(entries))
+    }
+
+    /// Opens the next head, then closes the present one.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; then nothing has changed.
+    pub fn roll(
+        &mut self,
+        objects: &Objects,
+        tablets: &Tablets,
+        purpose: Purpose,
+        timestamp: u32,
+    ) -> Result<Arc<Segment>, Status> {
+        let position = Some(self.appended_position());
+        let head = objects.open_segment(position, purpose.keep_free(), timestamp)?;
+        assert!(
+            self.segments.last() < Some(&head.id),
+            "a head is younger than the log"
+        );
+        self.segments.insert(head.id);
+        self.heads.push(head.id);
+        self.write_opening(&head, objects, tablets, timestamp);
+        if let Some(previous) = self.head.replace(Arc::clone(&head)) {
+            previous.close();
+        }
+        Ok(head)
+    }
+
+    fn write_opening(&self, head: &Segment, objects: &Objects, tablets: &Tablets, timestamp: u32) {
+        let digest: Vec<u8> = self
+            .segments
+            .iter()
+            .flat_map(|id| id.to_le_bytes())
+            .collect();
+        let mut stats = Vec::new();
+        for tablet in tablets.iter() {
+            stats.extend_from_slice(&tablet.range.table_id.to_le_bytes());
+            stats.extend_from_slice(&tablet.range.start_slot.to_le_bytes());
+            stats.extend_from_slice(&tablet.range.end_slot.to_le_bytes());
+            stats.extend_from_slice(&tablet.bytes().to_le_bytes());
+            stats.extend_from_slice(&tablet.records().to_le_bytes());
+        }
+        for (entry_type, version, value) in [
+            (EntryType::LogDigest, 0, &digest[..]),
+            (EntryType::TableStats, 0, &stats[..]),
+            (EntryType::SafeVersion, objects.safe_version(), &[]),
+        ] {
+            let header = EntryHeader {
+                entry_type,
+                flags: 0,
+                timestamp,
+                table_id: 0,
+                version,
+            };
+            head.append(&[Append {
+                header,
+                key: &[],
+                value,
+            }]);
+        }
+        head.end_opening();
+    }
+
+    /// Side segments become part of the log with the next head.
+    pub fn add(&mut self, ids: &[u64]) {
+        self.segments.extend(ids);
+    }
+
+    /// Takes back `add` before a head was opened.
+    pub fn remove(&mut self, ids: &[u64]) {
+        self.segments.retain(|id| !ids.contains(id));
+    }
+
+    /// Position after the newest append.
+    #[inline]
+    pub fn appended_position(&self) -> u64 {
+        self.head
+            .as_ref()
+            .map_or(0, |head| head.position + head.appended() as u64)
+    }
+
+    /// The present head.
+    pub fn head(&self) -> Option<&Arc<Segment>> {
+        self.head.as_ref()
+    }
+
+    /// Heads opened after segment `id`, ascending.
+    pub fn heads_after(&self, id: u64) -> &[u64] {
+        &self.heads[self.heads.partition_point(|head| *head <= id)..]
+    }
+
+    /// All segments, ascending.
+    pub fn segments(&self) -> impl Iterator<Item = u64> {
+        self.segments.iter().copied()
+    }
+}

@@ -1,0 +1,283 @@
+//! The recovery of one partition on this master: prepare, replay, commit, activate or abort.
+//!
+//! Rules: its tablets are not served before `activate`; its side segments enter the log only
+//! through the digest of the head that `commit` opens; `abort` leaves nothing in the table. After a
+//! commit the digest names the side segments, so an abort keeps them in the log as dead weight:
+//! freeing their replicas before a later digest is durable would tear a hole into the log.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Master;
+use super::log::Purpose;
+use super::replay::{Replay, ReplayWorker, Replayed};
+use super::tablets::{SlotRange, Tablet};
+use crate::status::Status;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Replaying,
+    /// A replay failed half-way; only `abort` is left.
+    Failed(Status),
+    Finished,
+    Committed,
+    Active,
+    Aborted,
+}
+
+struct State {
+    phase: Phase,
+    running: usize,
+}
+
+/// See the file's head.
+pub struct Recovery {
+    master: Arc<Master>,
+    tablets: Vec<Arc<Tablet>>,
+    /// First segment of the log that can hold entries of the recovered tablets.
+    pub ctime_segment_id: u64,
+    cancelled: AtomicBool,
+    state: Mutex<State>,
+    none_running: Condvar,
+    /// By thread of the pool; a worker's lock is taken by its thread alone while it replays.
+    workers: Box<[Mutex<ReplayWorker>]>,
+    /// Ids of the side segments as of `finish_replay`.
+    sides: Mutex<Vec<u64>>,
+}
+
+impl Recovery {
+    pub(super) fn start(master: &Arc<Master>, ranges: &[SlotRange]) -> Result<Self, Status> {
+        let mut serving = master.serving()?;
+        let mut tablets: Vec<_> = ranges
+            .iter()
+            .map(|range| Tablet::new(*range, false))
+            .collect();
+        tablets.sort_by_key(|tablet| tablet.range);
+        let mut inserted = 0;
+        let outcome = tablets
+            .iter()
+            .try_for_each(|tablet| {
+                serving.tablets.insert(Arc::clone(tablet))?;
+                inserted += 1;
+                Ok(())
+            })
+            .and_then(|()| {
+                let serving = &mut *serving;
+                let timestamp = master.timestamp();
+                serving
+                    .log
+                    .roll(&master.objects, &serving.tablets, Purpose::Write, timestamp)
+            });
+        let head = match outcome {
+            Ok(head) => head,
+            Err(status) => {
+                for tablet in &tablets[..inserted] {
+                    serving.tablets.remove(&tablet.range);
+                }
+                return Err(status);
+            }
+        };
+        drop(serving);
+        Ok(Self {
+            master: Arc::clone(master),
+            tablets,
+            ctime_segment_id: head.id,
+            cancelled: AtomicBool::new(false),
+            state: Mutex::new(State {
+                phase: Phase::Replaying,
+                running: 0,
+            }),
+            none_running: Condvar::new(),
+            workers: (0..master.replay_threads)
+                .map(|_| Mutex::default())
+                .collect(),
+            sides: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Replays one recovery segment on a thread of the pool; `done` is called on that thread.
+    ///
+    /// # Errors
+    /// `Retry` if too many wait already; `done` is dropped uncalled.
+    pub fn replay_later<B, D>(
+        self: &Arc<Self>,
+        bytes: B,
+        checksum: u32,
+        done: D,
+    ) -> Result<(), Status>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+        D: FnOnce(Result<Replayed, Status>, B) + Send + 'static,
+    {
+        let recovery = Arc::clone(self);
+        self.master.pool.submit(Box::new(move |thread| {
+            let replayed = recovery.replay(thread, bytes.as_ref(), checksum);
+            drop(recovery);
+            done(replayed, bytes);
+        }))
+    }
+
+    /// Replays one recovery segment here; `thread` is below the number of replay threads.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch`, `InvalidArgument`: nothing of it was applied. `OutOfMemory`,
+    /// `RecoveryUnknown`, `Internal`: only `abort` is left.
+    pub fn replay(&self, thread: usize, bytes: &[u8], checksum: u32) -> Result<Replayed, Status> {
+        {
+            let mut state = self.state.lock();
+            match state.phase {
+                _ if self.master.closed.load(Ordering::Acquire) => {
+                    return Err(Status::RecoveryUnknown);
+                }
+                Phase::Replaying => state.running += 1,
+                Phase::Failed(status) => return Err(status),
+                _ => return Err(Status::RecoveryUnknown),
+            }
+        }
+        let replayed = catch_unwind(AssertUnwindSafe(|| {
+            let mut worker = self.workers[thread].lock();
+            let mut replay = Replay {
+                objects: &self.master.objects,
+                tablets: &self.tablets,
+                cancelled: &self.cancelled,
+                worker: &mut worker,
+            };
+            replay.segment(bytes, checksum)
+        }))
+        .unwrap_or(Err(Status::Internal));
+        let mut state = self.state.lock();
+        state.running -= 1;
+        self.none_running.notify_all();
+        if let Err(status) = replayed
+            && !matches!(status, Status::ChecksumMismatch | Status::InvalidArgument)
+            && state.phase == Phase::Replaying
+        {
+            state.phase = Phase::Failed(status);
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+        replayed
+    }
+
+    /// Side segments so far, ascending. Does not wait for a replay that is running: the list may
+    /// then miss segments that it is about to open.
+    pub fn side_segments(&self) -> Vec<u64> {
+        let mut sides = self.sides.lock();
+        for worker in &self.workers {
+            if let Some(worker) = worker.try_lock() {
+                sides.extend(worker.sides.iter().map(|side| side.id));
+            }
+        }
+        sides.sort_unstable();
+        sides.dedup();
+        sides.clone()
+    }
+
+    /// Nothing more is replayed: takes the markers out of the table, closes all side segments.
+    ///
+    /// # Errors
+    /// The error of a failed replay; `InvalidArgument` while one is running or in another phase.
+    pub fn finish_replay(&self) -> Result<(), Status> {
+        let serving = self.master.serving()?;
+        self.advance(Phase::Replaying, Phase::Finished)?;
+        let table = &self.master.objects.table;
+        for worker in &self.workers {
+            let mut worker = worker.lock();
+            worker.close();
+            for marker in worker.markers.drain(..) {
+                let _guard = table.lock(marker.hash);
+                // Not there any more if a newer object has taken its slot.
+                table.erase(marker.hash, marker.offset);
+            }
+        }
+        drop(serving);
+        Ok(())
+    }
+
+    fn advance(&self, from: Phase, to: Phase) -> Result<(), Status> {
+        let mut state = self.state.lock();
+        if let Phase::Failed(status) = state.phase {
+            return Err(status);
+        }
+        if state.phase != from || state.running > 0 {
+            return Err(Status::InvalidArgument);
+        }
+        state.phase = to;
+        Ok(())
+    }
+
+    /// Adds the side segments to the log and rolls the head. Returns the position that must be
+    /// durable before ownership may be claimed.
+    ///
+    /// # Errors
+    /// `OutOfMemory`: nothing has changed. `InvalidArgument` before `finish_replay` or twice.
+    pub fn commit(&self) -> Result<u64, Status> {
+        let mut serving = self.master.serving()?;
+        self.advance(Phase::Finished, Phase::Committed)?;
+        let sides = self.side_segments();
+        let serving = &mut *serving;
+        serving.log.add(&sides);
+        let timestamp = self.master.timestamp();
+        let objects = &self.master.objects;
+        match serving
+            .log
+            .roll(objects, &serving.tablets, Purpose::Head, timestamp)
+        {
+            Ok(_) => Ok(serving.log.appended_position()),
+            Err(status) => {
+                serving.log.remove(&sides);
+                self.advance(Phase::Committed, Phase::Finished)?;
+                Err(status)
+            }
+        }
+    }
+
+    /// Serves the tablets.
+    ///
+    /// # Errors
+    /// `InvalidArgument` before `commit` or twice.
+    pub fn activate(&self) -> Result<(), Status> {
+        let _serving = self.master.serving()?;
+        self.advance(Phase::Committed, Phase::Active)?;
+        for tablet in &self.tablets {
+            tablet.make_ready();
+        }
+        Ok(())
+    }
+
+    /// Takes everything back; waits until running replays have noticed. Returns the ids of the
+    /// segments that were freed: none after a commit, or when called again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` once active.
+    pub fn abort(&self) -> Result<Vec<u64>, Status> {
+        // Readers are kept out while segments are freed.
+        let mut serving = self.master.serving()?;
+        let committed = {
+            let mut state = self.state.lock();
+            let committed = match state.phase {
+                Phase::Active => return Err(Status::InvalidArgument),
+                Phase::Aborted => return Ok(Vec::new()),
+                phase => phase == Phase::Committed,
+            };
+            state.phase = Phase::Aborted;
+            self.cancelled.store(true, Ordering::Relaxed);
+            while state.running > 0 {
+                self.none_running.wait(&mut state);
+            }
+            committed
+        };
+        let mut ids = Vec::new();
+        for worker in &self.workers {
+            ids.extend(worker.lock().take_back(&self.master.objects, !committed));
+        }
+        for tablet in &self.tablets {
+            serving.tablets.remove(&tablet.range);
+        }
+        self.sides.lock().clear();
+        ids.sort_unstable();
+        Ok(if committed { Vec::new() } else { ids })
+    }
+}

@@ -1,0 +1,371 @@
+//! Replay of one recovery segment: checked as a whole, then applied entry by entry.
+//!
+//! Rules: the newest version of a key wins, whatever the order of segments and threads; a
+//! tombstone stays in the table as a marker against older objects that are still to come; whenever
+//! a logically deleted object is in the side log, so is a tombstone that names its segment; every
+//! object and tombstone seen raises the safe version. Each thread appends to its own open side
+//! segment; the key's stripe lock is held across lookup, append and publication.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::execute::tombstone_of;
+use super::hash_table::prefetch;
+use super::log::RESERVE_SEGLETS;
+use super::objects::{Current, Objects};
+use super::segment::{Append, Segment};
+use super::tablets::Tablet;
+use crate::crc32c::crc32c;
+use crate::entry::{
+    EntryHeader, EntryIterator, EntryType, EntryView, KEY_BYTES_MAX, SEGMENT_BYTES,
+    VALUE_BYTES_MAX, entry_bytes,
+};
+use crate::key_hash::{key_hash, slot};
+use crate::status::Status;
+
+/// Entries whose cache misses overlap.
+const BATCH: usize = 32;
+
+/// What a segment brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Objects and tombstones in it.
+    pub objects: u64,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// A marker that the table refers to until the end of the replay.
+#[derive(Clone, Copy)]
+pub struct Marker {
+    /// Of its key.
+    pub hash: u64,
+    /// Where it lies.
+    pub offset: usize,
+}
+
+/// What one thread keeps for one recovery.
+#[derive(Default)]
+pub struct ReplayWorker {
+    open: Option<Arc<Segment>>,
+    /// Side segments that this thread has opened.
+    pub sides: Vec<Arc<Segment>>,
+    /// Markers that this thread has put into the table.
+    pub markers: Vec<Marker>,
+    parsed: Vec<Parsed>,
+    deltas: Vec<(i64, i64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Parsed {
+    offset: u32,
+    tablet: u32,
+    hash: u64,
+}
+
+/// One run of `replay`: the thread's state and what all threads share.
+pub struct Replay<'a> {
+    /// Table, arena, segments.
+    pub objects: &'a Objects,
+    /// The partition, sorted.
+    pub tablets: &'a [Arc<Tablet>],
+    /// Set when the recovery is taken back.
+    pub cancelled: &'a AtomicBool,
+    /// Of this thread.
+    pub worker: &'a mut ReplayWorker,
+}
+
+impl Replay<'_> {
+    /// Replays a recovery segment.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch` or `InvalidArgument` (entries of other tablets): nothing was applied.
+    /// `OutOfMemory`, `RecoveryUnknown` (cancelled): a part was; the recovery must be taken back.
+    pub fn segment(&mut self, bytes: &[u8], checksum: u32) -> Result<Replayed, Status> {
+        let safe_version = self.check(bytes, checksum)?;
+        self.objects.raise_safe_version(safe_version);
+        let parsed = std::mem::take(&mut self.worker.parsed);
+        self.worker.deltas.clear();
+        self.worker.deltas.resize(self.tablets.len(), (0, 0));
+        let applied = self.apply_all(bytes, &parsed);
+        for (tablet, (records, delta)) in self.tablets.iter().zip(&self.worker.deltas) {
+            tablet.count(*records, *delta);
+        }
+        let objects = parsed.len() as u64;
+        self.worker.parsed = parsed;
+        applied?;
+        self.objects
+            .replayed_entries
+            .fetch_add(objects, Ordering::Relaxed);
+        Ok(Replayed {
+            objects,
+            bytes: bytes.len() as u64,
+        })
+    }
+
+    /// Checks everything and notes the entries to apply; returns the safe version they ask for.
+    fn check(&mut self, bytes: &[u8], checksum: u32) -> Result<u64, Status> {
+        self.worker.parsed.clear();
+        if bytes.len() > SEGMENT_BYTES || crc32c(bytes) != checksum {
+            return Err(Status::ChecksumMismatch);
+        }
+        let mut safe_version = 0;
+        let mut more = false;
+        for item in EntryIterator::new(bytes) {
+            let (offset, entry) = item?;
+            entry.verify()?;
+            more = entry.more();
+            match entry.entry_type() {
+                EntryType::SafeVersion => {
+                    safe_version = safe_version.max(entry.version());
+                    continue;
+                }
+                EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => {}
+                EntryType::Tombstone if entry.value().len() == 8 => {}
+                _ => return Err(Status::InvalidArgument),
+            }
+            let behind = entry
+                .version()
+                .checked_add(1)
+                .ok_or(Status::InvalidArgument)?;
+            safe_version = safe_version.max(behind);
+            let hash = key_hash(entry.table_id(), entry.key());
+            let tablet = self
+                .tablet(entry.table_id(), slot(hash))
+                .ok_or(Status::InvalidArgument)?;
+            self.worker.parsed.push(Parsed {
+                offset: offset as u32,
+                tablet,
+                hash,
+            });
+        }
+        if more {
+            Err(Status::ChecksumMismatch)
+        } else {
+            Ok(safe_version)
+        }
+    }
+
+    #[inline]
+    fn tablet(&self, table_id: u64, slot: u32) -> Option<u32> {
+        let behind = self.tablets.partition_point(|tablet| {
+            (tablet.range.table_id, tablet.range.start_slot) <= (table_id, slot)
+        });
+        let index = behind.checked_sub(1)?;
+        self.tablets[index]
+            .range
+            .contains(table_id, slot)
+            .then_some(index as u32)
+    }
+
+    fn apply_all(&mut self, bytes: &[u8], parsed: &[Parsed]) -> Result<(), Status> {
+        let (table, arena) = (&self.objects.table, &self.objects.arena);
+        let mut batches = parsed.chunks(BATCH).peekable();
+        let mut next = batches.peek().copied();
+        for entry in next.unwrap_or(&[]) {
+            table.prefetch_bucket(entry.hash);
+        }
+        while let Some(batch) = batches.next() {
+            // Buckets of the next batch come while this one is applied.
+            next = batches.peek().copied();
+            for entry in next.unwrap_or(&[]) {
+                table.prefetch_bucket(entry.hash);
+            }
+            for entry in batch {
+                table.candidates(entry.hash, |offset| prefetch(arena.pointer(offset)));
+            }
+            if self.cancelled.load(Ordering::Relaxed) {
+                return Err(Status::RecoveryUnknown);
+            }
+            for entry in batch {
+                let view = EntryView::parse(&bytes[entry.offset as usize..])?;
+                self.apply(entry, &view)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn apply(&mut self, parsed: &Parsed, entry: &EntryView<'_>) -> Result<(), Status> {
+        let objects = self.objects;
+        let _guard = objects.table.lock(parsed.hash);
+        let current = objects.find(parsed.hash, entry.table_id(), entry.key());
+        match entry.entry_type() {
+            EntryType::Object => self.apply_object(parsed, entry, current),
+            _ => self.apply_tombstone(parsed, entry, current),
+        }
+    }
+
+    #[inline]
+    fn apply_object(
+        &mut self,
+        parsed: &Parsed,
+        entry: &EntryView<'_>,
+        current: Option<Current<'_>>,
+    ) -> Result<(), Status> {
+        let table_slot = match &current {
+            Some(current) if entry.version() <= current.entry.version() => return Ok(()),
+            Some(current) => current.slot,
+            None => self.objects.table.empty_slot(parsed.hash)?,
+        };
+        let bytes = entry.total_bytes() as i64;
+        let dead = current.filter(Current::is_object);
+        let offset = if let Some(dead) = dead {
+            let segment_id = self.objects.arena.segment_id(dead.offset).to_le_bytes();
+            let object = append_of(entry, EntryType::Object, entry.value());
+            let tombstone = tombstone_of(&dead.entry, &segment_id, entry.timestamp());
+            let offset = self.append(&[object, tombstone])?;
+            let dead_bytes = dead.entry.total_bytes();
+            self.objects.arena.count_dead(dead.offset, dead_bytes);
+            self.count(parsed, 0, bytes - dead_bytes as i64);
+            offset
+        } else {
+            let offset = if entry.more() {
+                self.append(&[append_of(entry, EntryType::Object, entry.value())])?
+            } else {
+                self.side(entry.total_bytes(), entry.timestamp())?
+                    .append_copy(entry)
+            };
+            self.count(parsed, 1, bytes);
+            offset
+        };
+        table_slot.publish(offset);
+        Ok(())
+    }
+
+    fn apply_tombstone(
+        &mut self,
+        parsed: &Parsed,
+        entry: &EntryView<'_>,
+        current: Option<Current<'_>>,
+    ) -> Result<(), Status> {
+        let table_slot = match &current {
+            Some(current) if entry.version() < current.entry.version() => return Ok(()),
+            Some(current) if !current.is_object() && entry.version() == current.entry.version() => {
+                return Ok(());
+            }
+            Some(current) => current.slot,
+            None => self.objects.table.empty_slot(parsed.hash)?,
+        };
+        // The marker guards against objects that are not in this log; it names no segment.
+        let marker = append_of(entry, EntryType::Tombstone, &[0; 8]);
+        let offset = match current.filter(Current::is_object) {
+            None => self.append(&[marker])?,
+            Some(dead) => {
+                let segment_id = self.objects.arena.segment_id(dead.offset).to_le_bytes();
+                let tombstone = tombstone_of(&dead.entry, &segment_id, entry.timestamp());
+                let offset = if dead.entry.version() == entry.version() {
+                    self.append(&[tombstone])?
+                } else {
+                    self.append(&[tombstone, marker])? + tombstone.bytes()
+                };
+                let dead_bytes = dead.entry.total_bytes();
+                self.objects.arena.count_dead(dead.offset, dead_bytes);
+                self.count(parsed, -1, -(dead_bytes as i64));
+                offset
+            }
+        };
+        table_slot.publish(offset);
+        self.worker.markers.push(Marker {
+            hash: parsed.hash,
+            offset,
+        });
+        Ok(())
+    }
+
+    #[inline]
+    fn count(&mut self, parsed: &Parsed, records: i64, bytes: i64) {
+        let delta = &mut self.worker.deltas[parsed.tablet as usize];
+        delta.0 += records;
+        delta.1 += bytes;
+    }
+
+    fn append(&mut self, entries: &[Append<'_>]) -> Result<usize, Status> {
+        let total = entries.iter().map(Append::bytes).sum();
+        let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
+        Ok(self.side(total, timestamp)?.append(entries))
+    }
+
+    /// This thread's side segment with room for `bytes`.
+    #[inline]
+    fn side(&mut self, bytes: usize, timestamp: u32) -> Result<&Segment, Status> {
+        if self
+            .worker
+            .open
+            .as_ref()
+            .is_none_or(|open| !open.fits(bytes))
+        {
+            let fresh = self
+                .objects
+                .open_segment(None, RESERVE_SEGLETS, timestamp)?;
+            fresh.end_opening();
+            self.worker.sides.push(Arc::clone(&fresh));
+            if let Some(full) = self.worker.open.replace(fresh) {
+                full.close();
+            }
+        }
+        Ok(self.worker.open.as_ref().expect("opened above"))
+    }
+}
+
+impl ReplayWorker {
+    /// Nothing more is appended.
+    pub fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            open.close();
+        }
+    }
+
+    /// Takes the entries of its side segments out of the table and frees the segments; returns
+    /// their ids.
+    pub fn take_back(&mut self, objects: &Objects, free: bool) -> Vec<u64> {
+        self.close();
+        self.markers.clear();
+        let sides = std::mem::take(&mut self.sides);
+        for side in &sides {
+            erase_entries(objects, side);
+        }
+        let ids: Vec<u64> = sides.iter().map(|side| side.id).collect();
+        if free {
+            for id in &ids {
+                // SAFETY: all slots into it were cleared; the caller keeps readers out.
+                unsafe { objects.free_segment(*id) };
+            }
+        }
+        ids
+    }
+}
+
+fn erase_entries(objects: &Objects, side: &Segment) {
+    // SAFETY: the segment is alive.
+    let bytes = unsafe { side.bytes() };
+    for item in EntryIterator::new(bytes) {
+        let (offset, entry) = item.expect("published entries parse");
+        if entry.entry_type() != EntryType::SegmentHeader {
+            let hash = key_hash(entry.table_id(), entry.key());
+            let _guard = objects.table.lock(hash);
+            objects.table.erase(hash, side.offset + offset);
+        }
+    }
+}
+
+#[inline]
+fn append_of<'a>(entry: &EntryView<'a>, entry_type: EntryType, value: &'a [u8]) -> Append<'a> {
+    let header = EntryHeader {
+        entry_type,
+        flags: 0,
+        timestamp: entry.timestamp(),
+        table_id: entry.table_id(),
+        version: entry.version(),
+    };
+    Append {
+        header,
+        key: entry.key(),
+        value,
+    }
+}
+
+const _: () = assert!(
+    // The longest atomic append fits behind the longest side segment header.
+    2 * entry_bytes(KEY_BYTES_MAX, 8) + entry_bytes(KEY_BYTES_MAX, VALUE_BYTES_MAX) < SEGMENT_BYTES
+);
