@@ -140,7 +140,11 @@ impl<'a> EntryView<'a> {
         if bytes[5] & !FLAG_MORE != 0 || value_length > SEGMENT_BYTES || used > bytes.len() {
             return Err(Status::ChecksumMismatch);
         }
-        Ok(Self { bytes: &bytes[..used], key_length, entry_type })
+        Ok(Self {
+            bytes: &bytes[..used],
+            key_length,
+            entry_type,
+        })
     }
 
     /// Compares the stored checksum with the contents.
@@ -244,7 +248,13 @@ mod tests {
     use super::*;
 
     fn header(entry_type: EntryType) -> EntryHeader {
-        EntryHeader { entry_type, flags: 0, timestamp: 7, table_id: 3, version: 9 }
+        EntryHeader {
+            entry_type,
+            flags: 0,
+            timestamp: 7,
+            table_id: 3,
+            version: 9,
+        }
     }
 
     #[test]
@@ -261,7 +271,10 @@ mod tests {
         let (_, object) = entries[0];
         object.verify().expect("checksum");
         assert_eq!((object.key(), object.value()), (&b"key"[..], &b"value"[..]));
-        assert_eq!((object.table_id(), object.version(), object.timestamp()), (3, 9, 7));
+        assert_eq!(
+            (object.table_id(), object.version(), object.timestamp()),
+            (3, 9, 7)
+        );
     }
 
     #[test]

@@ -10,7 +10,9 @@ const C4: u32 = 0xa1e3_8b93;
 
 #[inline(always)]
 fn mix(k: u32, first: u32, rotation: u32, second: u32) -> u32 {
-    k.wrapping_mul(first).rotate_left(rotation).wrapping_mul(second)
+    k.wrapping_mul(first)
+        .rotate_left(rotation)
+        .wrapping_mul(second)
 }
 
 #[inline(always)]
@@ -33,13 +35,29 @@ pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
     let mut blocks = key.chunks_exact(16);
     for block in &mut blocks {
         h1 ^= mix(word(block, 0), C1, 15, C2);
-        h1 = h1.rotate_left(19).wrapping_add(h2).wrapping_mul(5).wrapping_add(0x561c_cd1b);
+        h1 = h1
+            .rotate_left(19)
+            .wrapping_add(h2)
+            .wrapping_mul(5)
+            .wrapping_add(0x561c_cd1b);
         h2 ^= mix(word(block, 4), C2, 16, C3);
-        h2 = h2.rotate_left(17).wrapping_add(h3).wrapping_mul(5).wrapping_add(0x0bca_a747);
+        h2 = h2
+            .rotate_left(17)
+            .wrapping_add(h3)
+            .wrapping_mul(5)
+            .wrapping_add(0x0bca_a747);
         h3 ^= mix(word(block, 8), C3, 17, C4);
-        h3 = h3.rotate_left(15).wrapping_add(h4).wrapping_mul(5).wrapping_add(0x96cd_1c35);
+        h3 = h3
+            .rotate_left(15)
+            .wrapping_add(h4)
+            .wrapping_mul(5)
+            .wrapping_add(0x96cd_1c35);
         h4 ^= mix(word(block, 12), C4, 18, C1);
-        h4 = h4.rotate_left(13).wrapping_add(h1).wrapping_mul(5).wrapping_add(0x32ac_3b17);
+        h4 = h4
+            .rotate_left(13)
+            .wrapping_add(h1)
+            .wrapping_mul(5)
+            .wrapping_add(0x32ac_3b17);
     }
     let rest = blocks.remainder();
     if !rest.is_empty() {
@@ -54,7 +72,11 @@ pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
     let length = key.len() as u32;
     (h1, h2, h3, h4) = (h1 ^ length, h2 ^ length, h3 ^ length, h4 ^ length);
     h1 = h1.wrapping_add(h2).wrapping_add(h3).wrapping_add(h4);
-    (h2, h3, h4) = (h2.wrapping_add(h1), h3.wrapping_add(h1), h4.wrapping_add(h1));
+    (h2, h3, h4) = (
+        h2.wrapping_add(h1),
+        h3.wrapping_add(h1),
+        h4.wrapping_add(h1),
+    );
     (h1, h2, h3, h4) = (final_mix(h1), final_mix(h2), final_mix(h3), final_mix(h4));
     h1 = h1.wrapping_add(h2).wrapping_add(h3).wrapping_add(h4);
     h2 = h2.wrapping_add(h1);
