@@ -1,1 +1,37 @@
-//! The backup half: replica frames, restart, recovery reads and splits.
+//! Replicas of other masters' segments: frames on disk, restart, splitting for recovery.
+//!
+//! Rules: nothing is acknowledged before the flush that covers it (mode `fsync`); a block that
+//! holds acknowledged bytes is never overwritten; bytes that do not match their certificate are
+//! never handed out. `docs/formats.md` §4 has the bytes on disk. Modules, arrows downwards:
+//!
+//! - `storage`: the handle; `recovery`: reading and splitting; `compressor`: LZ4 after the close
+//! - `write`: BACKUP_WRITE; `io_thread`: group commit; `restart`: the scan; `read`, `digest`
+//! - `state`, `frame_table`: replicas and frames in memory, one lock, never held over I/O
+//! - `frame`, `frame_file`, `superblock`, `lz4_image`, `split`, `segment_buffer`: formats and bytes
+//!
+//! Memory: at most `framesMax` open replicas of 8 MiB, [`compressor`]'s queue, two buffers a
+//! recovery worker and the cache of pieces.
+
+mod compressor;
+mod digest;
+pub mod frame;
+pub mod frame_file;
+mod frame_table;
+mod io_thread;
+pub mod lz4_image;
+mod read;
+mod recovery;
+mod restart;
+mod segment_buffer;
+pub mod split;
+mod state;
+mod storage;
+pub mod superblock;
+mod write;
+
+pub use digest::Digest;
+pub use recovery::PieceWaiter;
+pub use storage::{
+    BackupOptions, BackupStorage, Completion, DoneSink, Durability, ReplicaReport, StorageError,
+};
+pub use superblock::Identity;

@@ -1,0 +1,198 @@
+//! Which frames are free, in use, being read, or bad.
+//!
+//! Rules: a frame's slot sequence only grows; the newest slot is never the next one written; a
+//! frame that someone reads is not used again before the reader is done; a frame whose disk failed
+//! is never used again by this process.
+
+use crate::backup::frame::SLOTS;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Pre-written frames that the I/O thread keeps ready.
+const READY_MIN: usize = 2;
+/// After a failed growth (a full disk) the next attempt waits this long.
+const GROWTH_RETRY: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FrameUse {
+    Free,
+    Used,
+    /// Freed on disk, and still read.
+    Draining,
+    /// Zeros are being written.
+    Prewriting,
+    Bad,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame {
+    /// Highest sequence planned or found.
+    pub sequence: u64,
+    /// The slot that holds what is durable.
+    pub newest_slot: usize,
+    pub usage: FrameUse,
+    pins: u32,
+}
+
+impl Frame {
+    pub fn new(usage: FrameUse) -> Self {
+        Self {
+            sequence: 0,
+            newest_slot: SLOTS - 1,
+            usage,
+            pins: 0,
+        }
+    }
+}
+
+pub(super) struct FrameTable {
+    frames: Vec<Frame>,
+    free: VecDeque<u32>,
+    frames_max: usize,
+    growth_retry_at: Option<Instant>,
+}
+
+impl FrameTable {
+    pub fn new(frames_max: u32) -> Self {
+        Self {
+            frames: Vec::new(),
+            free: VecDeque::new(),
+            frames_max: frames_max as usize,
+            growth_retry_at: None,
+        }
+    }
+
+    /// Takes a frame that the restart scan found.
+    pub fn push_found(&mut self, frame: Frame) {
+        if frame.usage == FrameUse::Free {
+            self.free.push_back(self.frames.len() as u32);
+        }
+        self.frames.push(frame);
+    }
+
+    pub fn frame_mut(&mut self, frame: u32) -> &mut Frame {
+        &mut self.frames[frame as usize]
+    }
+
+    /// A free frame that may still be created counts, unless the disk is full.
+    pub fn free_count(&self) -> usize {
+        let creatable = self.frames_max.saturating_sub(self.frames.len());
+        self.free.len()
+            + if self.growth_retry_at.is_some() {
+                0
+            } else {
+                creatable
+            }
+    }
+
+    pub fn count(&self, usage: FrameUse) -> usize {
+        self.frames
+            .iter()
+            .filter(|frame| frame.usage == usage)
+            .count()
+    }
+
+    pub fn created(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// A frame for a new replica: a ready one, or else one at the end of the file, whose first
+    /// flushes cost more.
+    pub fn allocate(&mut self) -> Option<u32> {
+        if let Some(frame) = self.free.pop_front() {
+            let entry = self.frame_mut(frame);
+            assert!(
+                entry.usage == FrameUse::Free && entry.pins == 0,
+                "a free frame is unused"
+            );
+            entry.usage = FrameUse::Used;
+            return Some(frame);
+        }
+        if self.frames.len() >= self.frames_max || self.growth_retry_at.is_some() {
+            return None;
+        }
+        self.frames.push(Frame::new(FrameUse::Used));
+        Some(self.frames.len() as u32 - 1)
+    }
+
+    /// The next frame to pre-write, if the stock is low.
+    pub fn start_prewrite(&mut self, now: Instant) -> Option<u32> {
+        if self.growth_retry_at.is_some_and(|at| now >= at) {
+            self.growth_retry_at = None;
+        }
+        let wanted = self.free.len() < READY_MIN && self.frames.len() < self.frames_max;
+        if !wanted || self.growth_retry_at.is_some() {
+            return None;
+        }
+        self.frames.push(Frame::new(FrameUse::Prewriting));
+        Some(self.frames.len() as u32 - 1)
+    }
+
+    pub fn growth_retry_at(&self) -> Option<Instant> {
+        self.growth_retry_at
+    }
+
+    /// The frame is zero, or could not be written: then growth pauses.
+    pub fn finish_prewrite(&mut self, frame: u32, written: bool, now: Instant) {
+        assert!(
+            self.frame_mut(frame).usage == FrameUse::Prewriting,
+            "prewrite in progress"
+        );
+        if written {
+            self.frame_mut(frame).usage = FrameUse::Free;
+            self.free.push_back(frame);
+            return;
+        }
+        self.growth_retry_at = Some(now + GROWTH_RETRY);
+        if frame as usize + 1 == self.frames.len() {
+            self.frames.pop();
+        } else {
+            self.frame_mut(frame).usage = FrameUse::Bad;
+        }
+    }
+
+    /// The slot and sequence of the next slot write.
+    pub fn next_slot(&mut self, frame: u32) -> (usize, u64) {
+        let entry = self.frame_mut(frame);
+        assert!(
+            entry.usage == FrameUse::Used,
+            "only used frames are written"
+        );
+        entry.sequence += 1;
+        (SLOTS - 1 - entry.newest_slot, entry.sequence)
+    }
+
+    /// The free slot is durable.
+    pub fn release(&mut self, frame: u32) {
+        let entry = self.frame_mut(frame);
+        assert!(entry.usage == FrameUse::Used, "released once");
+        entry.usage = if entry.pins == 0 {
+            FrameUse::Free
+        } else {
+            FrameUse::Draining
+        };
+        if entry.usage == FrameUse::Free {
+            self.free.push_back(frame);
+        }
+    }
+
+    /// The disk failed under it.
+    pub fn latch_bad(&mut self, frame: u32) {
+        self.frame_mut(frame).usage = FrameUse::Bad;
+    }
+
+    /// A reader starts; the frame's contents stay until `unpin`.
+    pub fn pin(&mut self, frame: u32) {
+        self.frame_mut(frame).pins += 1;
+    }
+
+    pub fn unpin(&mut self, frame: u32) {
+        let entry = self.frame_mut(frame);
+        assert!(entry.pins > 0, "pins and unpins are paired");
+        entry.pins -= 1;
+        if entry.pins == 0 && entry.usage == FrameUse::Draining {
+            entry.usage = FrameUse::Free;
+            self.free.push_back(frame);
+        }
+    }
+}

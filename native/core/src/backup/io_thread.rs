@@ -1,0 +1,355 @@
+//! The I/O thread: group commit of all replicas, frees and superblocks; pre-writing when idle.
+//!
+//! One round: take everything that waits, write it, ONE fdatasync, then report. A failed write or
+//! sync is never tried again: its tokens get `DiskError`, the replica is lost and the frame is
+//! latched bad.
+
+use crate::backup::frame::{
+    BLOCK_BYTES, DATA_OFFSET, FRAME_BYTES, SLOT_BYTES, block_floor, encode_slot, frame_offset,
+    slot_offset,
+};
+use crate::backup::frame_file::FrameFile;
+use crate::backup::frame_table::FrameUse;
+use crate::backup::restart::free_certificate;
+use crate::backup::segment_buffer::AlignedBytes;
+use crate::backup::state::{FlushPlan, Job, State};
+use crate::backup::storage::{Completion, Durability, Shared};
+use crate::backup::superblock::{Identity, Superblock};
+use crate::status::Status;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+const PREWRITE_STEP_BYTES: usize = 1 << 20;
+/// Closed replicas that wait for the compressor with their bytes in memory.
+const COMPRESS_QUEUE_MAX: usize = 4;
+
+struct FreePlan {
+    frames: Vec<FreeFrame>,
+    done: Completion,
+}
+
+struct FreeFrame {
+    frame: u32,
+    slot: usize,
+    sequence: u64,
+    failed: bool,
+}
+
+#[derive(Default)]
+struct Group {
+    plans: Vec<FlushPlan>,
+    frees: Vec<FreePlan>,
+    superblocks: Vec<(Option<Identity>, Completion)>,
+    done: Vec<(u64, Status)>,
+}
+
+enum Round {
+    Group(Group),
+    Prewrite,
+    Stop,
+}
+
+struct Prewrite {
+    frame: u32,
+    offset: usize,
+}
+
+/// Runs until the storage stops and everything is flushed. A panic stops the storage: what waits
+/// is answered, later calls are refused.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| run_rounds(shared)));
+    let (jobs, done) = {
+        let mut state = shared.state.lock();
+        state.stopped = true;
+        state.stopping = true;
+        let mut done = Vec::new();
+        for replica in state.replicas.values_mut() {
+            done.extend(
+                replica
+                    .waiting
+                    .drain(..)
+                    .map(|token| (token, Status::Internal)),
+            );
+        }
+        state.tokens_waiting = 0;
+        (std::mem::take(&mut state.jobs), done)
+    };
+    shared.deliver(done);
+    for job in jobs {
+        let (Job::Free { done, .. } | Job::Superblock { done, .. }) = job;
+        done(Err(Status::Internal));
+    }
+    if outcome.is_err() {
+        shared.state.lock().counters.panics += 1;
+    }
+}
+
+fn run_rounds(shared: &Shared) {
+    let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
+    let zeros = AlignedBytes::new(PREWRITE_STEP_BYTES);
+    let mut prewrite = None;
+    loop {
+        match next_round(shared, &mut prewrite) {
+            Round::Group(group) => commit(shared, group, &mut slot_bytes),
+            Round::Prewrite => step_prewrite(shared, &mut prewrite, &zeros),
+            Round::Stop => return,
+        }
+    }
+}
+
+fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>) -> Round {
+    let interval = match shared.options.durability {
+        Durability::Fsync => std::time::Duration::ZERO,
+        Durability::Replicated => shared.options.flush_interval,
+    };
+    let mut state = shared.state.lock();
+    loop {
+        let now = Instant::now();
+        let due = state.dirty_since.map(|since| since + interval);
+        let flush = state.urgent || state.stopping || due.is_some_and(|at| now >= at);
+        if !state.jobs.is_empty() || (flush && !state.dirty.is_empty()) {
+            return Round::Group(take_group(&mut state, now));
+        }
+        if state.stopping {
+            return Round::Stop;
+        }
+        if prewrite.is_none() {
+            let frame = state.frames.start_prewrite(now);
+            *prewrite = frame.map(|frame| Prewrite { frame, offset: 0 });
+        }
+        if prewrite.is_some() {
+            return Round::Prewrite;
+        }
+        let wake_at = [due, state.frames.growth_retry_at()]
+            .into_iter()
+            .flatten()
+            .min();
+        match wake_at {
+            // A deadline in the past was handled above or on the next turn.
+            Some(at) => drop(shared.io_wake.wait_until(&mut state, at)),
+            None => shared.io_wake.wait(&mut state),
+        }
+    }
+}
+
+fn take_group(state: &mut State, now: Instant) -> Group {
+    let mut group = Group::default();
+    state.urgent = false;
+    state.dirty_since = None;
+    let dirty = std::mem::take(&mut state.dirty);
+    for key in dirty {
+        let plan = state.plan_flush(key, now, &mut group.done);
+        group.plans.extend(plan);
+    }
+    for job in std::mem::take(&mut state.jobs) {
+        match job {
+            Job::Superblock { identity, done } => group.superblocks.push((identity, done)),
+            Job::Free { frames, done } => {
+                let mut plan = FreePlan {
+                    frames: Vec::with_capacity(frames.len()),
+                    done,
+                };
+                for frame in frames {
+                    let failed = state.frames.frame_mut(frame).usage == FrameUse::Bad;
+                    let (slot, sequence) = if failed {
+                        (0, 0)
+                    } else {
+                        state.frames.next_slot(frame)
+                    };
+                    plan.frames.push(FreeFrame {
+                        frame,
+                        slot,
+                        sequence,
+                        failed,
+                    });
+                }
+                group.frees.push(plan);
+            }
+        }
+    }
+    group
+}
+
+fn write_plan(file: &FrameFile, plan: &FlushPlan, slot_bytes: &mut AlignedBytes) -> io::Result<()> {
+    let length = plan.certificate.length as usize;
+    let floor = block_floor(length);
+    let start = plan.flushed_blocks as usize * BLOCK_BYTES;
+    assert!(start <= floor, "flushed blocks lie below the certificate");
+    // SAFETY: certified bytes are received bytes, which never change.
+    let bytes = unsafe { plan.buffer.prefix(length) };
+    let data = frame_offset(plan.frame) + DATA_OFFSET as u64;
+    if start < floor {
+        file.write(&bytes[start..floor], data + start as u64)?;
+    }
+    encode_slot(&plan.certificate, &bytes[floor..], slot_bytes.bytes_mut());
+    file.write(slot_bytes.bytes(), slot_offset(plan.frame, plan.slot))
+}
+
+fn commit(shared: &Shared, mut group: Group, slot_bytes: &mut AlignedBytes) {
+    let file = &shared.file;
+    for plan in &mut group.plans {
+        plan.failed = write_plan(file, plan, slot_bytes).is_err();
+    }
+    for free in group
+        .frees
+        .iter_mut()
+        .flat_map(|plan| &mut plan.frames)
+        .filter(|f| !f.failed)
+    {
+        encode_slot(
+            &free_certificate(free.sequence),
+            &[],
+            slot_bytes.bytes_mut(),
+        );
+        free.failed = file
+            .write(slot_bytes.bytes(), slot_offset(free.frame, free.slot))
+            .is_err();
+    }
+    let writes = !group.plans.is_empty() || !group.frees.is_empty();
+    if writes && file.sync().is_err() {
+        group.plans.iter_mut().for_each(|plan| plan.failed = true);
+        group
+            .frees
+            .iter_mut()
+            .flat_map(|plan| &mut plan.frames)
+            .for_each(|f| f.failed = true);
+    }
+    let superblock_results = write_superblocks(shared, &group.superblocks);
+    let mut completions: Vec<(Completion, Result<(), Status>)> = Vec::new();
+    let done = {
+        let mut state = shared.state.lock();
+        let done = apply(
+            &mut state,
+            &mut completions,
+            group.plans,
+            group.frees,
+            group.done,
+        );
+        for ((_, done), result) in group.superblocks.into_iter().zip(superblock_results) {
+            completions.push((done, result));
+        }
+        trim_compress_queue(&mut state, shared.options.compress);
+        done
+    };
+    shared.compress_wake.notify_one();
+    shared.deliver(done);
+    for (done, result) in completions {
+        done(result);
+    }
+}
+
+fn apply(
+    state: &mut State,
+    completions: &mut Vec<(Completion, Result<(), Status>)>,
+    plans: Vec<FlushPlan>,
+    frees: Vec<FreePlan>,
+    mut done: Vec<(u64, Status)>,
+) -> Vec<(u64, Status)> {
+    state.counters.flush_groups += u64::from(!plans.is_empty());
+    for plan in plans {
+        state.counters.flushed_writes += plan.tokens.len() as u64;
+        state.counters.flushed_bytes += SLOT_BYTES as u64
+            + block_floor(plan.certificate.length as usize) as u64
+            - u64::from(plan.flushed_blocks) * BLOCK_BYTES as u64;
+        state.apply_flush(plan, &mut done);
+    }
+    for free in frees {
+        let mut result = Ok(());
+        for FreeFrame {
+            frame,
+            slot,
+            failed,
+            ..
+        } in free.frames
+        {
+            if failed {
+                state.counters.disk_errors += 1;
+                state.frames.latch_bad(frame);
+                result = Err(Status::DiskError);
+            } else {
+                state.frames.frame_mut(frame).newest_slot = slot;
+                state.frames.release(frame);
+            }
+        }
+        completions.push((free.done, result));
+    }
+    state.tokens_waiting -= done.len().min(state.tokens_waiting);
+    done
+}
+
+/// One write serves all requests of the group; identities apply in order.
+fn write_superblocks(
+    shared: &Shared,
+    requests: &[(Option<Identity>, Completion)],
+) -> Vec<Result<(), Status>> {
+    if requests.is_empty() {
+        return Vec::new();
+    }
+    let next = {
+        let state = shared.state.lock();
+        let identity = requests
+            .iter()
+            .rev()
+            .find_map(|(identity, _)| identity.clone());
+        Superblock {
+            sequence: state.superblock.sequence + 1,
+            identity: identity.or_else(|| state.superblock.identity.clone()),
+            fenced: state.fenced.iter().copied().collect(),
+        }
+    };
+    let result = shared
+        .superblocks
+        .write(&next)
+        .map_err(|_| Status::DiskError);
+    let mut state = shared.state.lock();
+    match result {
+        Ok(()) => state.superblock = next,
+        Err(_) => state.counters.disk_errors += 1,
+    }
+    vec![result; requests.len()]
+}
+
+fn trim_compress_queue(state: &mut State, compress: bool) {
+    if !compress {
+        state.compress_queue.clear();
+    }
+    while state.compress_queue.len() > COMPRESS_QUEUE_MAX {
+        state.compress_queue.pop_back();
+        state.counters.compression_skipped += 1;
+    }
+}
+
+/// Writes one step of zeros, so that a write that comes meanwhile waits for 1 MiB at most.
+fn step_prewrite(shared: &Shared, prewrite: &mut Option<Prewrite>, zeros: &AlignedBytes) {
+    let Some(Prewrite { frame, offset }) = prewrite.take() else {
+        return;
+    };
+    let length = PREWRITE_STEP_BYTES.min(FRAME_BYTES - offset);
+    let at = frame_offset(frame) + offset as u64;
+    let reserved = if offset == 0 {
+        shared.file.reserve(frame)
+    } else {
+        Ok(())
+    };
+    let mut result = reserved.and_then(|()| shared.file.write(&zeros.bytes()[..length], at));
+    let last = offset + length == FRAME_BYTES;
+    if last && result.is_ok() {
+        result = shared.file.sync();
+    }
+    match result {
+        Ok(()) if !last => {
+            *prewrite = Some(Prewrite {
+                frame,
+                offset: offset + length,
+            })
+        }
+        _ => {
+            let mut state = shared.state.lock();
+            state
+                .frames
+                .finish_prewrite(frame, result.is_ok(), Instant::now());
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Reading and splitting a dead master's segments for its recovery masters.
+//!
+//! At most [`WORKERS`] threads read, verify and split, first what somebody waits for, then ahead of
+//! demand while the cache has room. Pieces stay until the recovery ends; over the cache's limit
+//! whole segments go, served ones first, and are split again when asked for.
+//!
+//! Rule: a request never waits for room. Splits on demand ignore the limit and evict afterwards, so
+//! a cache full of segments that nobody asked for cannot stop the one that somebody waits for.
+//! Memory is bounded by the limit plus one segment a worker.
+
+use crate::backup::split::{Partition, PartitionMap, split};
+use crate::backup::storage::Shared;
+use crate::status::Status;
+use parking_lot::{Condvar, Mutex};
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Threads that read and split.
+pub(super) const WORKERS: usize = 2;
+/// Recoveries at the same time.
+const RECOVERIES_MAX: usize = 64;
+/// Requests that wait in one recovery; beyond it `Retry`.
+const WAITERS_MAX: usize = 4_096;
+
+/// A piece {u32 length, u32 checksum, bytes}, shared with the cache.
+pub type Piece = Arc<Vec<u8>>;
+/// Called once with the piece or the reason why there is none.
+pub type PieceWaiter = Box<dyn FnOnce(Result<Piece, Status>) + Send>;
+
+enum Progress {
+    /// Not split, or evicted.
+    Absent,
+    Working,
+    Ready(Vec<Piece>),
+    Failed(Status),
+}
+
+struct SegmentWork {
+    progress: Progress,
+    waiters: Vec<(usize, PieceWaiter)>,
+    /// By partition: handed out at least once.
+    served: Vec<bool>,
+}
+
+impl SegmentWork {
+    fn new(partitions: usize) -> Self {
+        let served = vec![false; partitions];
+        Self {
+            progress: Progress::Absent,
+            waiters: Vec::new(),
+            served,
+        }
+    }
+
+    fn all_served(&self) -> bool {
+        self.served.iter().all(|&served| served)
+    }
+}
+
+struct Recovery {
+    /// Tells a recovery from its successor with the same id.
+    serial: u64,
+    master_id: u64,
+    partitions: Arc<PartitionMap>,
+    segments: BTreeMap<u64, SegmentWork>,
+    waiters: usize,
+}
+
+#[derive(Default)]
+struct Inner {
+    recoveries: BTreeMap<u64, Recovery>,
+    next_serial: u64,
+    /// (recovery id, serial, segment id) that somebody waits for.
+    urgent: VecDeque<(u64, u64, u64)>,
+    /// Those to split ahead of demand.
+    ahead: VecDeque<(u64, u64, u64)>,
+    /// Ready segments, oldest first.
+    ready: VecDeque<(u64, u64, u64)>,
+    cached_bytes: usize,
+    splits: u64,
+    evictions: u64,
+    stopping: bool,
+}
+
+/// All recoveries of one backup.
+pub(super) struct Recoveries {
+    shared: Arc<Shared>,
+    cache_bytes_max: usize,
+    inner: Mutex<Inner>,
+    wake: Condvar,
+}
+
+struct Task {
+    recovery_id: u64,
+    serial: u64,
+    segment_id: u64,
+    master_id: u64,
+    partitions: Arc<PartitionMap>,
+}
+
+type Answer = (PieceWaiter, Result<Piece, Status>);
+
+fn answer(answers: Vec<Answer>) {
+    for (waiter, result) in answers {
+        waiter(result);
+    }
+}
+
+impl Inner {
+    fn segment(&mut self, id: (u64, u64, u64)) -> Option<&mut SegmentWork> {
+        let recovery = self
+            .recoveries
+            .get_mut(&id.0)
+            .filter(|found| found.serial == id.1)?;
+        recovery.segments.get_mut(&id.2)
+    }
+
+    fn remove(&mut self, recovery_id: u64, status: Status, answers: &mut Vec<Answer>) {
+        let Some(recovery) = self.recoveries.remove(&recovery_id) else {
+            return;
+        };
+        for work in recovery.segments.into_values() {
+            if let Progress::Ready(pieces) = &work.progress {
+                self.cached_bytes -= bytes_of(pieces);
+            }
+            let waiters = work.waiters.into_iter();
+            answers.extend(waiters.map(|(_, waiter)| (waiter, Err(status))));
+        }
+        let serial = recovery.serial;
+        for queue in [&mut self.urgent, &mut self.ahead, &mut self.ready] {
+            queue.retain(|task| task.1 != serial);
+        }
+    }
+
+    /// Drops ready segments until the cache is within the limit: served ones first, then, if
+    /// `force`, the oldest.
+    fn evict(&mut self, limit: usize, force: bool) {
+        for served_only in [true, false] {
+            if !served_only && !force {
+                return;
+            }
+            let mut kept = VecDeque::with_capacity(self.ready.len());
+            while let Some(id) = self.ready.pop_front() {
+                let over = self.cached_bytes > limit;
+                let work = self
+                    .segment(id)
+                    .expect("ready segments belong to a recovery");
+                if !over || (served_only && !work.all_served()) {
+                    kept.push_back(id);
+                    continue;
+                }
+                if let Progress::Ready(pieces) =
+                    std::mem::replace(&mut work.progress, Progress::Absent)
+                {
+                    self.cached_bytes -= bytes_of(&pieces);
+                    self.evictions += 1;
+                }
+            }
+            self.ready = kept;
+        }
+    }
+
+    fn next_task(&mut self, cache_bytes_max: usize) -> Option<Task> {
+        loop {
+            let (id, demanded) = match self.urgent.pop_front() {
+                Some(id) => (id, true),
+                None => {
+                    if self.cached_bytes >= cache_bytes_max {
+                        self.evict(cache_bytes_max.saturating_sub(1), false);
+                    }
+                    if self.cached_bytes >= cache_bytes_max {
+                        return None;
+                    }
+                    (self.ahead.pop_front()?, false)
+                }
+            };
+            let Some(work) = self.segment(id) else {
+                continue;
+            };
+            // Left over: answered meanwhile, or served and evicted, which only demand undoes.
+            let wanted = if demanded {
+                !work.waiters.is_empty()
+            } else {
+                work.served.iter().all(|&served| !served)
+            };
+            if !wanted || !matches!(work.progress, Progress::Absent) {
+                continue;
+            }
+            work.progress = Progress::Working;
+            let recovery = self.recoveries.get(&id.0).expect("its segment was found");
+            return Some(Task {
+                recovery_id: id.0,
+                serial: id.1,
+                segment_id: id.2,
+                master_id: recovery.master_id,
+                partitions: Arc::clone(&recovery.partitions),
+            });
+        }
+    }
+
+    fn finish(
+        &mut self,
+        task: &Task,
+        result: Result<Vec<Piece>, Status>,
+        cache_bytes_max: usize,
+    ) -> Vec<Answer> {
+        self.splits += 1;
+        let id = (task.recovery_id, task.serial, task.segment_id);
+        let Some(work) = self.segment(id) else {
+            return Vec::new();
+        };
+        let mut answers: Vec<Answer> = Vec::new();
+        for (index, waiter) in std::mem::take(&mut work.waiters) {
+            work.served[index] = true;
+            let piece = result.as_ref().map(|pieces| Arc::clone(&pieces[index]));
+            answers.push((waiter, piece.map_err(|status| *status)));
+        }
+        match result {
+            Ok(pieces) => {
+                let bytes = bytes_of(&pieces);
+                work.progress = Progress::Ready(pieces);
+                self.cached_bytes += bytes;
+                self.ready.push_back(id);
+            }
+            Err(status) => work.progress = Progress::Failed(status),
+        }
+        let recovery = self
+            .recoveries
+            .get_mut(&id.0)
+            .expect("its segment was found");
+        recovery.waiters -= answers.len();
+        self.evict(cache_bytes_max, true);
+        answers
+    }
+}
+
+fn bytes_of(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.len()).sum()
+}
+
+impl Recoveries {
+    pub fn new(shared: Arc<Shared>, cache_bytes_max: usize) -> Arc<Self> {
+        let (inner, wake) = (Mutex::new(Inner::default()), Condvar::new());
+        Arc::new(Self {
+            shared,
+            cache_bytes_max,
+            inner,
+            wake,
+        })
+    }
+
+    pub fn start(
+        &self,
+        recovery_id: u64,
+        master_id: u64,
+        partitions: &[Partition],
+        segment_ids: &[u64],
+    ) -> Result<(), Status> {
+        let partitions = Arc::new(PartitionMap::new(partitions)?);
+        let mut answers = Vec::new();
+        let mut inner = self.inner.lock();
+        if inner.stopping {
+            return Err(Status::Internal);
+        }
+        let older = inner.recoveries.iter();
+        let older: Vec<u64> = older
+            .filter(|(id, recovery)| **id == recovery_id || recovery.master_id == master_id)
+            .map(|(id, _)| *id)
+            .collect();
+        if inner.recoveries.len() - older.len() >= RECOVERIES_MAX {
+            return Err(Status::Retry);
+        }
+        for id in older {
+            inner.remove(id, Status::RecoveryUnknown, &mut answers);
+        }
+        inner.next_serial += 1;
+        let serial = inner.next_serial;
+        let count = partitions.count();
+        let segments: BTreeMap<u64, SegmentWork> = segment_ids
+            .iter()
+            .map(|&id| (id, SegmentWork::new(count)))
+            .collect();
+        inner
+            .ahead
+            .extend(segments.keys().map(|&id| (recovery_id, serial, id)));
+        let recovery = Recovery {
+            serial,
+            master_id,
+            partitions,
+            segments,
+            waiters: 0,
+        };
+        inner.recoveries.insert(recovery_id, recovery);
+        drop(inner);
+        self.wake.notify_all();
+        answer(answers);
+        Ok(())
+    }
+
+    pub fn piece(&self, recovery_id: u64, segment_id: u64, partition_id: u64, waiter: PieceWaiter) {
+        if let Some((waiter, result)) =
+            self.find_piece(recovery_id, segment_id, partition_id, waiter)
+        {
+            // A segment that is now served to all may make room for the next one.
+            self.wake.notify_one();
+            waiter(result);
+        }
+    }
+
+    /// The answer, or None if the waiter was queued.
+    fn find_piece(
+        &self,
+        recovery_id: u64,
+        segment_id: u64,
+        partition_id: u64,
+        waiter: PieceWaiter,
+    ) -> Option<Answer> {
+        let mut inner = self.inner.lock();
+        let Some(recovery) = inner.recoveries.get_mut(&recovery_id) else {
+            return Some((waiter, Err(Status::RecoveryUnknown)));
+        };
+        let Some(index) = recovery.partitions.index_of(partition_id) else {
+            return Some((waiter, Err(Status::InvalidArgument)));
+        };
+        let Some(work) = recovery.segments.get_mut(&segment_id) else {
+            return Some((waiter, Err(Status::ReplicaUnknown)));
+        };
+        match &work.progress {
+            Progress::Failed(status) => return Some((waiter, Err(*status))),
+            Progress::Ready(pieces) => {
+                work.served[index] = true;
+                return Some((waiter, Ok(Arc::clone(&pieces[index]))));
+            }
+            Progress::Absent | Progress::Working if recovery.waiters >= WAITERS_MAX => {
+                return Some((waiter, Err(Status::Retry)));
+            }
+            Progress::Absent | Progress::Working => {}
+        }
+        work.waiters.push((index, waiter));
+        recovery.waiters += 1;
+        if matches!(work.progress, Progress::Absent) {
+            let id = (recovery_id, recovery.serial, segment_id);
+            inner.urgent.push_back(id);
+        }
+        drop(inner);
+        self.wake.notify_one();
+        None
+    }
+
+    pub fn end(&self, recovery_id: u64) {
+        let mut answers = Vec::new();
+        self.inner
+            .lock()
+            .remove(recovery_id, Status::RecoveryUnknown, &mut answers);
+        self.wake.notify_all();
+        answer(answers);
+    }
+
+    /// Ends the workers; what waits is answered.
+    pub fn stop(&self) {
+        let mut answers = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            inner.stopping = true;
+            let ids: Vec<u64> = inner.recoveries.keys().copied().collect();
+            for id in ids {
+                inner.remove(id, Status::RecoveryUnknown, &mut answers);
+            }
+        }
+        self.wake.notify_all();
+        answer(answers);
+    }
+
+    pub fn add_stats(&self, stats: &mut BTreeMap<&'static str, f64>) {
+        let inner = self.inner.lock();
+        stats.insert("recoveries", inner.recoveries.len() as f64);
+        stats.insert("pieceCacheBytes", inner.cached_bytes as f64);
+        stats.insert("segmentSplits", inner.splits as f64);
+        stats.insert("segmentEvictions", inner.evictions as f64);
+    }
+
+    /// A worker: runs until `stop`.
+    pub fn run(&self) {
+        loop {
+            let task = {
+                let mut inner = self.inner.lock();
+                loop {
+                    if inner.stopping {
+                        return;
+                    }
+                    if let Some(task) = inner.next_task(self.cache_bytes_max) {
+                        break task;
+                    }
+                    self.wake.wait(&mut inner);
+                }
+            };
+            // A panic (a bug) fails this segment here; the recovery masters use other replicas.
+            let result = catch_unwind(AssertUnwindSafe(|| self.split_segment(&task)))
+                .unwrap_or(Err(Status::Internal));
+            let answers = self
+                .inner
+                .lock()
+                .finish(&task, result, self.cache_bytes_max);
+            answer(answers);
+        }
+    }
+
+    fn split_segment(&self, task: &Task) -> Result<Vec<Piece>, Status> {
+        let replica = self
+            .shared
+            .read_replica((task.master_id, task.segment_id))?;
+        let pieces = split(replica.bytes(), task.segment_id, &task.partitions)?;
+        Ok(pieces.into_iter().map(Arc::new).collect())
+    }
+}

@@ -1,0 +1,345 @@
+//! Replicas and queued work in memory: what the handle, the I/O thread and the compressor share.
+//!
+//! Rule: the lock around [`State`] is held for bookkeeping and copies, never over I/O. Of each
+//! replica, durable length <= certified length <= received length.
+
+use crate::backup::frame::{BLOCK_BYTES, CertificateBlock, Codec, FrameState};
+use crate::backup::frame_table::FrameTable;
+use crate::backup::segment_buffer::SegmentBuffer;
+use crate::backup::storage::Completion;
+use crate::backup::superblock::{Identity, Superblock};
+use crate::status::Status;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Writes that wait for their flush; beyond it `Retry`.
+pub(super) const TOKENS_MAX: usize = 65_536;
+/// Frees, fences and identities that wait; beyond it `Retry`.
+pub(super) const JOBS_MAX: usize = 4_096;
+
+/// (master id, segment id).
+pub(super) type ReplicaKey = (u64, u64);
+
+/// What a certificate of a replica says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Certified {
+    pub length: u32,
+    pub checksum: u32,
+    pub epoch: u64,
+}
+
+/// The bytes of an open replica.
+pub(super) struct OpenMemory {
+    pub buffer: Arc<SegmentBuffer>,
+    pub received: u32,
+    /// CRC-32C of all received bytes.
+    pub running: u32,
+    /// Complete blocks in the data area.
+    pub flushed_blocks: u32,
+}
+
+pub(super) struct Replica {
+    /// Unique in this process: tells a replica from its successor of the same key.
+    pub id: u64,
+    pub primary: bool,
+    pub frame: u32,
+    /// None until the first certificate: the replica is invisible.
+    pub certified: Option<Certified>,
+    /// A close was accepted.
+    pub closed: bool,
+    /// What the newest slot says.
+    pub durable: Option<Certified>,
+    pub durable_closed: bool,
+    pub codec: Codec,
+    pub stored: u32,
+    /// None when the bytes are on disk only.
+    pub memory: Option<OpenMemory>,
+    /// Tokens that wait for the next flush of this replica.
+    pub waiting: Vec<u64>,
+    pub from_restart: bool,
+    /// The replica from before a restart that this one replaces when it is durable.
+    pub replaced: Option<Box<Replica>>,
+}
+
+impl Replica {
+    /// The replica that others may see: itself, or the one it will replace.
+    pub fn visible(&self) -> Option<&Replica> {
+        match self.certified {
+            Some(_) => Some(self),
+            None => self.replaced.as_deref(),
+        }
+    }
+
+    fn needs_slot(&self) -> bool {
+        self.certified.is_some()
+            && (self.durable != self.certified || self.closed != self.durable_closed)
+    }
+}
+
+/// One replica's share of a group.
+pub(super) struct FlushPlan {
+    pub key: ReplicaKey,
+    pub id: u64,
+    pub frame: u32,
+    pub slot: usize,
+    pub certificate: CertificateBlock,
+    pub buffer: Arc<SegmentBuffer>,
+    pub flushed_blocks: u32,
+    pub tokens: Vec<u64>,
+    pub failed: bool,
+}
+
+/// Work of the I/O thread that is not a write of a master.
+pub(super) enum Job {
+    /// Marks frames free; the numbers are frames.
+    Free { frames: Vec<u32>, done: Completion },
+    /// Writes the fences and, if given, a new identity.
+    Superblock {
+        identity: Option<Identity>,
+        done: Completion,
+    },
+}
+
+/// A closed replica that may be worth compressing.
+pub(super) struct CompressJob {
+    pub key: ReplicaKey,
+    pub id: u64,
+    pub buffer: Arc<SegmentBuffer>,
+    pub certified: Certified,
+    pub primary: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub flush_groups: u64,
+    pub flushed_writes: u64,
+    pub flushed_bytes: u64,
+    pub disk_errors: u64,
+    pub read_errors: u64,
+    pub panics: u64,
+    pub bad_at_restart: u64,
+    pub compressed: u64,
+    pub compression_skipped: u64,
+    pub compression_saved_bytes: u64,
+}
+
+pub(super) struct State {
+    pub replicas: BTreeMap<ReplicaKey, Replica>,
+    pub frames: FrameTable,
+    pub fenced: BTreeSet<u64>,
+    pub superblock: Superblock,
+    pub dirty: BTreeSet<ReplicaKey>,
+    pub dirty_since: Option<Instant>,
+    /// Flush at once, whatever the interval.
+    pub urgent: bool,
+    pub jobs: VecDeque<Job>,
+    pub compress_queue: VecDeque<CompressJob>,
+    pub tokens_waiting: usize,
+    pub next_replica_id: u64,
+    pub stopping: bool,
+    /// The I/O thread is gone; nothing is accepted any more.
+    pub stopped: bool,
+    pub counters: Counters,
+}
+
+impl State {
+    pub fn new(frames_max: u32, superblock: Superblock) -> Self {
+        Self {
+            replicas: BTreeMap::new(),
+            frames: FrameTable::new(frames_max),
+            fenced: superblock.fenced.iter().copied().collect(),
+            superblock,
+            dirty: BTreeSet::new(),
+            dirty_since: None,
+            urgent: false,
+            jobs: VecDeque::new(),
+            compress_queue: VecDeque::new(),
+            tokens_waiting: 0,
+            next_replica_id: 1,
+            stopping: false,
+            stopped: false,
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn new_replica_id(&mut self) -> u64 {
+        self.next_replica_id += 1;
+        self.next_replica_id
+    }
+
+    pub fn mark_dirty(&mut self, key: ReplicaKey, now: Instant) {
+        self.dirty.insert(key);
+        self.dirty_since.get_or_insert(now);
+    }
+
+    /// Bytes received and not yet durable.
+    pub fn queued_bytes(&self) -> u64 {
+        let queued = |key: &ReplicaKey| {
+            let replica = self.replicas.get(key)?;
+            let received = replica.memory.as_ref()?.received;
+            Some(u64::from(
+                received - replica.durable.map_or(0, |durable| durable.length),
+            ))
+        };
+        self.dirty.iter().filter_map(queued).sum()
+    }
+
+    /// Takes a dirty replica's share of the next group. Tokens that need no I/O go to `done`.
+    ///
+    /// A close with bytes that are not yet durable takes two groups: a slot that says "closed" is
+    /// written only when the data it vouches for is flushed, because a restart believes it.
+    pub fn plan_flush(
+        &mut self,
+        key: ReplicaKey,
+        now: Instant,
+        done: &mut Vec<(u64, Status)>,
+    ) -> Option<FlushPlan> {
+        let replica = self.replicas.get_mut(&key)?;
+        if !replica.needs_slot() {
+            done.extend(replica.waiting.drain(..).map(|token| (token, Status::Ok)));
+            return None;
+        }
+        let certified = replica.certified?;
+        let memory = replica
+            .memory
+            .as_ref()
+            .expect("a replica that changes is in memory");
+        let closing = replica.closed && replica.durable == replica.certified;
+        let buffer = Arc::clone(&memory.buffer);
+        let (id, frame, primary) = (replica.id, replica.frame, replica.primary);
+        let flushed_blocks = memory.flushed_blocks;
+        let tokens = if replica.closed && !closing {
+            Vec::new()
+        } else {
+            std::mem::take(&mut replica.waiting)
+        };
+        if replica.closed && !closing {
+            self.mark_dirty(key, now);
+            self.urgent = true;
+        }
+        let (slot, sequence) = self.frames.next_slot(frame);
+        let certificate = CertificateBlock {
+            sequence,
+            master_id: key.0,
+            segment_id: key.1,
+            epoch: certified.epoch,
+            length: certified.length,
+            checksum: certified.checksum,
+            state: if closing {
+                FrameState::Closed
+            } else {
+                FrameState::Open
+            },
+            primary,
+            codec: Codec::Raw,
+            stored: certified.length,
+        };
+        let failed = false;
+        let plan = FlushPlan {
+            key,
+            id,
+            frame,
+            slot,
+            certificate,
+            buffer,
+            flushed_blocks,
+            tokens,
+            failed,
+        };
+        Some(plan)
+    }
+
+    /// The group with this plan is durable, or it failed and the replica is lost.
+    pub fn apply_flush(&mut self, plan: FlushPlan, done: &mut Vec<(u64, Status)>) {
+        if plan.failed {
+            done.extend(plan.tokens.iter().map(|&token| (token, Status::DiskError)));
+            self.frames.latch_bad(plan.frame);
+            self.lose_replica(plan.key, plan.id, done);
+            return;
+        }
+        done.extend(plan.tokens.iter().map(|&token| (token, Status::Ok)));
+        self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
+        let Some(replica) = self
+            .replicas
+            .get_mut(&plan.key)
+            .filter(|found| found.id == plan.id)
+        else {
+            return;
+        };
+        let certificate = plan.certificate;
+        let CertificateBlock {
+            length,
+            checksum,
+            epoch,
+            ..
+        } = certificate;
+        let durable = Certified {
+            length,
+            checksum,
+            epoch,
+        };
+        replica.durable = Some(durable);
+        replica.stored = length;
+        replica.durable_closed = certificate.state == FrameState::Closed;
+        if let Some(memory) = &mut replica.memory {
+            memory.flushed_blocks = length / BLOCK_BYTES as u32;
+        }
+        let primary = replica.primary;
+        let closed_memory = if replica.durable_closed {
+            replica.memory.take()
+        } else {
+            None
+        };
+        if let Some(replaced) = replica.replaced.take() {
+            self.jobs.push_back(Job::Free {
+                frames: vec![replaced.frame],
+                done: Box::new(drop),
+            });
+        }
+        if let Some(OpenMemory { buffer, .. }) = closed_memory {
+            self.compress_queue.push_back(CompressJob {
+                key: plan.key,
+                id: plan.id,
+                buffer,
+                certified: durable,
+                primary,
+            });
+        }
+    }
+
+    fn lose_replica(&mut self, key: ReplicaKey, id: u64, done: &mut Vec<(u64, Status)>) {
+        self.counters.disk_errors += 1;
+        if self.replicas.get(&key).is_none_or(|found| found.id != id) {
+            return;
+        }
+        let Some(mut replica) = self.replicas.remove(&key) else {
+            return;
+        };
+        done.extend(
+            replica
+                .waiting
+                .drain(..)
+                .map(|token| (token, Status::DiskError)),
+        );
+        if let Some(replaced) = replica.replaced.take() {
+            self.replicas.insert(key, *replaced);
+        }
+    }
+
+    /// Forgets a replica; returns the frames to mark free.
+    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<u32> {
+        self.dirty.remove(&key);
+        let Some(mut replica) = self.replicas.remove(&key) else {
+            return Vec::new();
+        };
+        done.extend(
+            replica
+                .waiting
+                .drain(..)
+                .map(|token| (token, Status::ReplicaUnknown)),
+        );
+        let replaced = replica.replaced.take().map(|replaced| replaced.frame);
+        std::iter::once(replica.frame).chain(replaced).collect()
+    }
+}
