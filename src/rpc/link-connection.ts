@@ -179,6 +179,7 @@ export class LinkConnection {
     }
   }
 
+  /** The one end of every connection, whoever brings it about. */
   #end(error: RekindleError): void {
     if (this.#ended) return;
     this.#ended = true;

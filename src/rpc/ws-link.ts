@@ -6,6 +6,7 @@
  * 'unknown'. A refused handshake fails all that wait with the refusal; the next call tries again
  * after the backoff. Bounds: outstanding bytes and calls (`RETRY` at once, nothing queued).
  */
+import { addressProblem } from './address.js';
 import { backoffMs } from './backoff.js';
 import { DeadlineSet } from './deadline-set.js';
 import { asRekindleError, RekindleError } from './errors.js';
@@ -45,6 +46,7 @@ const CALL_ID_MAX = 0xffff_ffff;
 export class WsLink implements RpcLink {
   readonly address: string;
   readonly #options: WsLinkOptions;
+  readonly #addressProblem: string | null;
   readonly #bytesMax: number;
   readonly #callsMax: number;
   readonly #calls = new Map<number, PendingCall>();
@@ -59,6 +61,7 @@ export class WsLink implements RpcLink {
   #silenceTimer: NodeJS.Timeout | null = null;
   /** Dials that have failed in a row. */
   #failures = 0;
+  #dialNotBeforeMs = 0;
   #nextCallId = 1;
   #outstandingBytes = 0;
   /** When the last call was made, for the pool. */
@@ -66,10 +69,11 @@ export class WsLink implements RpcLink {
 
   constructor(address: string, options: WsLinkOptions) {
     this.address = address;
+    this.#addressProblem = addressProblem(address);
     this.#options = options;
     this.#bytesMax = options.outstandingBytesMax ?? OUTSTANDING_BYTES_MAX;
     this.#callsMax = options.outstandingCallsMax ?? OUTSTANDING_CALLS_MAX;
-    if (options.keepConnected === true) this.#dial();
+    if (options.keepConnected === true && this.#addressProblem === null) this.#dial();
   }
 
   get connected(): boolean {
@@ -153,12 +157,15 @@ export class WsLink implements RpcLink {
   /** Why a call cannot be taken, or null. */
   #refusal(call: PendingCall, signal: AbortSignal | undefined): RekindleError | null {
     if (this.#closed) return call.failure('CLIENT_CLOSED', `link to ${this.address} is closed`);
+    if (this.#addressProblem !== null) {
+      return call.failure('INVALID_ARGUMENT', this.#addressProblem);
+    }
     if (signal?.aborted === true) {
       return call.failure('ABORTED', 'aborted before it began', signal.reason);
     }
     if (call.bytes > MESSAGE_BYTES_MAX) {
-      const problem = `${call.bytes} bytes, the limit is ${MESSAGE_BYTES_MAX}`;
-      return call.failure('REQUEST_TOO_LARGE', problem);
+      const tooLarge = `${call.bytes} bytes, the limit is ${MESSAGE_BYTES_MAX}`;
+      return call.failure('REQUEST_TOO_LARGE', tooLarge);
     }
     const bytes = this.#outstandingBytes + call.bytes;
     const unsent = this.#connection?.unsentBytes ?? 0;
@@ -239,11 +246,11 @@ export class WsLink implements RpcLink {
     this.#silenceTimer.unref();
   }
 
+  /** Dials now, or when the backoff since the last failure is over. */
   #dialSoon(): void {
     if (this.#connection !== null || this.#retryTimer !== null || this.#closed) return;
-    if (this.#failures === 0) return this.#dial();
-    const random = (this.#options.random ?? Math.random)();
-    const delayMs = backoffMs(this.#failures - 1, BACKOFF_MS_MIN, BACKOFF_MS_MAX, random);
+    const delayMs = this.#dialNotBeforeMs - performance.now();
+    if (delayMs <= 0) return this.#dial();
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = null;
       if (this.#wanted()) this.#dial();
@@ -297,6 +304,9 @@ export class WsLink implements RpcLink {
       for (const listener of this.#lostListeners) listener(error);
     } else {
       // Nothing was sent. Callers hear at once why; what they try next waits for the backoff.
+      const random = (this.#options.random ?? Math.random)();
+      const delayMs = backoffMs(this.#failures, BACKOFF_MS_MIN, BACKOFF_MS_MAX, random);
+      this.#dialNotBeforeMs = performance.now() + delayMs;
       this.#failures += 1;
       for (const call of [...this.#calls.values()]) {
         this.#fail(call, call.failure(error.code, error.message, error));
