@@ -19,13 +19,16 @@ export interface RpcRow {
   readonly doc: string;
 }
 
+/** The literal types tell `JsonRpcName` which rows are JSON both ways. */
+type JsonRow = RpcRow & { readonly request: 'json'; readonly reply: 'json' };
+
 const json = (
   opcode: number,
   service: Service,
   timeoutMs: number,
   doc: string,
   idempotent = true,
-): RpcRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
+): JsonRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
 
 export const RPC = {
   HELLO: json(0x01, 'any', 2_000, 'Agrees on version, cluster, roles; first on a connection.'),

@@ -1,0 +1,170 @@
+/**
+ * The entry to the SDK: `connect` finds the coordinator, a `Client` hands out tables. Data goes
+ * from tables to masters directly; the coordinator is asked for tables and where they are.
+ *
+ * A client holds sockets and timers only while it is open; `close` (or `await using`) ends
+ * everything that is under way with `CLIENT_CLOSED`.
+ */
+import { randomBytes, randomUUID } from 'node:crypto';
+import { RekindleError } from '../rpc/errors.js';
+import { WsLinkPool } from '../rpc/link-pool.js';
+import type { ClusterStatus, Hello, TableInfo } from '../rpc/messages.js';
+import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
+import { bytes } from './codec.js';
+import { checkTimeoutMs, invalidArgument, parseConnectionString } from './connection-string.js';
+import { CoordinatorSession } from './coordinator-session.js';
+import { OperationRouter } from './operation-router.js';
+import { type OperationOptions, Table } from './table.js';
+
+export interface ConnectOptions {
+  /** Default deadline of every call, 10 s; overrides the connection string's. */
+  timeoutMs?: number;
+  /** Ends `connect` early. */
+  signal?: AbortSignal;
+  /** How the cluster lists this caller. */
+  role?: Extract<Hello['role'], 'client' | 'tool'>;
+  /** Checked in a later version. */
+  credential?: string;
+}
+
+export interface CreateTableOptions extends OperationOptions {
+  /** Number of tablets, each on the next master; 1 unless given. */
+  span?: number;
+}
+
+const TIMEOUT_MS = 10_000;
+const TABLE_NAME_BYTES_MAX = 255;
+/** GET_TABLE for parked operations; they have deadlines of their own. */
+const FETCH_TIMEOUT_MS = 2_000;
+
+export class Client implements AsyncDisposable {
+  readonly timeoutMs: number;
+  readonly #pool: WsLinkPool;
+  readonly #coordinator: CoordinatorSession;
+  readonly #router: OperationRouter;
+  #closed = false;
+
+  /** Use `connect`. */
+  constructor(url: string, options: ConnectOptions) {
+    const { addresses, clusterId, timeoutMs } = parseConnectionString(url);
+    this.timeoutMs = checkTimeoutMs(options.timeoutMs ?? timeoutMs ?? TIMEOUT_MS);
+    const random = Math.random;
+    this.#pool = new WsLinkPool({
+      identity: () => ({
+        role: options.role ?? 'client',
+        // Known after the first answer: from then on no server of another cluster is spoken to.
+        clusterId: clusterId ?? this.#coordinator.clusterId,
+        serverId: null,
+        credential: options.credential ?? null,
+      }),
+    });
+    this.#coordinator = new CoordinatorSession({ pool: this.#pool, addresses, random });
+    this.#router = new OperationRouter({
+      clientId: randomClientId(),
+      pool: this.#pool,
+      fetchTable: (name) => this.#fetchTable(name),
+      coordinatorProblem: () => this.#coordinator.problem,
+      random,
+    });
+  }
+
+  get clusterId(): string | null {
+    return this.#coordinator.clusterId;
+  }
+
+  /** A handle; whether the table exists shows with its first operation. */
+  table(name: string): Table {
+    const entry = this.#router.tables.entry(checkTableName(name));
+    return new Table({ router: this.#router, timeoutMs: this.timeoutMs }, entry, bytes);
+  }
+
+  /** Creates the table, or finds it if it exists. */
+  async createTable(name: string, options: CreateTableOptions = {}): Promise<Table> {
+    const { span } = options;
+    checkTableName(name);
+    if (span !== undefined && !(Number.isInteger(span) && span >= 1 && span <= 65_536)) {
+      throw invalidArgument(`span ${span} is not in 1 … 65536`);
+    }
+    const request = { operationId: randomUUID(), name, ...(span === undefined ? {} : { span }) };
+    const { table } = await this.#call('CREATE_TABLE', request, options);
+    this.#router.tables.learn(table);
+    return this.table(name);
+  }
+
+  /** Whether there was one. */
+  async dropTable(name: string, options: OperationOptions = {}): Promise<boolean> {
+    const request = { operationId: randomUUID(), name: checkTableName(name) };
+    const { existed } = await this.#call('DROP_TABLE', request, options);
+    this.#router.tables.forget(name);
+    return existed;
+  }
+
+  async listTables(options: OperationOptions = {}): Promise<TableInfo[]> {
+    return (await this.#call('LIST_TABLES', {}, options)).tables;
+  }
+
+  status(options: OperationOptions = {}): Promise<ClusterStatus> {
+    return this.#call('GET_STATUS', {}, options);
+  }
+
+  /** Operations and messages under way, retries, masters. */
+  stats(): Record<string, number> {
+    return this.#router.stats();
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#router.close();
+    this.#pool.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #call<K extends JsonRpcName>(
+    name: K,
+    request: RequestOf<K>,
+    { timeoutMs, signal }: OperationOptions,
+  ): Promise<ReplyOf<K>> {
+    if (this.#closed) {
+      throw new RekindleError('CLIENT_CLOSED', 'the client is closed', { outcome: 'not-applied' });
+    }
+    return this.#coordinator.call(name, request, {
+      timeoutMs: timeoutMs === undefined ? this.timeoutMs : checkTimeoutMs(timeoutMs),
+      signal,
+    });
+  }
+
+  async #fetchTable(name: string): Promise<TableInfo> {
+    return (await this.#call('GET_TABLE', { name }, { timeoutMs: FETCH_TIMEOUT_MS })).table;
+  }
+}
+
+/**
+ * Connects to a cluster: `rekindle://host:port,host:port/?cluster=UUID&timeoutMs=10000`. Resolves
+ * when a coordinator has answered; else `COORDINATOR_UNAVAILABLE` by the deadline.
+ */
+export async function connect(url: string, options: ConnectOptions = {}): Promise<Client> {
+  const client = new Client(url, options);
+  try {
+    await client.listTables(options.signal === undefined ? {} : { signal: options.signal });
+    return client;
+  } catch (error) {
+    await client.close();
+    throw error;
+  }
+}
+
+/** Random and below 2^53 (docs/formats.md); 0 is nobody. */
+function randomClientId(): number {
+  const random = randomBytes(8);
+  return (random.readUInt32LE(0) & 0x1f_ffff) * 0x1_0000_0000 + random.readUInt32LE(4) || 1;
+}
+
+function checkTableName(name: string): string {
+  const length = typeof name === 'string' ? Buffer.byteLength(name) : 0;
+  if (length >= 1 && length <= TABLE_NAME_BYTES_MAX) return name;
+  throw invalidArgument(`a table's name has 1 to ${TABLE_NAME_BYTES_MAX} bytes, not ${length}`);
+}

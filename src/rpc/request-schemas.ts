@@ -1,0 +1,154 @@
+/**
+ * Shapes of all JSON requests as zod schemas, for servers: nothing reaches a handler that does not
+ * match `messages.ts`, which the compiler compares with this table. The SDK does not import it.
+ */
+import { z } from 'zod';
+import { RekindleError } from './errors.js';
+import type { Messages } from './messages.js';
+
+/** A number below 2^53, as all ids and versions are. */
+const id = z.int().nonnegative();
+const count = z.number().nonnegative();
+const slot = z.int().min(0).max(0xffff_ffff);
+const text = z.string().max(1024);
+const tableName = z.string().min(1).max(255);
+const empty = z.object({});
+
+const slotRange = { tableId: id, startSlot: slot, endSlot: slot };
+const recoveryTablet = z.object({ ...slotRange, ctimeSegmentId: id });
+const partition = z.object({ partitionId: id, tablets: z.array(recoveryTablet).max(65_536) });
+const segmentIds = z.array(id).max(1_000_000);
+
+const serverEntry = z.object({
+  serverId: id,
+  address: text,
+  host: text,
+  rack: text.nullable(),
+  master: z.boolean(),
+  backup: z.boolean(),
+  status: z.enum(['up', 'crashed']),
+  memoryBytes: count,
+});
+
+const serverList = z.object({
+  version: id,
+  clusterId: text,
+  term: id,
+  replicas: id,
+  durability: z.enum(['fsync', 'replicated']),
+  allowSameHost: z.boolean(),
+  servers: z.array(serverEntry).max(100_000),
+});
+
+type RequestSchemas = { [K in keyof Messages]: z.ZodType<Messages[K]['request']> };
+
+export const REQUEST_SCHEMAS: RequestSchemas = {
+  HELLO: z.object({
+    protocol: z.object({ min: id, max: id }),
+    features: z.array(z.string().max(64)).max(64),
+    role: z.enum(['client', 'server', 'coordinator', 'tool']),
+    clusterId: text.nullable(),
+    serverId: id.nullable(),
+    expectServerId: id.nullable(),
+    credential: z.string().max(8192).nullable(),
+  }),
+  PING: z.object({ callerServerId: id.nullable() }),
+  ENLIST_SERVER: z.object({
+    nonce: text.min(1),
+    replacesId: id.nullable(),
+    clusterId: text.nullable(),
+    address: text.min(1),
+    host: text.min(1),
+    rack: text.nullable(),
+    master: z.boolean(),
+    backup: z.boolean(),
+    memoryBytes: count,
+  }),
+  GET_SERVER_LIST: empty,
+  CREATE_TABLE: z.object({
+    operationId: text.min(1),
+    name: tableName,
+    span: z.int().min(1).max(65_536).exactOptional(),
+  }),
+  DROP_TABLE: z.object({ operationId: text.min(1), name: tableName }),
+  LIST_TABLES: empty,
+  GET_TABLE: z.object({ name: tableName.exactOptional(), tableId: id.exactOptional() }),
+  HINT_SERVER_CRASHED: z.object({ serverId: id, reason: text }),
+  VERIFY_MEMBERSHIP: z.object({ serverId: id }),
+  SET_MASTER_RECOVERY_INFO: z.object({ serverId: id, segmentId: id, epoch: id }),
+  RECOVERY_MASTER_FINISHED: z.object({
+    recoveryId: id,
+    partitionId: id,
+    generation: id,
+    serverId: id,
+    ok: z.boolean(),
+    error: z.string().max(65_536).nullable(),
+    ctimeSegmentId: id,
+    objects: count,
+    bytes: count,
+    readMs: count,
+    replayMs: count,
+    durableMs: count,
+  }),
+  GET_STATUS: empty,
+  UPDATE_SERVER_LIST: z.object({ list: serverList }),
+  STORE_COORDINATOR_STATE: z.object({
+    clusterId: text,
+    term: id,
+    revision: id,
+    crc32c: z.int().min(0).max(0xffff_ffff),
+    state: z.string(),
+  }),
+  GET_SERVER_STATS: empty,
+  TAKE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
+  DROP_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
+  RECOVER: z.object({
+    term: id,
+    recoveryId: id,
+    generation: id,
+    crashedServerId: id,
+    partition,
+    segments: z
+      .array(z.object({ segmentId: id, length: id, backups: z.array(id).max(1024) }))
+      .max(1_000_000),
+  }),
+  IS_REPLICA_NEEDED: z.object({ backupServerId: id, segmentIds }),
+  BACKUP_FREE: z.object({ masterId: id, segmentIds }),
+  START_READING_DATA: z.object({ term: id, recoveryId: id, crashedServerId: id }),
+  START_PARTITIONS: z.object({
+    recoveryId: id,
+    crashedServerId: id,
+    partitions: z.array(partition).max(65_536),
+    segmentIds,
+  }),
+  GET_RECOVERY_DATA: z.object({
+    recoveryId: id,
+    crashedServerId: id,
+    segmentId: id,
+    partitionId: id,
+  }),
+  RECOVERY_COMPLETE: z.object({ recoveryId: id, crashedServerId: id }),
+};
+
+/** Parses and checks a JSON request body. Throws `MALFORMED_REQUEST` that says what is wrong. */
+export function parseRequest<K extends keyof Messages>(
+  name: K,
+  body: Uint8Array,
+): Messages[K]['request'] {
+  let json: unknown = {};
+  if (body.length > 0) {
+    try {
+      json = JSON.parse(Buffer.from(body.buffer, body.byteOffset, body.byteLength).toString());
+    } catch (cause) {
+      throw new RekindleError('MALFORMED_REQUEST', `${name}: body is not JSON`, { cause });
+    }
+  }
+  const result = REQUEST_SCHEMAS[name].safeParse(json);
+  if (result.success) return result.data as Messages[K]['request'];
+  const issue = result.error.issues[0];
+  const path = issue === undefined ? '' : issue.path.join('.');
+  throw new RekindleError(
+    'MALFORMED_REQUEST',
+    `${name}: ${path === '' ? '' : `${path}: `}${issue?.message ?? 'invalid'}`,
+  );
+}
