@@ -175,21 +175,22 @@ export function decideDropTable(
 
 /**
  * Forgets a dropped table when no tablet of it can be served any more: each owner has acknowledged
- * the drop or has left the list. A crashed owner is waited for, since its recovery may be
- * giving the tablet to another master at this moment.
+ * the drop (`acknowledged` names it, by tablet of `seen`) or has left the list. A crashed owner is
+ * waited for, since its recovery may be giving the tablet to another master at this moment.
  */
 export function decideForgetTable(
   state: CoordinatorState,
-  tableId: number,
-  acknowledged: ReadonlySet<number>,
+  seen: TableRecord,
+  acknowledged: readonly (number | null)[],
 ): Decision<boolean> {
-  const table = state.tables.get(tableId);
-  if (table === undefined || table.state !== 'dropping') return { writes: [], result: true };
+  const table = state.tables.get(seen.tableId);
+  if (table === undefined) return { writes: [], result: true };
+  if (table !== seen || table.state !== 'dropping') return { writes: [], result: false };
   const gone = table.tablets.every(
-    ({ serverId }) => acknowledged.has(serverId) || !state.servers.has(serverId),
+    ({ serverId }, i) => acknowledged[i] === serverId || !state.servers.has(serverId),
   );
   if (!gone) return { writes: [], result: false };
-  return { writes: [{ key: tableKey(tableId), value: undefined }], result: true };
+  return { writes: [{ key: tableKey(seen.tableId), value: undefined }], result: true };
 }
 
 /**
