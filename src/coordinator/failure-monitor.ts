@@ -136,11 +136,7 @@ export class FailureMonitor {
     try {
       // A link that waits to reconnect would hide what the address says now.
       if (!this.link(server).connected) this.links.drop(server.address);
-      await this.link(server).call(
-        'PING',
-        { callerServerId: null },
-        { timeoutMs: probeTimeoutMs },
-      );
+      await this.link(server).call('PING', { callerServerId: null }, { timeoutMs: probeTimeoutMs });
       return 'alive';
     } catch (error) {
       const outcome = probeOutcomeOf(error);

@@ -218,7 +218,8 @@ export class Recovery {
         partitionsRetryAtMs: 0,
       });
     }
-    for (const serverId of this.backups.keys()) if (!up.has(serverId)) this.backups.delete(serverId);
+    for (const serverId of this.backups.keys())
+      if (!up.has(serverId)) this.backups.delete(serverId);
   }
 
   private advance(view: RecoveryView, nowMs: number, effects: RecoveryEffect[]): void {
