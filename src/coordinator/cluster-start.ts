@@ -1,0 +1,65 @@
+/**
+ * What a coordinator commits when it starts: a new term, and at the very first start the cluster
+ * itself with the options that hold for its whole life.
+ */
+import { RekindleError } from '../rpc/errors.js';
+import type { Durability } from '../rpc/messages.js';
+import type { ClusterRecord, CoordinatorState, Decision } from './coordinator-state.js';
+import { clusterWrite } from './server-list.js';
+
+export interface ClusterOptions {
+  /** Backups of every segment; 1 to 8, default 3. */
+  replicas?: number | undefined;
+  /** Default `fsync`. */
+  durability?: Durability | undefined;
+  /** Replicas of a segment may share a host; default false. */
+  allowSameHost?: boolean | undefined;
+}
+
+export const REPLICAS_MAX = 8;
+
+/** `newClusterId` is used if there is no cluster yet. */
+export function decideStart(
+  state: CoordinatorState,
+  options: ClusterOptions,
+  newClusterId: string,
+): Decision<null> {
+  const cluster = state.exists ? state.cluster : firstRecord(options, newClusterId);
+  checkSame('replicas', options.replicas, cluster.replicas);
+  checkSame('durability', options.durability, cluster.durability);
+  checkSame('allowSameHost', options.allowSameHost, cluster.allowSameHost);
+  return { writes: [clusterWrite({ ...cluster, term: cluster.term + 1 })], result: null };
+}
+
+function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord {
+  const replicas = options.replicas ?? 3;
+  if (!Number.isInteger(replicas) || replicas < 1 || replicas > REPLICAS_MAX) {
+    throw new RekindleError(
+      'INVALID_ARGUMENT',
+      `replicas must be between 1 and ${REPLICAS_MAX}, not ${replicas}`,
+    );
+  }
+  return {
+    clusterId,
+    term: 0,
+    nextServerIndex: 1,
+    serverGeneration: 0,
+    nextTableId: 1,
+    nextRecoveryId: 1,
+    serverListVersion: 1,
+    replicas,
+    durability: options.durability ?? 'fsync',
+    allowSameHost: options.allowSameHost ?? false,
+    recentDrops: [],
+  };
+}
+
+function checkSame<T>(name: string, given: T | undefined, stored: T): void {
+  if (given === undefined || given === stored) return;
+  throw new RekindleError(
+    'INVALID_ARGUMENT',
+    `the cluster was created with ${name} = ${stored} and keeps that; it was started with ` +
+      `${name} = ${given}`,
+    { details: { name, stored, given } },
+  );
+}

@@ -1,0 +1,221 @@
+/**
+ * The coordinator's state as typed records and how it maps to storage keys (docs/formats.md §5).
+ * It holds what is committed and nothing else: `apply` is called after a commit is flushed, with
+ * exactly the writes of that commit.
+ *
+ * Which changes are allowed is decided in `server-list.ts`, `tables.ts` and `recovery-record.ts`.
+ */
+import { invariant, RekindleError } from '../rpc/errors.js';
+import type {
+  Durability,
+  RecoveryTablet,
+  ServerEntry,
+  ServerList,
+  SlotRange,
+  TableInfo,
+  TabletInfo,
+} from '../rpc/messages.js';
+import type { StoragePair, StorageWrite } from './external-storage/external-storage.js';
+
+export interface ClusterRecord {
+  clusterId: string;
+  /** Grows by one with every start of a coordinator. */
+  term: number;
+  nextServerIndex: number;
+  /** Upper half of new server ids; grows when the state is restored from a copy. */
+  serverGeneration: number;
+  nextTableId: number;
+  nextRecoveryId: number;
+  serverListVersion: number;
+  replicas: number;
+  durability: Durability;
+  allowSameHost: boolean;
+  /** Operation ids of the newest drops that found their table, oldest first. */
+  recentDrops: string[];
+}
+
+export interface ServerRecord extends ServerEntry {
+  nonce: string;
+  /** Open replicas below this (segment, epoch) prove nothing about this server's log. */
+  minOpenSegmentId: number;
+  minOpenEpoch: number;
+}
+
+export interface TabletRecord extends SlotRange {
+  serverId: number;
+  ctimeSegmentId: number;
+  /** The recovery that gave it to its owner; 0: none. Answers a repeated "did you commit?". */
+  recoveryId: number;
+  partitionId: number;
+}
+
+export interface TableRecord {
+  tableId: number;
+  name: string;
+  state: 'creating' | 'normal' | 'dropping';
+  tablets: TabletRecord[];
+}
+
+export interface PartitionRecord {
+  partitionId: number;
+  tablets: RecoveryTablet[];
+  /** The recovery master; null until one was chosen. */
+  serverId: number | null;
+  /** Grows with every choice of a recovery master. */
+  generation: number;
+  state: 'waiting' | 'running' | 'done';
+}
+
+export interface RecoveryRecord {
+  recoveryId: number;
+  crashedServerId: number;
+  /** When the crash was first suspected and when it was committed. */
+  suspectedAtMs: number;
+  crashedAtMs: number;
+  /** null until the plan is committed. */
+  partitions: PartitionRecord[] | null;
+}
+
+/** What a decision wants to be committed, and what its caller is told when it is. */
+export interface Decision<T> {
+  readonly writes: StorageWrite[];
+  readonly result: T;
+}
+
+export const clusterKey = 'cluster';
+export const serverKey = (serverId: number): string => `servers/${serverId}`;
+export const tableKey = (tableId: number): string => `tables/${tableId}`;
+export const recoveryKey = (recoveryId: number): string => `recoveries/${recoveryId}`;
+
+export class CoordinatorState {
+  private clusterRecord: ClusterRecord | null = null;
+  readonly servers = new Map<number, ServerRecord>();
+  readonly tables = new Map<number, TableRecord>();
+  readonly recoveries = new Map<number, RecoveryRecord>();
+
+  static from(pairs: readonly StoragePair[]): CoordinatorState {
+    const state = new CoordinatorState();
+    state.apply(pairs);
+    return state;
+  }
+
+  /** False for a storage that has never had a coordinator. */
+  get exists(): boolean {
+    return this.clusterRecord !== null;
+  }
+
+  get cluster(): ClusterRecord {
+    invariant(this.clusterRecord !== null, 'the cluster record is written before all others');
+    return this.clusterRecord;
+  }
+
+  /** Takes over the writes of a flushed commit. Records are replaced, never changed in place. */
+  apply(writes: readonly StorageWrite[]): void {
+    for (const { key, value } of writes) {
+      const [kind, id] = key.split('/');
+      if (kind === clusterKey) this.clusterRecord = value as ClusterRecord;
+      else if (kind === 'servers') replace(this.servers, Number(id), value);
+      else if (kind === 'tables') replace(this.tables, Number(id), value);
+      else if (kind === 'recoveries') replace(this.recoveries, Number(id), value);
+      else throw new RekindleError('INTERNAL', `unknown key in the coordinator state: ${key}`);
+    }
+  }
+
+  pairs(): StoragePair[] {
+    const pairs: StoragePair[] = [{ key: clusterKey, value: this.cluster }];
+    for (const server of this.servers.values()) {
+      pairs.push({ key: serverKey(server.serverId), value: server });
+    }
+    for (const table of this.tables.values()) {
+      pairs.push({ key: tableKey(table.tableId), value: table });
+    }
+    for (const recovery of this.recoveries.values()) {
+      pairs.push({ key: recoveryKey(recovery.recoveryId), value: recovery });
+    }
+    return pairs;
+  }
+
+  isUp(serverId: number): boolean {
+    return this.servers.get(serverId)?.status === 'up';
+  }
+
+  upServers(): ServerRecord[] {
+    return [...this.servers.values()]
+      .filter(({ status }) => status === 'up')
+      .sort((a, b) => a.serverId - b.serverId);
+  }
+
+  serverList(): ServerList {
+    const { clusterId, term, replicas, durability, allowSameHost, serverListVersion } =
+      this.cluster;
+    const servers = [...this.servers.values()].sort((a, b) => a.serverId - b.serverId);
+    return {
+      version: serverListVersion,
+      clusterId,
+      term,
+      replicas,
+      durability,
+      allowSameHost,
+      servers: servers.map(serverEntry),
+    };
+  }
+
+  /** The table of this name that clients can see. A dropped one is gone from its commit on. */
+  tableNamed(name: string): TableRecord | undefined {
+    for (const table of this.tables.values()) {
+      if (table.name === name && table.state !== 'dropping') return table;
+    }
+    return undefined;
+  }
+
+  recoveryOf(crashedServerId: number): RecoveryRecord | undefined {
+    for (const recovery of this.recoveries.values()) {
+      if (recovery.crashedServerId === crashedServerId) return recovery;
+    }
+    return undefined;
+  }
+
+  /** Tablets that a server owns in tables that exist for clients. */
+  tabletsOf(serverId: number): TabletRecord[] {
+    const tablets: TabletRecord[] = [];
+    for (const table of this.tables.values()) {
+      if (table.state !== 'normal') continue;
+      for (const tablet of table.tablets) if (tablet.serverId === serverId) tablets.push(tablet);
+    }
+    return tablets;
+  }
+
+  tableInfo(table: TableRecord): TableInfo {
+    const tablets = table.tablets.map((tablet): TabletInfo => {
+      const owner = this.servers.get(tablet.serverId);
+      const up = owner?.status === 'up';
+      return {
+        tableId: tablet.tableId,
+        startSlot: tablet.startSlot,
+        endSlot: tablet.endSlot,
+        serverId: tablet.serverId,
+        address: up ? owner.address : null,
+        status: table.state === 'creating' ? 'creating' : up ? 'normal' : 'recovering',
+      };
+    });
+    return { tableId: table.tableId, name: table.name, tablets };
+  }
+
+  tableInfos(): TableInfo[] {
+    return [...this.tables.values()]
+      .filter(({ state }) => state !== 'dropping')
+      .sort((a, b) => a.tableId - b.tableId)
+      .map((table) => this.tableInfo(table));
+  }
+}
+
+function replace<T>(records: Map<number, T>, id: number, value: unknown): void {
+  invariant(Number.isSafeInteger(id), 'ids in storage keys are numbers');
+  if (value === undefined) records.delete(id);
+  else records.set(id, value as T);
+}
+
+export function serverEntry(server: ServerRecord): ServerEntry {
+  const { serverId, address, host, rack, master, backup, status, memoryBytes } = server;
+  return { serverId, address, host, rack, master, backup, status, memoryBytes };
+}

@@ -1,0 +1,362 @@
+/**
+ * The coordinator as it runs: RPC handlers and timers around the machines of this folder. The rule:
+ * a change is decided on the committed state, committed in one transaction, and only then does anybody
+ * hear of it; whatever has to follow is derived from the committed state, so that a successor
+ * does it too.
+ *
+ * Links, endpoint and storage are given by the caller, who also closes endpoint and links.
+ */
+import { randomUUID } from 'node:crypto';
+import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
+import { type FaultPoint, faultPoint as processFaultPoint } from '../rpc/fault-point.js';
+import type { ClusterStatus } from '../rpc/messages.js';
+import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
+import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
+import { type ClusterOptions, decideStart } from './cluster-start.js';
+import { clusterWarnings } from './cluster-warnings.js';
+import type { CoordinatorContext, Log } from './context.js';
+import { CoordinatorState, type Decision } from './coordinator-state.js';
+import type { ExternalStorage } from './external-storage/external-storage.js';
+import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
+import { RecoveryManager } from './recovery-manager.js';
+import { decideCrash, decideEnlist, decideRecoveryInfo } from './server-list.js';
+import { ServerListPusher } from './server-list-pusher.js';
+import { StateCopier } from './state-copier.js';
+import { TableOperations } from './table-operations.js';
+import { decideCreateTable, decideDropTable } from './tables.js';
+
+/** Commits that may wait for their turn. */
+const COMMITS_WAITING_MAX = 10_000;
+/** How long CREATE_TABLE and DROP_TABLE wait for masters before they answer. */
+const TABLE_WAIT_MS = 12_000;
+const REPLY_MARGIN_MS = 200;
+
+export interface CoordinatorOptions {
+  endpoint: RpcEndpoint;
+  links: LinkPool;
+  storage: ExternalStorage;
+  /** Fixed at the first start of the cluster; left out: as stored, or the default. */
+  config: ClusterOptions;
+  log: Log;
+  /** ms since 1970; default `Date.now`. */
+  now?: () => number;
+  /** Called once if the coordinator cannot go on (storage lost or taken over). */
+  onFatal?: (error: RekindleError) => void;
+  faultPoint?: FaultPoint;
+  monitor?: typeof FAILURE_MONITOR_DEFAULTS;
+}
+
+export class Coordinator implements CoordinatorContext {
+  private committed: CoordinatorState | null = null;
+  private committedRevision = 0;
+  private commitTail: Promise<unknown> = Promise.resolve();
+  private commitsWaiting = 0;
+  private stoppedBy: RekindleError | null = null;
+  private readonly timers = new Set<NodeJS.Timeout>();
+  private readonly monitor: FailureMonitor;
+  private readonly pusher: ServerListPusher;
+  private readonly copier: StateCopier;
+  private readonly tables: TableOperations;
+  private readonly recoveries: RecoveryManager;
+  readonly log: Log;
+  readonly faultPoint: FaultPoint;
+
+  constructor(private readonly options: CoordinatorOptions) {
+    this.log = options.log;
+    this.faultPoint = options.faultPoint ?? processFaultPoint;
+    this.monitor = new FailureMonitor(
+      this,
+      options.links,
+      (serverId, suspectedAtMs, reason) =>
+        this.background(this.crash(serverId, suspectedAtMs, reason), 'declaring a crash'),
+      options.monitor ?? FAILURE_MONITOR_DEFAULTS,
+    );
+    this.pusher = new ServerListPusher(this);
+    this.copier = new StateCopier(this);
+    this.tables = new TableOperations(this);
+    this.recoveries = new RecoveryManager(this);
+    this.registerHandlers();
+  }
+
+  /** null until the state is loaded; for the identity of the endpoint. */
+  get clusterId(): string | null {
+    return this.committed?.cluster.clusterId ?? null;
+  }
+
+  get state(): CoordinatorState {
+    invariant(this.committed !== null, 'the state is loaded before anything looks at it');
+    return this.committed;
+  }
+
+  get revision(): number {
+    return this.committedRevision;
+  }
+
+  now(): number {
+    return (this.options.now ?? Date.now)();
+  }
+
+  /** Loads the state, begins a term (★), takes up whatever was left unfinished. */
+  async start(): Promise<void> {
+    const { revision, pairs } = this.options.storage.list('');
+    const state = CoordinatorState.from(pairs);
+    const { writes } = decideStart(state, this.options.config, randomUUID());
+    this.committedRevision = await this.options.storage.commit(revision, writes);
+    state.apply(writes);
+    this.committed = state;
+    const { clusterId, term } = state.cluster;
+    const fields = { clusterId, term, servers: state.servers.size, tables: state.tables.size };
+    this.log('info', 'the coordinator serves', fields);
+    this.monitor.start();
+    this.changed();
+  }
+
+  /** Stops all work and closes the storage. Nothing is left to be flushed. */
+  async close(): Promise<void> {
+    this.stop(new RekindleError('SHUTTING_DOWN', 'the coordinator stops'));
+    await this.commitTail;
+    await this.options.storage.close();
+  }
+
+  commit<T>(decide: (state: CoordinatorState) => Decision<T>): Promise<T> {
+    if (this.commitsWaiting >= COMMITS_WAITING_MAX) {
+      throw new RekindleError('RETRY', 'too many changes are waiting', { retryAfterMs: 200 });
+    }
+    this.commitsWaiting++;
+    const turn = this.commitTail.then(() => this.commitNow(decide));
+    // The next commit follows whether this one failed or not; its own caller hears of the failure.
+    this.commitTail = turn.then(
+      () => this.commitsWaiting--,
+      () => this.commitsWaiting--,
+    );
+    return turn;
+  }
+
+  private async commitNow<T>(decide: (state: CoordinatorState) => Decision<T>): Promise<T> {
+    if (this.stoppedBy !== null) throw this.stoppedBy;
+    const { state } = this;
+    const { writes, result } = decide(state);
+    if (writes.length === 0) return result;
+    try {
+      this.committedRevision = await this.options.storage.commit(this.committedRevision, writes);
+    } catch (error) {
+      const cause = asRekindleError(error);
+      // Refused before anything was written: only this change fails.
+      if (cause.code === 'REQUEST_TOO_LARGE' || cause.code === 'INVALID_ARGUMENT') throw cause;
+      this.fatal(cause);
+      throw cause;
+    }
+    state.apply(writes);
+    this.changed();
+    return result;
+  }
+
+  async call<K extends JsonRpcName>(
+    serverId: number,
+    name: K,
+    request: RequestOf<K>,
+    options?: CallOptions,
+  ): Promise<ReplyOf<K>> {
+    const server = this.state.servers.get(serverId);
+    if (this.stoppedBy !== null) throw this.stoppedBy;
+    if (server === undefined || server.status !== 'up') {
+      throw new RekindleError('CONNECTION_LOST', `server ${serverId} is not up`, {
+        outcome: 'not-applied',
+      });
+    }
+    try {
+      return await this.monitor.link(server).call(name, request, options);
+    } catch (error) {
+      const { code, message } = asRekindleError(error);
+      if (code === 'CONNECTION_LOST' || code === 'WRONG_SERVER' || code === 'TIMEOUT') {
+        this.monitor.suspect(serverId, `${name} failed: ${message}`);
+      }
+      throw error;
+    }
+  }
+
+  after(ms: number, action: () => void): () => void {
+    if (this.stoppedBy !== null) return () => undefined;
+    const timer = setTimeout(() => {
+      this.timers.delete(timer);
+      action();
+    }, ms);
+    this.timers.add(timer);
+    return () => {
+      clearTimeout(timer);
+      this.timers.delete(timer);
+    };
+  }
+
+  background(promise: Promise<unknown>, what: string): void {
+    promise.catch((error: unknown) => {
+      if (this.stoppedBy !== null) return;
+      const cause = asRekindleError(error);
+      this.log('error', `unexpected failure in ${what}`, { error: String(cause.stack) });
+      this.fatal(cause);
+    });
+  }
+
+  private fatal(error: RekindleError): void {
+    if (this.stoppedBy !== null) return;
+    this.log('error', 'the coordinator cannot go on', { code: error.code, error: error.message });
+    this.stop(error);
+    this.options.onFatal?.(error);
+  }
+
+  private stop(reason: RekindleError): void {
+    this.stoppedBy ??= reason;
+    this.monitor.stop();
+    for (const timer of this.timers) clearTimeout(timer);
+    this.timers.clear();
+  }
+
+  /** After each commit: everybody looks at the new state. */
+  private changed(): void {
+    if (this.stoppedBy !== null) return;
+    this.pusher.kick();
+    this.copier.kick();
+    this.tables.kick();
+    this.recoveries.kick();
+  }
+
+  private async crash(serverId: number, suspectedAtMs: number, reason: string): Promise<void> {
+    await this.faultPoint('crash-1');
+    const crashed = await this.commit((state) =>
+      decideCrash(state, serverId, suspectedAtMs, this.now()),
+    );
+    if (!crashed) return;
+    this.log('warn', 'a server has crashed', { serverId, reason });
+    this.left(serverId);
+    await this.faultPoint('crash-2');
+  }
+
+  private left(serverId: number): void {
+    this.monitor.left(serverId);
+    const server = this.state.servers.get(serverId);
+    const address = server?.address;
+    const shared = this.state.upServers().some((other) => other.address === address);
+    if (address !== undefined && !shared) this.options.links.drop(address);
+  }
+
+  private handle<K extends JsonRpcName>(name: K, handler: JsonHandler<K>): void {
+    this.options.endpoint.handle(name, (request, call) => {
+      if (this.stoppedBy !== null) {
+        throw new RekindleError('SHUTTING_DOWN', 'this coordinator has stopped');
+      }
+      if (this.committed === null) {
+        throw new RekindleError('RETRY', 'the coordinator is starting', { retryAfterMs: 100 });
+      }
+      return handler(request, call);
+    });
+  }
+
+  private registerHandlers(): void {
+    this.handle('PING', ({ callerServerId }) => ({
+      serverListVersion: this.state.cluster.serverListVersion,
+      member: callerServerId === null || this.state.isUp(callerServerId),
+    }));
+    this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => ({ member: this.state.isUp(serverId) }));
+    this.handle('GET_SERVER_LIST', () => ({ list: this.state.serverList() }));
+    this.handle('ENLIST_SERVER', (request) => this.enlist(request));
+    this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }) => {
+      this.monitor.suspect(serverId, `a hint: ${reason.slice(0, 200)}`);
+      return {};
+    });
+    this.handle('SET_MASTER_RECOVERY_INFO', async (request) => {
+      await this.commit((state) => decideRecoveryInfo(state, request));
+      return {};
+    });
+    this.handle('RECOVERY_MASTER_FINISHED', (request) => this.recoveries.finished(request));
+    this.handle('CREATE_TABLE', (request, { deadlineMs }) => this.createTable(request, deadlineMs));
+    this.handle('DROP_TABLE', (request, { deadlineMs }) => this.dropTable(request, deadlineMs));
+    this.handle('LIST_TABLES', () => ({ tables: this.state.tableInfos() }));
+    this.handle('GET_TABLE', (request) => this.getTable(request));
+    this.handle('GET_STATUS', () => this.status());
+  }
+
+  private async enlist(request: RequestOf<'ENLIST_SERVER'>): Promise<ReplyOf<'ENLIST_SERVER'>> {
+    await this.faultPoint('enlist-1');
+    const { serverId, crashed } = await this.commit((state) =>
+      decideEnlist(state, request, this.now()),
+    );
+    await this.faultPoint('enlist-2');
+    for (const crashedServerId of crashed) {
+      this.left(crashedServerId);
+      const fields = { serverId: crashedServerId, replacedBy: serverId };
+      this.log('warn', 'a server has crashed: its process was replaced', fields);
+    }
+    const { address, host, master, backup } = request;
+    this.log('info', 'a server has joined', { serverId, address, host, master, backup });
+    return { serverId, list: this.state.serverList() };
+  }
+
+  private async createTable(
+    request: RequestOf<'CREATE_TABLE'>,
+    deadlineMs: number,
+  ): Promise<ReplyOf<'CREATE_TABLE'>> {
+    await this.faultPoint('create-1');
+    const tableId = await this.commit((state) => decideCreateTable(state, request));
+    await this.faultPoint('create-2');
+    const settled = await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    await this.faultPoint('create-4');
+    const table = this.state.tables.get(tableId);
+    if (table === undefined || table.state === 'dropping') {
+      throw new RekindleError('TABLE_NOT_FOUND', `table "${request.name}" was dropped meanwhile`);
+    }
+    if (!settled) {
+      throw new RekindleError('RETRY', `masters have not taken table "${request.name}" yet`, {
+        retryAfterMs: 200,
+      });
+    }
+    return { table: this.state.tableInfo(table) };
+  }
+
+  private async dropTable(
+    request: RequestOf<'DROP_TABLE'>,
+    deadlineMs: number,
+  ): Promise<ReplyOf<'DROP_TABLE'>> {
+    await this.faultPoint('drop-1');
+    const { existed, tableId } = await this.commit((state) => decideDropTable(state, request));
+    await this.faultPoint('drop-2');
+    // Committed already: an owner that is slow or crashed does not hold the caller up for ever.
+    if (tableId !== null) await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    return { existed };
+  }
+
+  private getTable({ name, tableId }: RequestOf<'GET_TABLE'>): ReplyOf<'GET_TABLE'> {
+    const table =
+      name !== undefined
+        ? this.state.tableNamed(name)
+        : this.state.tables.get(tableId ?? Number.NaN);
+    if (table === undefined || table.state === 'dropping') {
+      const what = name !== undefined ? `"${name}"` : `${tableId}`;
+      throw new RekindleError('TABLE_NOT_FOUND', `there is no table ${what}`);
+    }
+    return { table: this.state.tableInfo(table) };
+  }
+
+  private status(): ClusterStatus {
+    const { clusterId, term, replicas, durability, serverListVersion } = this.state.cluster;
+    const recoveries = this.recoveries.reports();
+    const stateCopies = this.copier.copies;
+    return {
+      clusterId,
+      term,
+      replicas,
+      durability,
+      serverListVersion,
+      servers: this.state.serverList().servers,
+      tables: this.state.tableInfos(),
+      recoveries,
+      stateCopies,
+      warnings: clusterWarnings(this.state, recoveries, stateCopies),
+    };
+  }
+}
+
+/** `deadlineMs` is on the clock of `performance.now()`. */
+function tableWaitMs(deadlineMs: number): number {
+  const leftMs = deadlineMs - performance.now() - REPLY_MARGIN_MS;
+  return Math.min(TABLE_WAIT_MS, Math.max(0, leftMs));
+}

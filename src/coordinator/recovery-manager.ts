@@ -1,0 +1,299 @@
+/**
+ * Runs a `Recovery` machine for every recovery in the committed state, all of them in parallel, and
+ * performs their effects. It owns the calls, the timers and the reports; every decision is the
+ * machine's or that of a commit.
+ */
+import { asRekindleError, RekindleError } from '../rpc/errors.js';
+import type { RecoveryReport } from '../rpc/messages.js';
+import type { ReplyOf, RequestOf } from '../rpc/table.js';
+import type { CoordinatorContext } from './context.js';
+import type { RecoveryRecord } from './coordinator-state.js';
+import { RECOVERY_TIMINGS, Recovery, type RecoveryEffect, type RecoveryEvent } from './recovery.js';
+import { decideAssign, decidePlan } from './recovery-record.js';
+import { RecoveryProgress } from './recovery-report.js';
+import { decideRelease } from './server-list.js';
+import { decideOwnership } from './tables.js';
+
+const REPORTS_MAX = 20;
+const COMPLETE_ATTEMPTS_MAX = 3;
+
+interface Run {
+  readonly recoveryId: number;
+  readonly crashedServerId: number;
+  readonly machine: Recovery;
+  readonly progress: RecoveryProgress;
+  wakeAtMs: number;
+  cancelWake: () => void;
+}
+
+export class RecoveryManager {
+  private readonly runs = new Map<number, Run>();
+  private readonly doneReports: RecoveryReport[] = [];
+
+  constructor(
+    private readonly context: CoordinatorContext,
+    private readonly timings = RECOVERY_TIMINGS,
+  ) {}
+
+  /** The committed state has changed. */
+  kick(): void {
+    for (const record of this.context.state.recoveries.values()) {
+      if (!this.runs.has(record.recoveryId)) this.begin(record);
+    }
+    for (const run of [...this.runs.values()]) this.step(run, { kind: 'look' });
+  }
+
+  /** Running recoveries, then the newest finished ones. */
+  reports(): RecoveryReport[] {
+    const running = [...this.runs.values()].map((run) => this.report(run));
+    return [...running, ...this.doneReports];
+  }
+
+  /** RECOVERY_MASTER_FINISHED: phase 7 of one partition, or its failure. */
+  async finished(
+    request: RequestOf<'RECOVERY_MASTER_FINISHED'>,
+  ): Promise<ReplyOf<'RECOVERY_MASTER_FINISHED'>> {
+    const run = this.runs.get(request.recoveryId);
+    if (!request.ok) {
+      const { partitionId, generation, serverId } = request;
+      const error = request.error ?? 'unknown error';
+      const fields = { ...this.fields(request.recoveryId), partitionId, serverId, error };
+      this.context.log('warn', 'a recovery master failed', fields);
+      if (run) this.step(run, { kind: 'partition-failed', partitionId, generation, error });
+      return { committed: false };
+    }
+    await this.context.faultPoint('recover-own-1');
+    run?.progress.partitionFinished(request);
+    const committed = await this.context.commit((state) => decideOwnership(state, request));
+    await this.context.faultPoint('recover-own-2');
+    if (committed && run) {
+      this.context.log('info', 'a recovery master took over its partition', {
+        ...this.fields(request.recoveryId),
+        partitionId: request.partitionId,
+        serverId: request.serverId,
+        objects: request.objects,
+        bytes: request.bytes,
+      });
+    }
+    return { committed };
+  }
+
+  private fields(recoveryId: number): Record<string, unknown> {
+    return { recoveryId, crashedServerId: this.runs.get(recoveryId)?.crashedServerId };
+  }
+
+  private begin(record: RecoveryRecord): void {
+    const run: Run = {
+      recoveryId: record.recoveryId,
+      crashedServerId: record.crashedServerId,
+      machine: new Recovery(record, this.timings),
+      progress: new RecoveryProgress(record),
+      wakeAtMs: Number.POSITIVE_INFINITY,
+      cancelWake: () => undefined,
+    };
+    this.runs.set(run.recoveryId, run);
+    this.context.log('info', 'recovery begins', this.fields(run.recoveryId));
+  }
+
+  private report(run: Run): RecoveryReport {
+    const { machine, progress } = run;
+    const errorOf = (partitionId: number): string | null => machine.partitionError(partitionId);
+    return progress.report(machine.waitingFor, errorOf, this.context.now());
+  }
+
+  private step(run: Run, event: RecoveryEvent): void {
+    const { state } = this.context;
+    const record = state.recoveries.get(run.recoveryId);
+    const crashed = state.servers.get(run.crashedServerId);
+    if (record === undefined || crashed === undefined) return;
+    const nowMs = this.context.now();
+    const waitedFor = run.machine.waitingFor;
+    const view = {
+      term: state.cluster.term,
+      record,
+      upServers: state.upServers(),
+      tablets: state
+        .tabletsOf(run.crashedServerId)
+        .map(({ tableId, startSlot, endSlot, ctimeSegmentId }) => ({
+          tableId,
+          startSlot,
+          endSlot,
+          ctimeSegmentId,
+        })),
+      minimumOpen: { segmentId: crashed.minOpenSegmentId, epoch: crashed.minOpenEpoch },
+    };
+    const effects = run.machine.step(event, view, nowMs);
+    this.observe(run, record, waitedFor, nowMs);
+    for (const effect of effects) this.perform(run, effect);
+  }
+
+  private observe(run: Run, record: RecoveryRecord, waitedFor: string | null, nowMs: number): void {
+    const { machine, progress } = run;
+    const log = machine.discovered;
+    if (log !== null) progress.logFound(log.segments.length, log.bytes, nowMs);
+    if (record.partitions !== null) progress.planned(nowMs);
+    progress.follow(record.partitions, nowMs);
+    if (machine.waitingFor !== null && machine.waitingFor !== waitedFor) {
+      const fields = { ...this.fields(run.recoveryId), waitingFor: machine.waitingFor };
+      this.context.log('info', 'recovery waits', fields);
+    }
+  }
+
+  private perform(run: Run, effect: RecoveryEffect): void {
+    if (effect.kind === 'wake') return this.wake(run, effect.atMs);
+    const work =
+      effect.kind === 'fence'
+        ? this.fence(run, effect.serverId)
+        : effect.kind === 'start-partitions'
+          ? this.startPartitions(run, effect)
+          : effect.kind === 'recover'
+            ? this.recover(run, effect)
+            : effect.kind === 'release'
+              ? this.release(run)
+              : this.commit(run, effect);
+    this.context.background(work, `recovery ${run.recoveryId}`);
+  }
+
+  private wake(run: Run, atMs: number): void {
+    if (run.wakeAtMs <= atMs) return;
+    run.cancelWake();
+    run.wakeAtMs = atMs;
+    run.cancelWake = this.context.after(Math.max(1, atMs - this.context.now()), () => {
+      run.wakeAtMs = Number.POSITIVE_INFINITY;
+      this.step(run, { kind: 'look' });
+    });
+  }
+
+  private async fence(run: Run, serverId: number): Promise<void> {
+    const { recoveryId, crashedServerId } = run;
+    const { term } = this.context.state.cluster;
+    try {
+      const request = { term, recoveryId, crashedServerId };
+      const report = await this.context.call(serverId, 'START_READING_DATA', request);
+      await this.context.faultPoint('recover-fence-1');
+      this.step(run, { kind: 'fenced', serverId, report });
+    } catch (error) {
+      const { message } = asRekindleError(error);
+      const fields = { ...this.fields(recoveryId), serverId, error: message };
+      this.context.log('info', 'a backup did not list its replicas', fields);
+      this.step(run, { kind: 'fence-failed', serverId, error: message });
+    }
+  }
+
+  private async startPartitions(
+    run: Run,
+    { serverId, round, segmentIds }: Extract<RecoveryEffect, { kind: 'start-partitions' }>,
+  ): Promise<void> {
+    const { recoveryId, crashedServerId } = run;
+    const record = this.context.state.recoveries.get(recoveryId);
+    const partitions = (record?.partitions ?? []).map(({ partitionId, tablets }) => ({
+      partitionId,
+      tablets,
+    }));
+    const request = { recoveryId, crashedServerId, partitions, segmentIds };
+    let kind: 'partitions-started' | 'partitions-failed' = 'partitions-started';
+    try {
+      await this.context.call(serverId, 'START_PARTITIONS', request);
+    } catch (error) {
+      const fields = { ...this.fields(recoveryId), serverId, error: String(error) };
+      this.context.log('info', 'a backup did not start the partitions', fields);
+      kind = 'partitions-failed';
+    }
+    this.step(run, { kind, serverId, round });
+  }
+
+  private async recover(
+    run: Run,
+    { serverId, request }: Extract<RecoveryEffect, { kind: 'recover' }>,
+  ): Promise<void> {
+    const { partition, generation } = request;
+    const { partitionId } = partition;
+    try {
+      await this.context.call(serverId, 'RECOVER', request);
+      await this.context.faultPoint('recover-sent-1');
+      this.step(run, { kind: 'recover-sent', partitionId, generation });
+    } catch (error) {
+      const known = asRekindleError(error);
+      const fields = { ...this.fields(run.recoveryId), serverId, partitionId, error: `${known}` };
+      this.context.log('info', 'a recovery master did not accept its partition', fields);
+      const event: RecoveryEvent = known.retryable
+        ? { kind: 'recover-lost', partitionId, generation }
+        : { kind: 'partition-failed', partitionId, generation, error: known.message };
+      this.step(run, event);
+    }
+  }
+
+  private async commit(
+    run: Run,
+    effect: Extract<RecoveryEffect, { kind: 'commit-plan' | 'commit-assignments' }>,
+  ): Promise<void> {
+    const { recoveryId } = run;
+    if (effect.kind === 'commit-plan') {
+      await this.context.faultPoint('recover-plan-1');
+      await this.context.commit((state) => decidePlan(state, recoveryId, effect.partitions));
+      await this.context.faultPoint('recover-plan-2');
+    } else {
+      const { assignments } = effect;
+      await this.context.commit((state) => decideAssign(state, recoveryId, assignments));
+      await this.context.faultPoint('recover-plan-3');
+    }
+    this.step(run, { kind: 'committed' });
+  }
+
+  /** Phase 8. */
+  private async release(run: Run): Promise<void> {
+    const { recoveryId, crashedServerId } = run;
+    await this.context.faultPoint('recover-release-1');
+    const released = await this.context.commit((state) => decideRelease(state, recoveryId));
+    if (!released) {
+      throw new RekindleError(
+        'INTERNAL',
+        `recovery ${recoveryId} is done, but server ${crashedServerId} still owns tablets`,
+      );
+    }
+    await this.context.faultPoint('recover-release-2');
+    run.cancelWake();
+    run.progress.released(this.context.now());
+    const report = this.report(run);
+    this.runs.delete(recoveryId);
+    this.doneReports.unshift(report);
+    this.doneReports.length = Math.min(this.doneReports.length, REPORTS_MAX);
+    const { totalMs, objects, bytes, segments, phases } = report;
+    const times = Object.fromEntries(phases.map(({ phase, ms }) => [phase, ms]));
+    const fields = {
+      recoveryId,
+      crashedServerId,
+      totalMs,
+      objects,
+      bytes,
+      segments,
+      phases: times,
+    };
+    this.context.log('info', 'recovery is done', fields);
+    for (const { serverId, backup } of this.context.state.upServers()) {
+      if (!backup || report.partitions.length === 0) continue;
+      this.context.background(
+        this.complete(serverId, recoveryId, crashedServerId),
+        'ending a recovery on a backup',
+      );
+    }
+  }
+
+  /** Memory of a backup only: what it frees on disk follows from the server list. */
+  private async complete(
+    serverId: number,
+    recoveryId: number,
+    crashedServerId: number,
+  ): Promise<void> {
+    for (let attempt = 1; attempt <= COMPLETE_ATTEMPTS_MAX; attempt++) {
+      try {
+        await this.context.call(serverId, 'RECOVERY_COMPLETE', { recoveryId, crashedServerId });
+        return;
+      } catch (error) {
+        if (!this.context.state.isUp(serverId)) return;
+        const fields = { recoveryId, serverId, attempt, error: String(error) };
+        this.context.log('info', 'a backup did not hear of the end of a recovery', fields);
+      }
+    }
+  }
+}

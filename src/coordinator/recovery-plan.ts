@@ -1,0 +1,78 @@
+/**
+ * Phase 3: cuts the tablets of a crashed master into at most one partition per live master, about
+ * equally heavy. Weights come from the table statistics in the head of the log, which are as old
+ * as that head, so they steer the balance and nothing else: every tablet is in exactly one
+ * partition whatever they say.
+ */
+import type { RecoveryPartition, RecoveryTablet, SlotRange } from '../rpc/messages.js';
+
+/** A tablet below this size is not worth a cut. */
+export const CUT_BYTES_MIN = 8 * 1024 * 1024;
+
+interface Piece {
+  tablet: RecoveryTablet;
+  bytes: number;
+}
+
+export function planPartitions(
+  tablets: readonly RecoveryTablet[],
+  stats: readonly (SlotRange & { bytes: number })[],
+  masters: number,
+): RecoveryPartition[] {
+  const count = Math.max(1, masters);
+  const weighed = tablets.map((tablet) => ({ tablet, bytes: bytesOf(tablet, stats) }));
+  const target = weighed.reduce((sum, { bytes }) => sum + bytes, 0) / count;
+  const pieces = weighed.flatMap((piece) => cut(piece, target, count));
+  pieces.sort((a, b) => b.bytes - a.bytes || compareRanges(a.tablet, b.tablet));
+
+  const bins: { bytes: number; tablets: RecoveryTablet[] }[] = Array.from(
+    { length: Math.min(count, pieces.length) },
+    () => ({ bytes: 0, tablets: [] }),
+  );
+  for (const { tablet, bytes } of pieces) {
+    const lightest = bins.reduce((best, bin) =>
+      bin.bytes < best.bytes ||
+      (bin.bytes === best.bytes && bin.tablets.length < best.tablets.length)
+        ? bin
+        : best,
+    );
+    lightest.bytes += bytes;
+    lightest.tablets.push(tablet);
+  }
+  return bins.map((bin, i) => ({
+    partitionId: i + 1,
+    tablets: bin.tablets.sort(compareRanges),
+  }));
+}
+
+/** Bytes of a tablet, from all statistics that overlap it, by their share of slots. */
+function bytesOf(tablet: SlotRange, stats: readonly (SlotRange & { bytes: number })[]): number {
+  let bytes = 0;
+  for (const stat of stats) {
+    if (stat.tableId !== tablet.tableId) continue;
+    const start = Math.max(stat.startSlot, tablet.startSlot);
+    const end = Math.min(stat.endSlot, tablet.endSlot);
+    if (start > end) continue;
+    bytes += stat.bytes * ((end - start + 1) / (stat.endSlot - stat.startSlot + 1));
+  }
+  return bytes;
+}
+
+/** Even cuts by slots, for a tablet that is heavier than an equal share. */
+function cut({ tablet, bytes }: Piece, target: number, count: number): Piece[] {
+  if (bytes < CUT_BYTES_MIN || bytes <= target) return [{ tablet, bytes }];
+  const slots = tablet.endSlot - tablet.startSlot + 1;
+  const wanted = Math.min(count, Math.ceil(bytes / target), slots);
+  return Array.from({ length: wanted }, (_, i) => ({
+    tablet: {
+      ...tablet,
+      startSlot: tablet.startSlot + Math.floor((i * slots) / wanted),
+      endSlot: tablet.startSlot + Math.floor(((i + 1) * slots) / wanted) - 1,
+    },
+    bytes: bytes / wanted,
+  }));
+}
+
+function compareRanges(a: SlotRange, b: SlotRange): number {
+  return a.tableId - b.tableId || a.startSlot - b.startSlot;
+}

@@ -1,0 +1,68 @@
+/**
+ * Decisions about the persisted plan of a recovery: partitions, recovery masters, generations. The
+ * plan is committed before anybody hears of it; a generation is committed before the RECOVER
+ * that carries it; a partition that is done stays done.
+ *
+ * Pure: state in, writes out. `decideOwnership` (tables.ts) and `decideRelease` end it.
+ */
+import { invariant } from '../rpc/errors.js';
+import type { RecoveryPartition } from '../rpc/messages.js';
+import {
+  type CoordinatorState,
+  type Decision,
+  type PartitionRecord,
+  type RecoveryRecord,
+  recoveryKey,
+} from './coordinator-state.js';
+
+export interface Assignment {
+  partitionId: number;
+  /** The generation that this choice replaces. */
+  afterGeneration: number;
+  serverId: number;
+}
+
+/** ★ of phase 3. Leaves out tablets that were dropped since the plan was made. */
+export function decidePlan(
+  state: CoordinatorState,
+  recoveryId: number,
+  partitions: readonly RecoveryPartition[],
+): Decision<boolean> {
+  const recovery = state.recoveries.get(recoveryId);
+  if (recovery === undefined || recovery.partitions !== null) return { writes: [], result: false };
+  const planned = partitions
+    .map(({ partitionId, tablets }): PartitionRecord => {
+      const alive = tablets.filter((t) => state.tables.get(t.tableId)?.state === 'normal');
+      return { partitionId, tablets: alive, serverId: null, generation: 0, state: 'waiting' };
+    })
+    .filter(({ tablets }) => tablets.length > 0);
+  const record: RecoveryRecord = { ...recovery, partitions: planned };
+  return { writes: [{ key: recoveryKey(recoveryId), value: record }], result: true };
+}
+
+/** Chooses recovery masters: a new generation each, which makes all older ones void. */
+export function decideAssign(
+  state: CoordinatorState,
+  recoveryId: number,
+  assignments: readonly Assignment[],
+): Decision<boolean> {
+  const recovery = state.recoveries.get(recoveryId);
+  if (recovery === undefined || recovery.partitions === null) return { writes: [], result: false };
+  let changed = false;
+  const partitions = recovery.partitions.map((partition): PartitionRecord => {
+    const chosen = assignments.find(({ partitionId }) => partitionId === partition.partitionId);
+    if (chosen === undefined || partition.state === 'done') return partition;
+    if (partition.generation !== chosen.afterGeneration) return partition;
+    invariant(Number.isSafeInteger(chosen.serverId), 'a recovery master has an id');
+    changed = true;
+    return {
+      ...partition,
+      serverId: chosen.serverId,
+      generation: partition.generation + 1,
+      state: 'running',
+    };
+  });
+  if (!changed) return { writes: [], result: false };
+  const record: RecoveryRecord = { ...recovery, partitions };
+  return { writes: [{ key: recoveryKey(recoveryId), value: record }], result: true };
+}

@@ -1,0 +1,423 @@
+/**
+ * The recovery of one crashed master as a pure machine: after every event it looks at what is
+ * committed (the view) and at what it knows of backups and recovery masters, and says what to do next.
+ * What survives a restart of the coordinator is in the view; the rest is found out again.
+ *
+ * Rules: no RECOVER before the log is proved complete and the plan is committed; no RECOVER
+ * whose generation is not committed; a failure costs the partition that it hits and no other.
+ * I/O and timers belong to `recovery-runner.ts`, the report to `recovery-report.ts`.
+ */
+import type { RecoveryPartition, RecoveryTablet, ServerEntry } from '../rpc/messages.js';
+import type { RequestOf } from '../rpc/table.js';
+import type { PartitionRecord, RecoveryRecord } from './coordinator-state.js';
+import {
+  type BackupReport,
+  type DiscoveredLog,
+  discoverLog,
+  type MinimumOpen,
+} from './log-discovery.js';
+import { planPartitions } from './recovery-plan.js';
+import type { Assignment } from './recovery-record.js';
+
+export interface RecoveryTimings {
+  /** Pause before something that failed is tried again. */
+  retryMs: number;
+  /** How long a slow backup may hold up a log that is complete without it. */
+  fenceGraceMs: number;
+  /** Pause before a failed partition goes to another master; grows with the attempts. */
+  partitionRetryMs: number;
+  partitionRetryMaxMs: number;
+  /** A RECOVER is repeated to its master after this time, in case the master has lost it. */
+  recoverRepeatMs: number;
+}
+
+export const RECOVERY_TIMINGS: RecoveryTimings = {
+  retryMs: 500,
+  fenceGraceMs: 2_000,
+  partitionRetryMs: 100,
+  partitionRetryMaxMs: 5_000,
+  recoverRepeatMs: 10_000,
+};
+
+/** What is committed, as far as this recovery is concerned. */
+export interface RecoveryView {
+  term: number;
+  record: RecoveryRecord;
+  upServers: readonly ServerEntry[];
+  /** Tablets that the crashed server still owns, in tables that exist. */
+  tablets: readonly RecoveryTablet[];
+  minimumOpen: MinimumOpen;
+}
+
+export type RecoveryEvent =
+  /** The view may have changed, or time has passed. */
+  | { kind: 'look' }
+  | { kind: 'fenced'; serverId: number; report: BackupReport }
+  | { kind: 'fence-failed'; serverId: number; error: string }
+  | { kind: 'partitions-started'; serverId: number; round: number }
+  | { kind: 'partitions-failed'; serverId: number; round: number }
+  /** A commit that an effect asked for has ended; the view shows whether it worked. */
+  | { kind: 'committed' }
+  | { kind: 'recover-sent'; partitionId: number; generation: number }
+  | { kind: 'recover-lost'; partitionId: number; generation: number }
+  | { kind: 'partition-failed'; partitionId: number; generation: number; error: string };
+
+export type RecoveryEffect =
+  | { kind: 'fence'; serverId: number }
+  | { kind: 'commit-plan'; partitions: RecoveryPartition[] }
+  | { kind: 'start-partitions'; serverId: number; round: number; segmentIds: number[] }
+  | { kind: 'commit-assignments'; assignments: Assignment[] }
+  | { kind: 'recover'; serverId: number; request: RequestOf<'RECOVER'> }
+  | { kind: 'release' }
+  | { kind: 'wake'; atMs: number };
+
+export type RecoveryStage = 'fence' | 'plan' | 'recover' | 'release';
+
+interface BackupState {
+  fence: 'ask' | 'asked' | 'answered';
+  /** Of the newest answer; kept while the backup is asked again. */
+  report: BackupReport | null;
+  retryAtMs: number;
+  /** START_PARTITIONS of the present round. */
+  partitions: 'ask' | 'asked' | 'started';
+  partitionsRetryAtMs: number;
+}
+
+interface PartitionState {
+  /** Generation whose RECOVER is under way or was accepted. */
+  sentGeneration: number;
+  sentAtMs: number;
+  /** Generation that failed, and when another may be chosen. */
+  failedGeneration: number;
+  retryAtMs: number;
+  attempts: number;
+  error: string | null;
+}
+
+export class Recovery {
+  private readonly backups = new Map<number, BackupState>();
+  private readonly partitions = new Map<number, PartitionState>();
+  private log: DiscoveredLog | null = null;
+  private firstCompleteAtMs: number | null = null;
+  private commitPending = false;
+  private releasePending = false;
+  /** Grows when the log was listed anew: partitions are announced again, under the same ids. */
+  private round = 1;
+  /** Generations up to these were given out by an earlier coordinator process. */
+  private readonly inherited = new Map<number, number>();
+
+  stage: RecoveryStage = 'fence';
+  waitingFor: string | null = null;
+
+  constructor(
+    record: RecoveryRecord,
+    private readonly timings: RecoveryTimings = RECOVERY_TIMINGS,
+  ) {
+    for (const { partitionId, generation, state } of record.partitions ?? []) {
+      if (state === 'running') this.inherited.set(partitionId, generation);
+    }
+  }
+
+  get discovered(): DiscoveredLog | null {
+    return this.log;
+  }
+
+  partitionError(partitionId: number): string | null {
+    return this.partitions.get(partitionId)?.error ?? null;
+  }
+
+  step(event: RecoveryEvent, view: RecoveryView, nowMs: number): RecoveryEffect[] {
+    this.take(event, nowMs);
+    this.followServers(view);
+    const effects: RecoveryEffect[] = [];
+    this.advance(view, nowMs, effects);
+    return effects;
+  }
+
+  private take(event: RecoveryEvent, nowMs: number): void {
+    if (event.kind === 'fenced' || event.kind === 'fence-failed') {
+      const backup = this.backups.get(event.serverId);
+      if (backup === undefined) return;
+      backup.fence = event.kind === 'fenced' ? 'answered' : 'ask';
+      if (event.kind === 'fenced') backup.report = event.report;
+      else backup.retryAtMs = nowMs + this.timings.retryMs;
+    } else if (event.kind === 'partitions-started' || event.kind === 'partitions-failed') {
+      const backup = this.backups.get(event.serverId);
+      if (backup === undefined || event.round !== this.round) return;
+      backup.partitions = event.kind === 'partitions-started' ? 'started' : 'ask';
+      backup.partitionsRetryAtMs = nowMs + this.timings.retryMs;
+    } else if (event.kind === 'committed') {
+      this.commitPending = false;
+      this.releasePending = false;
+    } else if (event.kind === 'recover-sent' || event.kind === 'recover-lost') {
+      const partition = this.partition(event.partitionId);
+      if (partition.sentGeneration !== event.generation) return;
+      const pauseMs =
+        event.kind === 'recover-sent' ? this.timings.recoverRepeatMs : this.timings.retryMs;
+      partition.sentAtMs = nowMs + pauseMs - this.timings.recoverRepeatMs;
+    } else if (event.kind === 'partition-failed') {
+      this.partitionFailed(event, nowMs);
+    }
+  }
+
+  /**
+   * The partition gets a new generation later, and the log is listed again before that: replicas that
+   * could not be read may be gone, others may have come.
+   */
+  private partitionFailed(
+    event: Extract<RecoveryEvent, { kind: 'partition-failed' }>,
+    nowMs: number,
+  ): void {
+    const partition = this.partition(event.partitionId);
+    if (event.generation <= partition.failedGeneration) return;
+    partition.failedGeneration = event.generation;
+    partition.error = event.error;
+    const { partitionRetryMs, partitionRetryMaxMs } = this.timings;
+    const pauseMs = Math.min(partitionRetryMaxMs, partitionRetryMs * 2 ** partition.attempts);
+    partition.retryAtMs = nowMs + pauseMs;
+    partition.attempts = Math.min(partition.attempts + 1, 16);
+    this.log = null;
+    this.firstCompleteAtMs = null;
+    this.round++;
+    for (const backup of this.backups.values()) {
+      if (backup.fence === 'answered') backup.fence = 'ask';
+      backup.retryAtMs = nowMs;
+      backup.partitions = 'ask';
+      backup.partitionsRetryAtMs = nowMs;
+    }
+  }
+
+  private partition(partitionId: number): PartitionState {
+    let partition = this.partitions.get(partitionId);
+    if (partition === undefined) {
+      partition = {
+        sentGeneration: 0,
+        sentAtMs: 0,
+        failedGeneration: 0,
+        retryAtMs: 0,
+        attempts: 0,
+        error: null,
+      };
+      this.partitions.set(partitionId, partition);
+    }
+    return partition;
+  }
+
+  /** Backups that died are forgotten with their replicas; those that joined are asked too. */
+  private followServers({ upServers }: RecoveryView): void {
+    const up = new Set<number>();
+    for (const { serverId, backup } of upServers) {
+      if (!backup) continue;
+      up.add(serverId);
+      if (this.backups.has(serverId)) continue;
+      this.backups.set(serverId, {
+        fence: 'ask',
+        report: null,
+        retryAtMs: 0,
+        partitions: 'ask',
+        partitionsRetryAtMs: 0,
+      });
+    }
+    for (const serverId of this.backups.keys())
+      if (!up.has(serverId)) this.backups.delete(serverId);
+  }
+
+  private advance(view: RecoveryView, nowMs: number, effects: RecoveryEffect[]): void {
+    const { partitions } = view.record;
+    const over =
+      partitions === null ? view.tablets.length === 0 : partitions.every((p) => p.state === 'done');
+    if (over) {
+      this.stage = 'release';
+      this.waitingFor = null;
+      if (!this.releasePending) effects.push({ kind: 'release' });
+      this.releasePending = true;
+      return;
+    }
+    this.fence(nowMs, effects);
+    if (!this.findLog(view, nowMs, effects)) return;
+    if (partitions === null) {
+      this.plan(view, effects);
+      return;
+    }
+    this.stage = 'recover';
+    this.startPartitions(nowMs, effects);
+    this.assign(view, partitions, nowMs, effects);
+    this.recover(view, partitions, nowMs, effects);
+  }
+
+  private fence(nowMs: number, effects: RecoveryEffect[]): void {
+    for (const [serverId, backup] of this.backups) {
+      if (backup.fence !== 'ask') continue;
+      if (backup.retryAtMs > nowMs) {
+        effects.push({ kind: 'wake', atMs: backup.retryAtMs });
+        continue;
+      }
+      backup.fence = 'asked';
+      effects.push({ kind: 'fence', serverId });
+    }
+  }
+
+  /** Phase 2. A log that was found stays found: later backups add replicas to it. */
+  private findLog(view: RecoveryView, nowMs: number, effects: RecoveryEffect[]): boolean {
+    const reports = new Map<number, BackupReport>();
+    let slow = 0;
+    for (const [serverId, { report, fence }] of this.backups) {
+      if (report !== null && fence === 'answered') reports.set(serverId, report);
+      else if (fence === 'asked') slow++;
+    }
+    const discovery = discoverLog(reports, view.minimumOpen);
+    if (!discovery.complete) {
+      // Replicas of a log that was complete may be lost later: then recovery masters that run
+      // go on with what they have, and new ones wait.
+      this.log = null;
+      this.firstCompleteAtMs = null;
+      this.waitingFor = discovery.waitingFor;
+      effects.push({ kind: 'wake', atMs: nowMs + this.timings.retryMs });
+      return false;
+    }
+    this.firstCompleteAtMs ??= nowMs;
+    const graceEndsMs = this.firstCompleteAtMs + this.timings.fenceGraceMs;
+    if (this.log === null && slow > 0 && nowMs < graceEndsMs) {
+      this.waitingFor = `${slow} more backups to answer`;
+      effects.push({ kind: 'wake', atMs: graceEndsMs });
+      return false;
+    }
+    this.log = discovery.log;
+    this.waitingFor = null;
+    return true;
+  }
+
+  /** Phase 3. */
+  private plan(view: RecoveryView, effects: RecoveryEffect[]): void {
+    this.stage = 'plan';
+    const masters = view.upServers.filter(({ master }) => master).length;
+    if (masters === 0) this.waitingFor = 'a master to recover on';
+    if (masters === 0 || this.commitPending || this.log === null) return;
+    this.commitPending = true;
+    effects.push({
+      kind: 'commit-plan',
+      partitions: planPartitions(view.tablets, this.log.tabletStats, masters),
+    });
+  }
+
+  /** Phase 4: backups learn the partitions and start to read and split. */
+  private startPartitions(nowMs: number, effects: RecoveryEffect[]): void {
+    for (const [serverId, backup] of this.backups) {
+      if (backup.fence !== 'answered' || backup.partitions !== 'ask') continue;
+      if (backup.partitionsRetryAtMs > nowMs) {
+        effects.push({ kind: 'wake', atMs: backup.partitionsRetryAtMs });
+        continue;
+      }
+      backup.partitions = 'asked';
+      const segments = this.log?.segments ?? [];
+      const segmentIds = segments
+        .filter(({ backups }) => backups[0] === serverId)
+        .map(({ segmentId }) => segmentId);
+      effects.push({ kind: 'start-partitions', serverId, round: this.round, segmentIds });
+    }
+  }
+
+  private assign(
+    view: RecoveryView,
+    partitions: readonly PartitionRecord[],
+    nowMs: number,
+    effects: RecoveryEffect[],
+  ): void {
+    if (this.commitPending) return;
+    const masters = view.upServers.filter(({ master }) => master).map((s) => s.serverId);
+    const load = new Map(masters.map((serverId) => [serverId, 0]));
+    const open: PartitionRecord[] = [];
+    for (const partition of partitions) {
+      if (partition.state === 'done') continue;
+      const retryAtMs = this.needsMaster(partition, load);
+      if (retryAtMs === null) {
+        const serverId = partition.serverId ?? 0;
+        load.set(serverId, (load.get(serverId) ?? 0) + 1);
+      } else if (retryAtMs > nowMs) effects.push({ kind: 'wake', atMs: retryAtMs });
+      else open.push(partition);
+    }
+    if (open.length === 0) return;
+    if (masters.length === 0) {
+      this.waitingFor = 'a master to recover on';
+      return;
+    }
+    const assignments = open.map(({ partitionId, generation, serverId }): Assignment => {
+      const chosen = lightest(load, view.record.recoveryId, serverId);
+      load.set(chosen, (load.get(chosen) ?? 0) + 1);
+      return { partitionId, afterGeneration: generation, serverId: chosen };
+    });
+    this.commitPending = true;
+    effects.push({ kind: 'commit-assignments', assignments });
+  }
+
+  /** When a partition may get a (new) recovery master; null if it has a good one. */
+  private needsMaster(partition: PartitionRecord, up: ReadonlyMap<number, number>): number | null {
+    const { partitionId, generation, serverId, state } = partition;
+    if (state === 'waiting' || serverId === null || !up.has(serverId)) return 0;
+    if (this.inherited.get(partitionId) === generation) return 0;
+    const { failedGeneration, retryAtMs } = this.partition(partitionId);
+    return failedGeneration === generation ? retryAtMs : null;
+  }
+
+  /** Phases 5 and 6 begin: the recovery masters are sent off. */
+  private recover(
+    view: RecoveryView,
+    partitions: readonly PartitionRecord[],
+    nowMs: number,
+    effects: RecoveryEffect[],
+  ): void {
+    const segments = this.readySegments();
+    if (segments === null) {
+      effects.push({ kind: 'wake', atMs: nowMs + this.timings.retryMs });
+      return;
+    }
+    const up = new Set(view.upServers.map(({ serverId }) => serverId));
+    for (const { partitionId, tablets, serverId, generation, state } of partitions) {
+      if (state !== 'running' || serverId === null || !up.has(serverId)) continue;
+      if (this.inherited.get(partitionId) === generation) continue;
+      const partition = this.partition(partitionId);
+      if (partition.failedGeneration === generation) continue;
+      const repeatAtMs = partition.sentAtMs + this.timings.recoverRepeatMs;
+      if (partition.sentGeneration === generation && repeatAtMs > nowMs) {
+        effects.push({ kind: 'wake', atMs: repeatAtMs });
+        continue;
+      }
+      partition.sentGeneration = generation;
+      partition.sentAtMs = nowMs;
+      const { recoveryId, crashedServerId } = view.record;
+      const request = {
+        term: view.term,
+        recoveryId,
+        generation,
+        crashedServerId,
+        partition: { partitionId, tablets },
+        segments,
+      };
+      effects.push({ kind: 'recover', serverId, request });
+    }
+  }
+
+  /**
+   * The segments with the backups that know the partitions. null while a backup has yet to answer, or
+   * if a segment has none: a recovery master would only fail on it.
+   */
+  private readySegments(): RequestOf<'RECOVER'>['segments'] | null {
+    if (this.log === null) return null;
+    for (const { partitions } of this.backups.values()) if (partitions === 'asked') return null;
+    const segments = this.log.segments.map(({ segmentId, length, backups }) => ({
+      segmentId,
+      length,
+      backups: backups.filter((id) => this.backups.get(id)?.partitions === 'started'),
+    }));
+    return segments.every(({ backups }) => backups.length > 0) ? segments : null;
+  }
+}
+
+/** The least loaded master, another one than `last` if there is one; ties turn with the recovery. */
+function lightest(load: ReadonlyMap<number, number>, turn: number, last: number | null): number {
+  const ids = [...load.keys()].sort((a, b) => a - b);
+  const candidates = ids.length > 1 ? ids.filter((id) => id !== last) : ids;
+  const start = turn % Math.max(1, candidates.length);
+  const turned = [...candidates.slice(start), ...candidates.slice(0, start)];
+  return turned.reduce((best, id) => ((load.get(id) ?? 0) < (load.get(best) ?? 0) ? id : best));
+}

@@ -1,0 +1,108 @@
+/**
+ * Copies of the coordinator's state on servers (docs/formats.md §5), and the way back: an empty
+ * storage takes over such a copy.
+ *
+ * A copy may be older than the state that was lost, so restoring leaves gaps in everything that is
+ * counted: no id and no term that the lost coordinator may have given out is given out again.
+ */
+import { createRequire } from 'node:module';
+import { RekindleError } from '../rpc/errors.js';
+import type { RequestOf } from '../rpc/table.js';
+import { type ClusterRecord, type CoordinatorState, clusterKey } from './coordinator-state.js';
+import type { ExternalStorage, StoragePair } from './external-storage/external-storage.js';
+
+// The package ships no types for this entry point.
+const { buf: crc32cSigned } = createRequire(import.meta.url)('crc-32/crc32c.js') as {
+  buf(bytes: Uint8Array): number;
+};
+
+export type StateCopy = RequestOf<'STORE_COORDINATOR_STATE'>;
+
+const COPY_FORMAT = 1;
+const ID_GAP = 1_000_000;
+const TERM_GAP = 1_000;
+
+function crc32cOf(text: string): number {
+  return crc32cSigned(Buffer.from(text, 'utf8')) >>> 0;
+}
+
+export function copyOf(state: CoordinatorState, revision: number): StateCopy {
+  const text = JSON.stringify({ format: COPY_FORMAT, pairs: state.pairs() });
+  const { clusterId, term } = state.cluster;
+  return { clusterId, term, revision, crc32c: crc32cOf(text), state: text };
+}
+
+/**
+ * Fills a storage that has no servers and no tables from the text of a copy, as servers keep it.
+ * Refuses anything else with `INVALID_ARGUMENT` or `CHECKSUM_MISMATCH`, and then changes nothing.
+ */
+export async function restoreState(
+  storage: ExternalStorage,
+  text: string,
+): Promise<{ clusterId: string; revision: number; servers: number; tables: number }> {
+  const copy = parseCopy(text);
+  const present = storage.list('');
+  const used = present.pairs.filter(({ key }) => key !== clusterKey);
+  if (used.length > 0) {
+    throw new RekindleError(
+      'INVALID_ARGUMENT',
+      'this coordinator already has servers or tables; a copy is restored into an empty storage only',
+    );
+  }
+  const pairs = parsePairs(copy.state).map(({ key, value }) =>
+    key === clusterKey ? { key, value: withGaps(value as ClusterRecord) } : { key, value },
+  );
+  if (!pairs.some(({ key }) => key === clusterKey)) {
+    throw new RekindleError('INVALID_ARGUMENT', 'the copy has no cluster record');
+  }
+  await storage.commit(present.revision, pairs);
+  const count = (prefix: string): number =>
+    pairs.filter(({ key }) => key.startsWith(prefix)).length;
+  return {
+    clusterId: copy.clusterId,
+    revision: copy.revision,
+    servers: count('servers/'),
+    tables: count('tables/'),
+  };
+}
+
+function withGaps(cluster: ClusterRecord): ClusterRecord {
+  return {
+    ...cluster,
+    term: cluster.term + TERM_GAP,
+    serverGeneration: cluster.serverGeneration + 1,
+    nextTableId: cluster.nextTableId + ID_GAP,
+    nextRecoveryId: cluster.nextRecoveryId + ID_GAP,
+    serverListVersion: cluster.serverListVersion + ID_GAP,
+  };
+}
+
+function parseCopy(text: string): StateCopy {
+  const copy = parseJson(text, 'the file is no copy of a coordinator state') as Partial<StateCopy>;
+  if (typeof copy?.state !== 'string' || typeof copy.crc32c !== 'number') {
+    throw new RekindleError('INVALID_ARGUMENT', 'the file is no copy of a coordinator state');
+  }
+  if (crc32cOf(copy.state) !== copy.crc32c) {
+    throw new RekindleError('CHECKSUM_MISMATCH', 'the copy is damaged: its checksum is wrong');
+  }
+  return copy as StateCopy;
+}
+
+function parsePairs(text: string): StoragePair[] {
+  const content = parseJson(text, 'the copy is not readable') as {
+    format?: number;
+    pairs?: StoragePair[];
+  };
+  if (content.format !== COPY_FORMAT || !Array.isArray(content.pairs)) {
+    throw new RekindleError('INVALID_ARGUMENT', `the copy has format ${content.format}`);
+  }
+  return content.pairs;
+}
+
+function parseJson(text: string, message: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new RekindleError('INVALID_ARGUMENT', message, { cause: error });
+  }
+}
