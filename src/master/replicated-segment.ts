@@ -67,6 +67,8 @@ interface Replica {
   touched: boolean;
   opened: boolean;
   ackedBytes: number;
+  /** Of [0, ackedBytes). */
+  ackedChecksum: number;
   certifiedBytes: number;
   epochCertified: number;
   closed: boolean;
@@ -86,6 +88,7 @@ function newReplica(certifyFromBytes: number): Replica {
     touched: false,
     opened: false,
     ackedBytes: 0,
+    ackedChecksum: 0,
     certifiedBytes: 0,
     epochCertified: -1,
     closed: false,
@@ -176,6 +179,11 @@ export class ReplicatedSegment {
     let bytes = this.appendedBytes;
     for (const replica of this.#replicas) bytes = Math.min(bytes, replica.certifiedBytes);
     return bytes;
+  }
+
+  /** What backups may hold at present; nothing behind it can have been acknowledged. */
+  get #limitBytes(): number {
+    return this.#precedingCloseCommitted ? this.appendedBytes : this.openingBytes;
   }
 
   /** Closed on R backups right now: nothing is left to do until a backup is lost. */
@@ -277,7 +285,9 @@ export class ReplicatedSegment {
     replica.inFlight = null;
     replica.failuresInRow = 0;
     replica.opened = true;
-    replica.ackedBytes = Math.max(replica.ackedBytes, write.end);
+    invariant(write.end >= replica.ackedBytes, 'a replica only grows');
+    replica.ackedBytes = write.end;
+    replica.ackedChecksum = write.checksum;
     if (write.certified) {
       replica.certifiedBytes = Math.max(replica.certifiedBytes, write.end);
       replica.epochCertified = Math.max(replica.epochCertified, write.epoch);
@@ -318,14 +328,14 @@ export class ReplicatedSegment {
     invariant(replica.serverId !== null, 'only a placed replica can be lost');
     this.excludedServerIds.add(replica.serverId);
     this.#replicas[replicaIndex] = newReplica(
-      replica.touched ? this.appendedBytes : replica.certifyFromBytes,
+      replica.touched ? this.#limitBytes : replica.certifyFromBytes,
     );
     if (replica.closed || !replica.touched) return;
     this.lostOpenReplica = true;
     if (this.kind === 'side' || this.#closeCommitted) return;
     this.epoch += 1;
     this.#recovering = true;
-    this.#recoverTargetBytes = this.appendedBytes;
+    this.#recoverTargetBytes = this.#limitBytes;
   }
 
   #nextWrite(replica: Replica, serverId: number, replicaIndex: number): SegmentWrite | null {
@@ -347,18 +357,21 @@ export class ReplicatedSegment {
       if (!this.#precedingOpenCommitted) return null;
       if (replica.certifyFromBytes > 0) return { ...write, token: this.#nextToken() };
     }
-    const limitBytes = this.#precedingCloseCommitted ? this.appendedBytes : this.openingBytes;
+    const limitBytes = this.#limitBytes;
     const bytesLeft = limitBytes - replica.ackedBytes;
     invariant(bytesLeft >= 0, 'no more is acknowledged than may be sent');
     const mayClose =
       this.closed &&
       this.#precedingCloseCommitted &&
-      (this.kind === 'side' || this.#followingOpenCommitted);
+      (this.kind === 'side' || this.#closeCommitted || this.#followingOpenCommitted);
     const epochStale = replica.opened && replica.epochCertified < this.epoch;
     if (bytesLeft === 0 && !mayClose && !epochStale) return null;
     // A head that waits for its predecessor ends at its opening: `from` 0 ends there by contract.
     const bytesMax = Math.min(bytesLeft, writeBytesMax);
-    const { end, checksum } = this.#source(this.segmentId, replica.ackedBytes, bytesMax);
+    const { end, checksum } =
+      bytesLeft === 0
+        ? { end: replica.ackedBytes, checksum: replica.ackedChecksum }
+        : this.#source(this.segmentId, replica.ackedBytes, bytesMax);
     invariant(end >= replica.ackedBytes && end <= limitBytes, 'a chunk keeps within the limit');
     const close = mayClose && end === this.appendedBytes;
     const certified = end >= replica.certifyFromBytes;

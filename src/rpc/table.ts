@@ -19,13 +19,15 @@ export interface RpcRow {
   readonly doc: string;
 }
 
+type JsonRpcRow = RpcRow & { readonly request: 'json'; readonly reply: 'json' };
+
 const json = (
   opcode: number,
   service: Service,
   timeoutMs: number,
   doc: string,
   idempotent = true,
-): RpcRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
+): JsonRpcRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
 
 export const RPC = {
   HELLO: json(0x01, 'any', 2_000, 'Agrees on version, cluster, roles; first on a connection.'),

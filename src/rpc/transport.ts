@@ -84,6 +84,11 @@ export interface RpcLink {
   ): Promise<Uint8Array>;
   /** Bytes sent and not yet answered. */
   readonly outstandingBytes: number;
+  /**
+   * Sends at once what this turn has queued; for callers that coalesce by themselves. Without it
+   * the queue leaves in `setImmediate`.
+   */
+  flush(): void;
   /** Called at each loss of an established connection. */
   onLost(listener: (error: RekindleError) => void): void;
   close(): void;
