@@ -38,7 +38,6 @@ export type RecoveryReplication = Pick<
   | 'waitDurable'
   | 'lostOpenReplica'
   | 'raiseMinOpenSegment'
-  | 'headSegmentId'
   | 'drainSides'
   | 'free'
   | 'scheduleFlush'
@@ -140,8 +139,10 @@ export class RecoveryMaster {
       failure = asNativeError(thrown);
       log.warn({ code: failure.code, message: failure.message }, 'recovery failed');
     }
-    const owned = await this.#report(task, figures, recovery.ctimeSegmentId, failure);
-    if (owned && failure === null) {
+    const verdict = await this.#report(task, figures, recovery.ctimeSegmentId, failure);
+    // Without a verdict the coordinator may count on the side segments: nothing is taken back.
+    if (verdict === 'unknown') return;
+    if (verdict === 'owner' && failure === null) {
       recovery.activate();
       replication.scheduleFlush();
       log.info({ ...figures }, 'recovery finished: tablets are served');
@@ -284,18 +285,18 @@ export class RecoveryMaster {
     await replication.waitDurable(position, replicationTimeoutMs);
     if (replication.lostOpenReplica(sides)) {
       // Else a short open copy on the lost backup could be taken for the side segment later.
-      await replication.raiseMinOpenSegment(replication.headSegmentId);
+      await replication.raiseMinOpenSegment();
     }
     figures.durableMs = figures.replayMs + (performance.now() - startedMs);
   }
 
-  /** Phase 7. Repeats until the coordinator gives a definite answer; true: the tablets are ours. */
+  /** Phase 7. Repeats until the coordinator gives a definite answer or this master stops. */
   async #report(
     task: Task,
     figures: Figures,
     ctimeSegmentId: number,
     failure: RekindleError | null,
-  ): Promise<boolean> {
+  ): Promise<'owner' | 'notOwner' | 'unknown'> {
     const { coordinator, serverId, log } = this.#options;
     const { recoveryId, partition, generation } = task.request;
     const request = {
@@ -309,18 +310,18 @@ export class RecoveryMaster {
       ...figures,
     };
     for (let attempt = 0; !this.#stopped; attempt += 1) {
-      // A newer generation runs elsewhere or here: the answer could only be no.
-      if (task.cancelled) return false;
+      // The coordinator has begun a newer generation, so it refuses this one for good.
+      if (task.cancelled) return 'notOwner';
       try {
         const { committed } = await coordinator.call('RECOVERY_MASTER_FINISHED', request);
-        return committed;
+        return committed ? 'owner' : 'notOwner';
       } catch (thrown) {
         const { code, message } = asRekindleError(thrown);
         if (attempt % 10 === 0) log.warn({ code, message }, 'a recovery is not reported yet');
         await sleep(Math.min(reportDelayMs * (attempt + 1), reportDelayMsMax));
       }
     }
-    return false;
+    return 'unknown';
   }
 
   async #takeBack(recovery: RecoveryCore, committed: boolean): Promise<void> {

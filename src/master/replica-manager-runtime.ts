@@ -96,6 +96,7 @@ export class ReplicaManagerRuntime {
   readonly #drains = new Map<number, (() => void)[]>();
   /** (segment, epoch) stores go one after the other, in order. */
   #stores: Promise<void> = Promise.resolve();
+  #storedMinOpen = { segmentId: 0, epoch: 0 };
   #reportedStarved = false;
 
   constructor(options: ReplicaManagerRuntimeOptions) {
@@ -174,15 +175,12 @@ export class ReplicaManagerRuntime {
     return segmentIds.some((id) => this.#manager.segment(id)?.lostOpenReplica ?? false);
   }
 
-  /** The newest head: once it is durable, no open replica below it is needed by anyone. */
-  get headSegmentId(): number {
-    return this.#headLast;
-  }
-
-  /** Forbids open replicas below (segmentId, epoch 0); resolves when the coordinator has it. */
-  raiseMinOpenSegment(segmentId: number): Promise<void> {
-    const epoch = this.#manager.segment(segmentId)?.epoch ?? 0;
-    return this.#storeRecoveryInfo(segmentId, epoch);
+  /** Forbids all open replicas below the oldest open head; resolves when the coordinator has it. */
+  async raiseMinOpenSegment(): Promise<void> {
+    const head = this.#manager.firstOpenHead;
+    invariant(head !== null, 'a log that was committed to has a head');
+    // Epoch 0: whether older epochs of the head itself are forbidden is decided elsewhere.
+    await this.#storeRecoveryInfo(head.segmentId, 0);
   }
 
   /**
@@ -371,8 +369,13 @@ export class ReplicaManagerRuntime {
     const store = async (): Promise<void> => {
       for (let attempt = 0; ; attempt += 1) {
         if (this.#stopped) throw new RekindleError('SHUTTING_DOWN', 'the master is stopping');
+        const stored = this.#storedMinOpen;
+        // It only grows: what is forbidden stays forbidden.
+        if (segmentId < stored.segmentId) return;
+        if (segmentId === stored.segmentId && epoch <= stored.epoch) return;
         try {
           await coordinator.call('SET_MASTER_RECOVERY_INFO', { serverId, segmentId, epoch });
+          this.#storedMinOpen = { segmentId, epoch };
           return;
         } catch (thrown) {
           const { code, message } = asRekindleError(thrown);

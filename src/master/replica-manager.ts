@@ -99,6 +99,15 @@ export class ReplicaManager {
     });
   }
 
+  /**
+   * The oldest head that is not closed everywhere. All heads below it are, so no open replica
+   * below it is needed by anyone.
+   */
+  get firstOpenHead(): { segmentId: number; epoch: number } | null {
+    const head = this.#heads[this.#firstOpenHead]?.segment;
+    return head === undefined ? null : { segmentId: head.segmentId, epoch: head.epoch };
+  }
+
   counters(): Record<string, number> {
     let recovering = 0;
     for (const segment of this.#active) recovering += segment.recovering ? 1 : 0;
