@@ -44,7 +44,7 @@ export class BackupService {
     options.core.onDone((done) => this.#finishWrites(done));
   }
 
-  register(endpoint: RpcEndpoint): void {
+  register(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
     endpoint.handleBinary('BACKUP_WRITE', (call) => this.write(call));
     endpoint.handle('BACKUP_FREE', (request) => this.#free(request));
     endpoint.handle('START_READING_DATA', (request) => this.startReadingData(request));

@@ -53,7 +53,7 @@ export class MasterService {
     this.#timer.unref();
   }
 
-  register(endpoint: RpcEndpoint): void {
+  register(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
     endpoint.handleBinary('EXECUTE', (call) => this.execute(call));
     endpoint.handle('TAKE_TABLET_OWNERSHIP', (request, call) =>
       this.takeTablet(request, call.deadlineMs),

@@ -220,7 +220,9 @@ export class RecoveryMaster {
         return null;
       }
       this.#options.log.warn({ segmentId, serverId, code, message }, 'a replica cannot be read');
-      const unreachable = code === 'TIMEOUT' || code === 'CONNECTION_LOST';
+      // A backup that has not heard of the recovery yet is as good as one that was out of reach.
+      const unreachable =
+        code === 'TIMEOUT' || code === 'CONNECTION_LOST' || code === 'RECOVERY_UNKNOWN';
       if (unreachable) {
         scoreboard.backupUnreachable(segmentId, serverId, nowMs + unreachableDelayMs);
       } else {
