@@ -34,6 +34,12 @@ export interface MasterCore {
    * then nothing was executed. Operations that find no room in `reply` answer RETRY.
    */
   execute(body: Uint8Array, reply: Uint8Array, nowMs: number, results: Float64Array): void;
+  /**
+   * True if the EXECUTE body holds reads only; looks at the op bytes, executes nothing. False for
+   * a body that cannot be parsed. Optional until the addon has it: without it every message is
+   * taken for a mutation.
+   */
+  isReadOnly?(body: Uint8Array): boolean;
 
   /** Opens the first head; idempotent. */
   openLog(): void;

@@ -1,0 +1,248 @@
+/**
+ * The RPCs of a backup: replicas of other masters' segments, and their delivery in a recovery.
+ *
+ * A write is answered only when the core reports it durable in the chosen mode, and only masters
+ * that the server list has up may write. START_READING_DATA fences the crashed master durably
+ * *before* it lists replicas, so that no later write can be acknowledged behind the list. Storage
+ * and group commit are the core's.
+ */
+import { asNativeError } from '../native/index.js';
+import type { BackupCore } from '../native/contract.js';
+import type { Log } from '../ops/log.js';
+import { RekindleError } from '../rpc/errors.js';
+import type { ServerList } from '../rpc/messages.js';
+import { STATUS, statusCode } from '../rpc/status.js';
+import type { ReplyOf, RequestOf } from '../rpc/table.js';
+import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
+
+const headerBytes = 48;
+const writesWaitingMax = 16_384;
+const overloadRetryMs = 50;
+
+export interface BackupServiceOptions {
+  core: BackupCore;
+  /** Throws if a leader of a later term has been heard of. */
+  checkTerm: (term: number) => void;
+  log: Log;
+}
+
+export class BackupService {
+  readonly #options: BackupServiceOptions;
+  #upServerIds = new Set<number>();
+  /** By token; bounded by `writesWaitingMax`. */
+  readonly #writesWaiting = new Map<number, BinaryCall>();
+  #tokenLast = 0;
+  readonly #load = new Float64Array(2);
+  /** Recoveries that this backup keeps data for: id -> crashed server. */
+  readonly #recoveries = new Map<number, number>();
+  #closed = false;
+  #writes = 0;
+  #writesRefused = 0;
+
+  constructor(options: BackupServiceOptions) {
+    this.#options = options;
+    options.core.onDone((done) => this.#finishWrites(done));
+  }
+
+  register(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
+    endpoint.handleBinary('BACKUP_WRITE', (call) => this.write(call));
+    endpoint.handle('BACKUP_FREE', (request) => this.#free(request));
+    endpoint.handle('START_READING_DATA', (request) => this.startReadingData(request));
+    endpoint.handle('START_PARTITIONS', (request) => this.#startPartitions(request));
+    endpoint.handleBinary('GET_RECOVERY_DATA', (call) => this.#getRecoveryData(call));
+    endpoint.handle('RECOVERY_COMPLETE', (request) => this.#recoveryComplete(request));
+  }
+
+  applyServerList(list: ServerList): void {
+    const up = list.servers.filter((server) => server.status === 'up');
+    this.#upServerIds = new Set(up.map((server) => server.serverId));
+    const known = new Set(list.servers.map((server) => server.serverId));
+    for (const [recoveryId, crashedServerId] of this.#recoveries) {
+      // Released without us hearing of it: its data would stay in memory for ever.
+      if (!known.has(crashedServerId)) this.#endRecovery(recoveryId);
+    }
+  }
+
+  counters(): Record<string, number> {
+    return {
+      writes: this.#writes,
+      writesRefused: this.#writesRefused,
+      writesWaiting: this.#writesWaiting.size,
+      recoveries: this.#recoveries.size,
+    };
+  }
+
+  close(): void {
+    this.#closed = true;
+    const error = new RekindleError('SHUTTING_DOWN', 'the backup is stopping', {
+      outcome: 'unknown',
+    });
+    for (const call of this.#writesWaiting.values()) call.fail(error);
+    this.#writesWaiting.clear();
+  }
+
+  write(call: BinaryCall): void {
+    this.#writes += 1;
+    const refusal = this.#refusal(call.body);
+    if (refusal !== null) {
+      this.#writesRefused += 1;
+      call.fail(refusal);
+      return;
+    }
+    this.#tokenLast += 1;
+    const token = this.#tokenLast;
+    let status: number;
+    try {
+      status = this.#options.core.write(call.body, token);
+    } catch (thrown) {
+      call.fail(asNativeError(thrown));
+      return;
+    }
+    if (status === STATUS.OK.number) {
+      this.#writesWaiting.set(token, call);
+      return;
+    }
+    this.#writesRefused += 1;
+    call.fail(new RekindleError(statusCode(status), `write refused: ${statusCode(status)}`));
+  }
+
+  async startReadingData(
+    request: RequestOf<'START_READING_DATA'>,
+  ): Promise<ReplyOf<'START_READING_DATA'>> {
+    const { core, checkTerm, log } = this.#options;
+    const { term, recoveryId, crashedServerId } = request;
+    checkTerm(term);
+    try {
+      await core.fence(crashedServerId);
+      const replicas = core.replicas().filter((replica) => replica.masterId === crashedServerId);
+      const digests = await core.digests(crashedServerId);
+      log.info({ recoveryId, crashedServerId, replicas: replicas.length }, 'master fenced');
+      return {
+        // A replica without a certificate has no bytes yet: it must not look like a segment.
+        replicas: replicas
+          .filter((replica) => replica.length > 0)
+          .map(({ segmentId, epoch, length, closed, primary }) => ({
+            segmentId,
+            epoch,
+            length,
+            closed,
+            primary,
+          })),
+        digests,
+      };
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+  }
+
+  #refusal(body: Uint8Array): RekindleError | null {
+    if (this.#closed) return new RekindleError('SHUTTING_DOWN', 'the backup is stopping');
+    if (body.length < headerBytes) {
+      return new RekindleError('MALFORMED_REQUEST', 'BACKUP_WRITE is shorter than its header');
+    }
+    const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+    const masterId = view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
+    if (!this.#upServerIds.has(masterId)) {
+      const text = `server ${masterId} is not up in this backup's server list`;
+      return new RekindleError('CALLER_NOT_IN_CLUSTER', text);
+    }
+    if (this.#writesWaiting.size >= writesWaitingMax) {
+      const text = 'too many writes wait for the disk';
+      return new RekindleError('RETRY', text, { retryAfterMs: overloadRetryMs });
+    }
+    return null;
+  }
+
+  #finishWrites(done: Float64Array): void {
+    this.#options.core.load(this.#load);
+    const [freeFrames = 0, queuedBytes = 0] = this.#load;
+    const reply = Buffer.alloc(8);
+    reply.writeUInt32LE(Math.min(freeFrames, 0xffff_ffff), 0);
+    reply.writeUInt32LE(Math.min(Math.ceil(queuedBytes / 1024), 0xffff_ffff), 4);
+    for (let index = 0; index + 1 < done.length; index += 2) {
+      const token = done[index] ?? 0;
+      const status = done[index + 1] ?? 0;
+      const call = this.#writesWaiting.get(token);
+      // Absent only if the service was closed meanwhile.
+      if (call === undefined) continue;
+      this.#writesWaiting.delete(token);
+      if (status === STATUS.OK.number) call.reply(reply);
+      else call.fail(new RekindleError(statusCode(status), 'the write did not reach the disk'));
+    }
+  }
+
+  async #free(request: RequestOf<'BACKUP_FREE'>): Promise<ReplyOf<'BACKUP_FREE'>> {
+    try {
+      await this.#options.core.free(request.masterId, request.segmentIds);
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+    return {};
+  }
+
+  #startPartitions(request: RequestOf<'START_PARTITIONS'>): ReplyOf<'START_PARTITIONS'> {
+    const { recoveryId, crashedServerId, partitions, segmentIds } = request;
+    // A newer recovery of the same master replaces the older one (the core drops its data).
+    for (const [id, serverId] of this.#recoveries) {
+      if (serverId === crashedServerId) this.#recoveries.delete(id);
+    }
+    try {
+      this.#options.core.startPartitions(recoveryId, crashedServerId, partitions, segmentIds);
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+    this.#recoveries.set(recoveryId, crashedServerId);
+    return {};
+  }
+
+  #getRecoveryData(call: BinaryCall): void {
+    const request = parseRecoveryDataRequest(call.body);
+    if (request === null) {
+      call.fail(new RekindleError('MALFORMED_REQUEST', 'GET_RECOVERY_DATA wants four ids'));
+      return;
+    }
+    const { recoveryId, segmentId, partitionId } = request;
+    if (!this.#recoveries.has(recoveryId)) {
+      const text = `recovery ${recoveryId} is not known here`;
+      call.fail(new RekindleError('RECOVERY_UNKNOWN', text));
+      return;
+    }
+    this.#options.core.recoveryData(recoveryId, segmentId, partitionId).then(
+      (piece) => call.reply(piece),
+      (thrown: unknown) => call.fail(asNativeError(thrown)),
+    );
+  }
+
+  #recoveryComplete(request: RequestOf<'RECOVERY_COMPLETE'>): ReplyOf<'RECOVERY_COMPLETE'> {
+    this.#endRecovery(request.recoveryId);
+    return {};
+  }
+
+  #endRecovery(recoveryId: number): void {
+    this.#recoveries.delete(recoveryId);
+    try {
+      this.#options.core.endRecovery(recoveryId);
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      if (error.code !== 'RECOVERY_UNKNOWN') throw error;
+    }
+  }
+}
+
+/** The JSON of GET_RECOVERY_DATA, checked; null if it is not what messages.ts says. */
+function parseRecoveryDataRequest(
+  body: Uint8Array,
+): { recoveryId: number; segmentId: number; partitionId: number } | null {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(Buffer.from(body).toString('utf8'));
+  } catch (thrown) {
+    if (thrown instanceof SyntaxError) return null;
+    throw thrown;
+  }
+  if (typeof parsed !== 'object' || parsed === null) return null;
+  const { recoveryId, segmentId, partitionId } = parsed as Record<string, unknown>;
+  const isId = (value: unknown): value is number => Number.isSafeInteger(value);
+  if (!isId(recoveryId) || !isId(segmentId) || !isId(partitionId)) return null;
+  return { recoveryId, segmentId, partitionId };
+}

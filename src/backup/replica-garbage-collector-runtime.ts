@@ -1,0 +1,95 @@
+/**
+ * Runs the ReplicaGarbageCollector every few seconds: frees, unfences, asks masters. One pass at
+ * a time; what fails is tried again by the next pass.
+ */
+import { asNativeError } from '../native/index.js';
+import type { BackupCore } from '../native/contract.js';
+import type { Log } from '../ops/log.js';
+import type { ServerList } from '../rpc/messages.js';
+import type { RpcLink } from '../rpc/transport.js';
+import { ReplicaGarbageCollector } from './replica-garbage-collector.js';
+
+const intervalMsDefault = 2_000;
+
+export interface GarbageCollectorOptions {
+  serverId: number;
+  clusterId: string;
+  core: BackupCore;
+  /** Null if the server list does not have it up. */
+  linkTo: (serverId: number) => RpcLink | null;
+  log: Log;
+  intervalMs?: number;
+}
+
+export class ReplicaGarbageCollectorRuntime {
+  readonly #options: GarbageCollectorOptions;
+  readonly #collector: ReplicaGarbageCollector;
+  readonly #timer: NodeJS.Timeout;
+  /** Masters fenced since start; the superblock remembers them over restarts. */
+  readonly #fenced = new Set<number>();
+  #pass: Promise<void> | null = null;
+  #closed = false;
+
+  constructor(options: GarbageCollectorOptions) {
+    this.#options = options;
+    this.#collector = new ReplicaGarbageCollector(options.clusterId);
+    this.#timer = setInterval(() => this.#start(), options.intervalMs ?? intervalMsDefault);
+    this.#timer.unref();
+  }
+
+  applyServerList(list: ServerList): void {
+    this.#collector.applyServerList(list);
+    // What a recovery fences is a server that the list calls crashed.
+    for (const server of list.servers) {
+      if (server.status === 'crashed') this.#fenced.add(server.serverId);
+    }
+  }
+
+  /** Waits for a pass that is under way. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    await this.#pass;
+  }
+
+  #start(): void {
+    if (this.#pass !== null || this.#closed) return;
+    this.#pass = this.#run()
+      .catch((thrown: unknown) => {
+        const { code, message } = asNativeError(thrown);
+        this.#options.log.warn({ code, message }, 'replica garbage collection failed');
+      })
+      .finally(() => {
+        this.#pass = null;
+      });
+  }
+
+  async #run(): Promise<void> {
+    const { core, log } = this.#options;
+    const { removedMasters, questions } = this.#collector.collect(core.replicas(), this.#fenced);
+    for (const { masterId, segmentIds } of removedMasters) {
+      if (segmentIds.length > 0) {
+        await core.free(masterId, segmentIds);
+        log.info({ masterId, replicas: segmentIds.length }, 'freed replicas of a removed master');
+      }
+      await core.unfence(masterId);
+      this.#fenced.delete(masterId);
+    }
+    for (const { masterId, segmentIds } of questions) await this.#ask(masterId, segmentIds);
+  }
+
+  async #ask(masterId: number, segmentIds: number[]): Promise<void> {
+    const { core, linkTo, log, serverId } = this.#options;
+    const link = linkTo(masterId);
+    if (link === null) return;
+    const { needed } = await link.call('IS_REPLICA_NEEDED', {
+      backupServerId: serverId,
+      segmentIds,
+    });
+    const keep = new Set(needed);
+    const freed = segmentIds.filter((segmentId) => !keep.has(segmentId));
+    if (freed.length === 0 || this.#closed) return;
+    await core.free(masterId, freed);
+    log.info({ masterId, replicas: freed.length }, 'freed replicas that their master replaced');
+  }
+}

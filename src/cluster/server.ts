@@ -1,0 +1,414 @@
+/**
+ * One storage server: endpoint, enlistment, master and backup in one process.
+ *
+ * Order of a start: listen (the address must be known) -> open the backup's storage, which names
+ * the former identity -> enlist with it -> make the new identity durable -> serve. Order of a stop:
+ * serve no more, let recoveries end, close connections, then storage, memory last, since sockets
+ * send straight from it. A server that learns that it was declared crashed ends its process.
+ */
+import { mkdir } from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import { setImmediate as yieldTurn } from 'node:timers/promises';
+import { BackupService } from '../backup/backup-service.js';
+import { ReplicaGarbageCollectorRuntime } from '../backup/replica-garbage-collector-runtime.js';
+import { FailureDetectorRuntime } from '../master/failure-detector-runtime.js';
+import { MasterService } from '../master/master-service.js';
+import { RecoveryMaster } from '../master/recovery-master.js';
+import { ReplicaManagerRuntime } from '../master/replica-manager-runtime.js';
+import type { Addon, BackupCore, MasterCore } from '../native/contract.js';
+import { asNativeError, loadAddon } from '../native/index.js';
+import { createLog, type Log } from '../ops/log.js';
+import { RekindleError } from '../rpc/errors.js';
+import { WsLinkPool } from '../rpc/link-pool.js';
+import type { Durability, ServerList, ServerStats } from '../rpc/messages.js';
+import type { EndpointIdentity } from '../rpc/transport.js';
+import { UwsEndpoint } from '../rpc/uws-endpoint.js';
+import { CoordinatorSession } from './coordinator-session.js';
+import { CoordinatorStateCopy } from './coordinator-state-copy.js';
+import { callUntilAnswered, enlist } from './enlistment.js';
+import { HandlerTable } from './handler-table.js';
+import { Membership } from './membership.js';
+
+const segmentBytes = 8 * 1024 * 1024;
+const memoryBytesMin = 64 * 1024 * 1024;
+const framesMin = 256;
+/** Exit code of a server that was declared crashed. */
+const zombieExitCode = 3;
+
+export interface ServerOptions {
+  /** `host:port` of the coordinator; several, separated by commas, are tried in turn. */
+  coordinator: string;
+  /** Folder of this server alone: replicas, identity, copy of the coordinator's state. */
+  dataDirectory: string;
+  /** Address to listen on. Other than loopback only with `insecure`. */
+  host: string;
+  /** 0: any free port. */
+  port: number;
+  /** Log memory of the master; rounded down to whole segments of 8 MiB, at least 64 MiB. */
+  memoryBytes: number;
+  /** `host:port` under which others reach this server; default: host and port listened on. */
+  advertise?: string;
+  /** Placement label: replicas of a segment never share it. Default: the host name. */
+  hostLabel?: string;
+  rack?: string;
+  /** Roles; both by default. */
+  master?: boolean;
+  backup?: boolean;
+  /** Threads that replay in a recovery. Default: half of the cores, at least 1. */
+  replayThreads?: number;
+  /** Replica frames of 8 MiB that the disk may hold. Default: eight times the log memory. */
+  framesMax?: number;
+  /** `replicated` clusters: longest time until a write is on disk. */
+  flushIntervalMs?: number;
+  /** Compress closed replicas where it pays. Default: true. */
+  compress?: boolean;
+  /** There is no authentication yet: needed to listen beyond loopback. */
+  insecure?: boolean;
+  /** SIGINT and SIGTERM stop the server and end the process. Default: false. */
+  handleSignals?: boolean;
+  /** Ends a start that waits for the coordinator. */
+  signal?: AbortSignal;
+  log?: Log;
+  addon?: Addon;
+  /** What a server does that was declared crashed. Default: ends the process with code 3. */
+  onZombie?: (reason: string) => void;
+}
+
+export interface RunningServer {
+  readonly serverId: number;
+  readonly clusterId: string;
+  readonly port: number;
+  stats(): ServerStats;
+  stop(): Promise<void>;
+}
+
+/** Starts a server; resolves when it serves. Fails with a clear error if it cannot ever. */
+export async function startServer(options: ServerOptions): Promise<RunningServer> {
+  checkOptions(options);
+  const server = new Server(options);
+  try {
+    await server.start();
+  } catch (thrown) {
+    await server.stop();
+    throw asNativeError(thrown);
+  }
+  if (options.handleSignals === true) server.stopOnSignals();
+  return server;
+}
+
+function checkOptions(options: ServerOptions): void {
+  const refuse = (text: string): never => {
+    throw new RekindleError('INVALID_ARGUMENT', text);
+  };
+  if (options.insecure !== true && !isLoopback(options.host)) {
+    refuse(
+      `${options.host} is not loopback: there is no authentication yet, so listening there ` +
+        'needs --insecure',
+    );
+  }
+  if (options.memoryBytes < memoryBytesMin) refuse('a server needs at least 64 MiB of memory');
+  if (options.master === false && options.backup === false) refuse('a server needs a role');
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host);
+}
+
+class Server implements RunningServer {
+  serverId = 0;
+  clusterId = '';
+  port = 0;
+
+  readonly #options: ServerOptions;
+  readonly #log: Log;
+  readonly #addon: Addon;
+  readonly #startedMs = performance.now();
+  readonly #abort = new AbortController();
+  readonly #membership = new Membership();
+  readonly #handlers = new HandlerTable();
+  readonly #stateCopy: CoordinatorStateCopy;
+  readonly #endpoint: UwsEndpoint;
+  /** Small requests, segments out and recovery data in do not wait for one another. */
+  readonly #controlLinks: WsLinkPool;
+  readonly #replicationLinks: WsLinkPool;
+  readonly #recoveryLinks: WsLinkPool;
+  readonly #coordinator: CoordinatorSession;
+  #identity: EndpointIdentity = { role: 'server', clusterId: null, serverId: null };
+  #backupCore: BackupCore | null = null;
+  #masterCore: MasterCore | null = null;
+  #backup: BackupService | null = null;
+  #garbage: ReplicaGarbageCollectorRuntime | null = null;
+  #master: MasterService | null = null;
+  #replication: ReplicaManagerRuntime | null = null;
+  #recovery: RecoveryMaster | null = null;
+  #detector: FailureDetectorRuntime | null = null;
+  #stopping: Promise<void> | null = null;
+
+  constructor(options: ServerOptions) {
+    this.#options = options;
+    this.#log = options.log ?? createLog();
+    this.#addon = options.addon ?? loadAddon();
+    const addon = this.#addon;
+    this.#stateCopy = new CoordinatorStateCopy(options.dataDirectory, (b) => addon.crc32c(b));
+    const identity = () => ({ ...this.#identity, role: 'server' as const });
+    this.#controlLinks = new WsLinkPool({ identity });
+    this.#replicationLinks = new WsLinkPool({ identity });
+    this.#recoveryLinks = new WsLinkPool({ identity });
+    this.#coordinator = new CoordinatorSession(this.#controlLinks, options.coordinator);
+    this.#endpoint = new UwsEndpoint({
+      identity: () => this.#identity,
+      log: (level, message, fields) => this.#log[level](fields, message),
+    });
+  }
+
+  async start(): Promise<void> {
+    const { dataDirectory, host, port, signal } = this.#options;
+    signal?.addEventListener('abort', () => this.#abort.abort(signal.reason), { once: true });
+    await mkdir(dataDirectory, { recursive: true });
+    await this.#stateCopy.load();
+    this.#registerServerHandlers();
+    this.#handlers.install(this.#endpoint);
+    this.port = await this.#endpoint.listen(host, port);
+    const durability = await this.#clusterDurability();
+    if (this.#options.backup !== false) await this.#openStorage(durability);
+    const list = await this.#enlist();
+    if (this.#options.backup !== false) this.#startBackup();
+    if (this.#options.master !== false) this.#startMaster(list);
+    this.#startDetector();
+    this.#membership.apply(list);
+    this.#handlers.open();
+    const { serverId, clusterId } = this;
+    this.#log.info({ serverId, clusterId, port: this.port }, 'server is ready');
+  }
+
+  stats(): ServerStats {
+    return {
+      serverId: this.serverId,
+      uptimeMs: Math.round(performance.now() - this.#startedMs),
+      rssBytes: process.memoryUsage.rss(),
+      master:
+        this.#masterCore === null
+          ? null
+          : {
+              ...this.#masterCore.stats(),
+              ...this.#replication?.counters(),
+              ...this.#master?.counters(),
+              recoveriesRunning: this.#recovery?.running ?? 0,
+            },
+      backup:
+        this.#backupCore === null
+          ? null
+          : { ...this.#backupCore.stats(), ...this.#backup?.counters() },
+    };
+  }
+
+  /** Idempotent. */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  stopOnSignals(): void {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+      process.once(signal, () => {
+        this.#log.info({ signal }, 'server is stopping');
+        this.stop().then(
+          () => process.exit(0),
+          (thrown: unknown) => {
+            this.#log.error({ err: thrown }, 'the server did not stop cleanly');
+            process.exit(1);
+          },
+        );
+      });
+    }
+  }
+
+  async #stop(): Promise<void> {
+    this.#abort.abort(new RekindleError('SHUTTING_DOWN', 'the server is stopping'));
+    this.#detector?.close();
+    this.#master?.stop();
+    // Replication first: recoveries wait for it, and get a definite error from it.
+    this.#replication?.stop();
+    await this.#recovery?.stop();
+    this.#master?.close();
+    await this.#garbage?.close();
+    this.#backup?.close();
+    await this.#endpoint.close();
+    this.#controlLinks.close();
+    this.#replicationLinks.close();
+    this.#recoveryLinks.close();
+    await this.#backupCore?.close();
+    // One turn for the sockets to let go of segment bytes.
+    await yieldTurn();
+    this.#masterCore?.close();
+  }
+
+  /** The mode is the cluster's, and the storage must know it when it opens. */
+  async #clusterDurability(): Promise<Durability> {
+    const { list } = await callUntilAnswered(
+      this.#coordinator,
+      'GET_SERVER_LIST',
+      {},
+      this.#log,
+      this.#abort.signal,
+    );
+    return list.durability;
+  }
+
+  async #openStorage(durability: Durability): Promise<void> {
+    const { dataDirectory, memoryBytes, framesMax, flushIntervalMs, compress } = this.#options;
+    const directory = path.join(dataDirectory, 'backup');
+    await mkdir(directory, { recursive: true });
+    this.#backupCore = await this.#addon.openBackup({
+      directory,
+      framesMax: framesMax ?? Math.max(framesMin, Math.ceil(memoryBytes / segmentBytes) * 8),
+      durability,
+      flushIntervalMs: flushIntervalMs ?? 100,
+      compress: compress ?? true,
+    });
+  }
+
+  async #enlist(): Promise<ServerList> {
+    const { advertise, host, hostLabel, memoryBytes, rack } = this.#options;
+    const former = this.#backupCore?.identity() ?? null;
+    const { serverId, list } = await enlist(
+      this.#coordinator,
+      {
+        replacesId: former?.serverId ?? null,
+        clusterId: former?.clusterId ?? null,
+        address: advertise ?? `${host.includes(':') ? `[${host}]` : host}:${this.port}`,
+        host: hostLabel ?? os.hostname(),
+        rack: rack ?? null,
+        master: this.#options.master !== false,
+        backup: this.#options.backup !== false,
+        memoryBytes,
+      },
+      this.#log,
+      this.#abort.signal,
+    );
+    this.serverId = serverId;
+    this.clusterId = list.clusterId;
+    // Others may look for the new incarnation from now on; they are told RETRY until it serves.
+    this.#identity = { role: 'server', clusterId: list.clusterId, serverId };
+    await this.#backupCore?.setIdentity(list.clusterId, serverId);
+    return list;
+  }
+
+  #registerServerHandlers(): void {
+    const membership = this.#membership;
+    this.#handlers.handle('PING', ({ callerServerId }) => ({
+      serverListVersion: membership.version,
+      member: callerServerId === null || membership.mayBeMember(callerServerId),
+    }));
+    this.#handlers.handle('UPDATE_SERVER_LIST', ({ list }) => {
+      membership.apply(list);
+      return { version: membership.version };
+    });
+    this.#handlers.handle('STORE_COORDINATOR_STATE', async (copy) => {
+      if (this.clusterId !== '' && copy.clusterId !== this.clusterId) {
+        throw new RekindleError('WRONG_CLUSTER', `this server belongs to ${this.clusterId}`);
+      }
+      membership.checkTerm(copy.term);
+      await this.#stateCopy.store(copy);
+      return {};
+    });
+    this.#handlers.handle('GET_SERVER_STATS', () => this.stats());
+  }
+
+  #startBackup(): void {
+    const core = this.#backupCore;
+    if (core === null) return;
+    const log = this.#log.with({ part: 'backup' });
+    const directory = this.#membership.directory(this.#controlLinks);
+    const service = new BackupService({
+      core,
+      checkTerm: (term) => this.#membership.checkTerm(term),
+      log,
+    });
+    const garbage = new ReplicaGarbageCollectorRuntime({
+      serverId: this.serverId,
+      clusterId: this.clusterId,
+      core,
+      linkTo: (serverId) => directory.linkTo(serverId),
+      log,
+    });
+    service.register(this.#handlers);
+    this.#membership.subscribe((list) => {
+      service.applyServerList(list);
+      garbage.applyServerList(list);
+    });
+    this.#backup = service;
+    this.#garbage = garbage;
+  }
+
+  #startMaster(list: ServerList): void {
+    const { memoryBytes, replayThreads } = this.#options;
+    const { serverId } = this;
+    const log = this.#log.with({ part: 'master' });
+    const core = new this.#addon.MasterCore({
+      serverId,
+      memoryBytes: Math.floor(memoryBytes / segmentBytes) * segmentBytes,
+      replayThreads: replayThreads ?? Math.max(1, Math.floor(os.availableParallelism() / 2)),
+    });
+    this.#masterCore = core;
+    const coordinator = this.#coordinator;
+    const replication = new ReplicaManagerRuntime({
+      serverId,
+      replicas: list.replicas,
+      core,
+      servers: this.#membership.directory(this.#replicationLinks),
+      coordinator,
+      log,
+      onDurable: (position) => this.#master?.onDurable(position),
+      onMembershipDoubt: (reason) => this.#detector?.doubt(reason),
+    });
+    const recovery = new RecoveryMaster({
+      serverId,
+      core,
+      replication,
+      servers: this.#membership.directory(this.#recoveryLinks),
+      coordinator,
+      log,
+    });
+    const service = new MasterService({
+      core,
+      replication,
+      recovery,
+      checkTerm: (term) => this.#membership.checkTerm(term),
+      log,
+    });
+    service.register(this.#handlers);
+    this.#membership.subscribe((newList) => replication.applyServerList(newList));
+    this.#replication = replication;
+    this.#recovery = recovery;
+    this.#master = service;
+  }
+
+  #startDetector(): void {
+    const detector = new FailureDetectorRuntime({
+      serverId: this.serverId,
+      servers: this.#membership.directory(this.#controlLinks),
+      coordinator: this.#coordinator,
+      log: this.#log,
+      onStop: (reason) => {
+        this.#log.warn({ reason }, 'serving stops until membership is verified');
+        this.#master?.stop();
+      },
+      onResume: () => {
+        this.#log.info({}, 'membership is verified: serving goes on');
+        this.#master?.resume();
+      },
+      onZombie: (reason) => this.#onZombie(reason),
+    });
+    this.#detector = detector;
+    this.#membership.subscribe((list) => detector.applyServerList(list));
+  }
+
+  #onZombie(reason: string): void {
+    this.#master?.stop();
+    this.#log.error({ serverId: this.serverId, reason }, 'this server is not a member any more');
+    if (this.#options.onZombie !== undefined) this.#options.onZombie(reason);
+    else process.exit(zombieExitCode);
+  }
+}

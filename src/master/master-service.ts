@@ -1,0 +1,212 @@
+/**
+ * The RPCs of a master. EXECUTE is one native call per message: the reply leaves at once if all
+ * that it tells is durable, else when replication has caught up (ReplyQueue).
+ *
+ * Whatever refuses a message refuses it *before* the core executes it: a write that has been
+ * appended is never said to be not applied. While the master is stopped (it may be a zombie)
+ * every EXECUTE answers RETRY.
+ */
+import { asNativeError } from '../native/index.js';
+import type { MasterCore } from '../native/contract.js';
+import type { Log } from '../ops/log.js';
+import { RekindleError } from '../rpc/errors.js';
+import type { ReplyOf, RequestOf } from '../rpc/table.js';
+import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
+import type { RecoveryMaster } from './recovery-master.js';
+import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
+import { ReplyQueue } from './reply-queue.js';
+
+/** Room for one value of the largest size beside 65,536 bare results: every message gets on. */
+const replyBytesStart = 4 * 1024 * 1024;
+/** A reply is one message: 16 MiB less its header. */
+const replyBytesMax = 16 * 1024 * 1024 - 16;
+const replyGrowthFactor = 2;
+const expireIntervalMs = 50;
+const stoppedRetryMs = 100;
+const overloadRetryMs = 20;
+
+export interface MasterServiceOptions {
+  core: MasterCore;
+  replication: ReplicaManagerRuntime;
+  recovery: RecoveryMaster;
+  /** Throws if a leader of a later term has been heard of. */
+  checkTerm: (term: number) => void;
+  log: Log;
+  queue?: ReplyQueue;
+}
+
+export class MasterService {
+  readonly #options: MasterServiceOptions;
+  readonly #queue: ReplyQueue;
+  readonly #results = new Float64Array(2);
+  #replyBuffer = new Uint8Array(replyBytesStart);
+  #stopped = false;
+  #closed = false;
+  readonly #timer: NodeJS.Timeout;
+  #messages = 0;
+  #refused = 0;
+
+  constructor(options: MasterServiceOptions) {
+    this.#options = options;
+    this.#queue = options.queue ?? new ReplyQueue();
+    this.#timer = setInterval(() => this.#queue.expire(performance.now()), expireIntervalMs);
+    this.#timer.unref();
+  }
+
+  register(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
+    endpoint.handleBinary('EXECUTE', (call) => this.execute(call));
+    endpoint.handle('TAKE_TABLET_OWNERSHIP', (request, call) =>
+      this.takeTablet(request, call.deadlineMs),
+    );
+    endpoint.handle('DROP_TABLET_OWNERSHIP', (request) => this.#dropTablet(request));
+    endpoint.handle('RECOVER', (request) => this.#recover(request));
+    endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
+  }
+
+  /** Nothing is executed any more until `resume`. What was executed may still be answered. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  resume(): void {
+    this.#stopped = false;
+  }
+
+  close(): void {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    this.#queue.failAll(
+      new RekindleError('SHUTTING_DOWN', 'the master is stopping', { outcome: 'unknown' }),
+    );
+  }
+
+  /** Called by replication when the durable position moved. */
+  onDurable(position: number): void {
+    this.#queue.release(position);
+  }
+
+  counters(): Record<string, number> {
+    return {
+      messages: this.#messages,
+      messagesRefused: this.#refused,
+      repliesWaiting: this.#queue.length,
+      replyBytesWaiting: this.#queue.bytes,
+      stopped: this.#stopped ? 1 : 0,
+    };
+  }
+
+  execute(call: BinaryCall): void {
+    this.#messages += 1;
+    const refusal = this.#refusal(call.body);
+    if (refusal !== null) {
+      this.#refused += 1;
+      call.fail(refusal);
+      return;
+    }
+    const { core, replication } = this.#options;
+    const reply = this.#replyBufferFor(call.body.length);
+    try {
+      core.execute(call.body, reply, Date.now(), this.#results);
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      if (error.code === 'INTERNAL') {
+        this.#options.log.error({ err: error }, 'a message could not be executed');
+      }
+      call.fail(error);
+      return;
+    }
+    const [bytes = 0, position = 0] = this.#results;
+    if (position <= replication.durablePosition) {
+      call.reply(reply.subarray(0, bytes));
+    } else {
+      // The buffer is the next message's: what waits is copied.
+      this.#queue.push(call, Buffer.from(reply.subarray(0, bytes)), position);
+    }
+    if (position > 0) replication.scheduleFlush();
+  }
+
+  async takeTablet(
+    request: RequestOf<'TAKE_TABLET_OWNERSHIP'>,
+    deadlineMs: number,
+  ): Promise<ReplyOf<'TAKE_TABLET_OWNERSHIP'>> {
+    const { core, replication, checkTerm } = this.#options;
+    checkTerm(request.term);
+    if (this.#stopped || this.#closed) throw this.#stoppedError();
+    const { tableId, startSlot, endSlot } = request;
+    try {
+      core.openLog();
+      core.takeTablet({ tableId, startSlot, endSlot });
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+    // An owner without a durable head would look, after a crash, like one that lost its log.
+    const position = core.appendedPosition();
+    replication.scheduleFlush();
+    await replication.waitDurable(position, Math.max(1, deadlineMs - performance.now()));
+    return {};
+  }
+
+  #dropTablet(
+    request: RequestOf<'DROP_TABLET_OWNERSHIP'>,
+  ): ReplyOf<'DROP_TABLET_OWNERSHIP'> {
+    this.#options.checkTerm(request.term);
+    const { tableId, startSlot, endSlot } = request;
+    try {
+      this.#options.core.dropTablet({ tableId, startSlot, endSlot });
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+    return {};
+  }
+
+  #recover(request: RequestOf<'RECOVER'>): ReplyOf<'RECOVER'> {
+    this.#options.checkTerm(request.term);
+    if (this.#stopped || this.#closed) throw this.#stoppedError();
+    this.#options.recovery.start(request);
+    return {};
+  }
+
+  #isReplicaNeeded(request: RequestOf<'IS_REPLICA_NEEDED'>): ReplyOf<'IS_REPLICA_NEEDED'> {
+    const { backupServerId, segmentIds } = request;
+    return { needed: this.#options.replication.neededReplicas(backupServerId, segmentIds) };
+  }
+
+  /** Why the message cannot be executed now; null if it can. */
+  #refusal(body: Uint8Array): RekindleError | null {
+    if (this.#stopped || this.#closed) return this.#stoppedError();
+    const { core, replication } = this.#options;
+    if (this.#queue.full) {
+      return new RekindleError('RETRY', 'too many replies wait for replication', {
+        retryAfterMs: overloadRetryMs,
+      });
+    }
+    if (!replication.canWrite() && !(core.isReadOnly?.(body) ?? false)) {
+      return new RekindleError('NOT_ENOUGH_BACKUPS', 'the log cannot be replicated at present', {
+        retryAfterMs: stoppedRetryMs,
+      });
+    }
+    return null;
+  }
+
+  #stoppedError(): RekindleError {
+    return this.#closed
+      ? new RekindleError('SHUTTING_DOWN', 'the master is stopping')
+      : new RekindleError('RETRY', 'this master verifies that it is still a member', {
+          retryAfterMs: stoppedRetryMs,
+        });
+  }
+
+  /**
+   * Grows towards the largest message. A reply that finds no room is cut by the core (the rest
+   * answers RETRY), so a reading client that needs more gets it with its next message.
+   */
+  #replyBufferFor(requestBytes: number): Uint8Array {
+    const used = this.#results[0] ?? 0;
+    const wanted = Math.max(requestBytes, used) * replyGrowthFactor;
+    if (wanted > this.#replyBuffer.length && this.#replyBuffer.length < replyBytesMax) {
+      const grown = Math.max(wanted, this.#replyBuffer.length * replyGrowthFactor);
+      this.#replyBuffer = new Uint8Array(Math.min(grown, replyBytesMax));
+    }
+    return this.#replyBuffer;
+  }
+}

@@ -1,0 +1,357 @@
+/**
+ * Recovers partitions of crashed masters (phases 4-7 of docs/recovery.md on this side): fetches
+ * the pieces from backups, replays them, makes the side segments durable, commits, and asks the
+ * coordinator for the ownership. Several recoveries may run at once.
+ *
+ * Order that matters: all side segments are closed on all backups before `commit`; the head that
+ * names them is durable before the ownership is claimed; tablets are served only after a definite
+ * yes. After a no, replicas of side segments are freed only when no durable digest names them.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { MasterCore, RecoveryCore } from '../native/contract.js';
+import { asNativeError } from '../native/index.js';
+import type { Log } from '../ops/log.js';
+import { asRekindleError, RekindleError } from '../rpc/errors.js';
+import type { RequestOf } from '../rpc/table.js';
+import { RecoveryScoreboard } from './recovery-scoreboard.js';
+import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
+import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
+
+const fetchesMax = 4;
+const notReadyDelayMs = 10;
+const unreachableDelayMs = 200;
+/** A backup that says "not ready" for so long does not get on. */
+const stalledMs = 60_000;
+const replicationTimeoutMs = 120_000;
+const reportDelayMs = 100;
+const reportDelayMsMax = 2_000;
+const recoveriesMax = 64;
+const pieceHeaderBytes = 8;
+
+type RecoverRequest = RequestOf<'RECOVER'>;
+
+/** The part of replication that a recovery uses. */
+export type RecoveryReplication = Pick<
+  ReplicaManagerRuntime,
+  | 'trackSides'
+  | 'waitReplicated'
+  | 'waitDurable'
+  | 'lostOpenReplica'
+  | 'raiseMinOpenSegment'
+  | 'drainSides'
+  | 'free'
+  | 'scheduleFlush'
+>;
+
+export interface RecoveryMasterOptions {
+  serverId: number;
+  core: Pick<
+    MasterCore,
+    'startRecovery' | 'logSegments' | 'rollHead' | 'appendedPosition' | 'openLog'
+  >;
+  replication: RecoveryReplication;
+  servers: ServerDirectory;
+  coordinator: CoordinatorCaller;
+  log: Log;
+  random?: () => number;
+}
+
+interface Figures {
+  objects: number;
+  bytes: number;
+  readMs: number;
+  replayMs: number;
+  durableMs: number;
+}
+
+interface Task {
+  request: RecoverRequest;
+  cancelled: boolean;
+  finished: Promise<void>;
+}
+
+export class RecoveryMaster {
+  readonly #options: RecoveryMasterOptions;
+  /** By `recoveryId/partitionId`: the newest generation only. */
+  readonly #tasks = new Map<string, Task>();
+  #stopped = false;
+
+  constructor(options: RecoveryMasterOptions) {
+    this.#options = options;
+  }
+
+  get running(): number {
+    return this.#tasks.size;
+  }
+
+  /** Answers at once; the outcome goes to the coordinator. A repeated request is no new one. */
+  start(request: RecoverRequest): void {
+    const key = `${request.recoveryId}/${request.partition.partitionId}`;
+    const older = this.#tasks.get(key);
+    if (older !== undefined && older.request.generation >= request.generation) return;
+    if (this.#tasks.size >= recoveriesMax) {
+      throw new RekindleError('RETRY', 'too many recoveries run here', { retryAfterMs: 500 });
+    }
+    if (older !== undefined) older.cancelled = true;
+    const task: Task = { request, cancelled: false, finished: Promise.resolve() };
+    this.#tasks.set(key, task);
+    // The older generation holds the same tablets: it must have let go of them first.
+    task.finished = (older?.finished ?? Promise.resolve())
+      .then(() => this.#run(task))
+      .catch((thrown: unknown) =>
+        this.#options.log.error({ err: asRekindleError(thrown) }, 'a recovery ended abnormally'),
+      )
+      .finally(() => {
+        if (this.#tasks.get(key) === task) this.#tasks.delete(key);
+      });
+  }
+
+  /** Cancels all and waits until they have let go of the core. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await Promise.all([...this.#tasks.values()].map((task) => task.finished));
+  }
+
+  async #run(task: Task): Promise<void> {
+    const { core, replication } = this.#options;
+    const { recoveryId, partition, crashedServerId } = task.request;
+    const log = this.#options.log.with({ recoveryId, partitionId: partition.partitionId });
+    const figures: Figures = { objects: 0, bytes: 0, readMs: 0, replayMs: 0, durableMs: 0 };
+    let recovery: RecoveryCore;
+    try {
+      core.openLog();
+      recovery = core.startRecovery(partition.tablets);
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      log.error({ code: error.code, message: error.message }, 'a recovery cannot start');
+      await this.#report(task, figures, 0, error);
+      return;
+    }
+    log.info({ crashedServerId, segments: task.request.segments.length }, 'recovery started');
+    let committed = false;
+    let failure: RekindleError | null = null;
+    try {
+      await this.#replay(task, recovery, figures);
+      await this.#makeDurable(task, recovery, figures, () => {
+        committed = true;
+      });
+    } catch (thrown) {
+      failure = asNativeError(thrown);
+      log.warn({ code: failure.code, message: failure.message }, 'recovery failed');
+    }
+    const verdict = await this.#report(task, figures, recovery.ctimeSegmentId, failure);
+    // Without a verdict the coordinator may count on the side segments: nothing is taken back.
+    if (verdict === 'unknown') return;
+    if (verdict === 'owner' && failure === null) {
+      recovery.activate();
+      replication.scheduleFlush();
+      log.info({ ...figures }, 'recovery finished: tablets are served');
+      return;
+    }
+    await this.#takeBack(recovery, committed);
+    if (failure === null) log.info({}, 'the partition belongs to somebody else: dropped');
+  }
+
+  /** Phases 4 and 5. */
+  async #replay(task: Task, recovery: RecoveryCore, figures: Figures): Promise<void> {
+    const random = (this.#options.random ?? Math.random)();
+    const scoreboard = new RecoveryScoreboard(task.request.segments, random);
+    const startedMs = performance.now();
+    const state = { failure: null as RekindleError | null, progressMs: startedMs };
+    const worker = async (): Promise<void> => {
+      while (state.failure === null) {
+        this.#checkWanted(task);
+        const nowMs = performance.now();
+        const next = scoreboard.next(nowMs);
+        if (next.kind === 'done') return;
+        if (next.kind === 'failed') {
+          const text = `no replica of segment ${next.segmentId} can be read`;
+          throw new RekindleError('CHECKSUM_MISMATCH', text);
+        }
+        if (next.kind !== 'fetch') {
+          if (nowMs - state.progressMs > stalledMs) {
+            throw new RekindleError('TIMEOUT', 'backups do not deliver');
+          }
+          await sleep(notReadyDelayMs);
+          continue;
+        }
+        const piece = await this.#fetch(task, scoreboard, next.segmentId, next.serverId);
+        if (piece === null) continue;
+        figures.readMs = performance.now() - startedMs;
+        if (await this.#apply(scoreboard, next, recovery, piece, figures)) {
+          state.progressMs = performance.now();
+          figures.replayMs = performance.now() - startedMs;
+        }
+      }
+    };
+    // Every worker ends before this does: replay threads must not touch a recovery given up.
+    const workers = Array.from({ length: fetchesMax }, () =>
+      worker().catch((thrown: unknown) => {
+        state.failure ??= asNativeError(thrown);
+      }),
+    );
+    await Promise.all(workers);
+    if (state.failure !== null) throw state.failure;
+  }
+
+  /** One piece, or null after noting on the scoreboard why there is none. */
+  async #fetch(
+    task: Task,
+    scoreboard: RecoveryScoreboard,
+    segmentId: number,
+    serverId: number,
+  ): Promise<Uint8Array | null> {
+    const { recoveryId, crashedServerId, partition } = task.request;
+    const link = this.#options.servers.linkTo(serverId);
+    if (link === null) {
+      scoreboard.replicaFailed(segmentId, serverId);
+      return null;
+    }
+    const { partitionId } = partition;
+    const request = { recoveryId, crashedServerId, segmentId, partitionId };
+    try {
+      const body = Buffer.from(JSON.stringify(request));
+      return await link.callBinary('GET_RECOVERY_DATA', [body]);
+    } catch (thrown) {
+      const { code, message } = asRekindleError(thrown);
+      const nowMs = performance.now();
+      if (code === 'SEGMENT_NOT_READY' || code === 'RETRY') {
+        scoreboard.notReady(segmentId, nowMs + notReadyDelayMs);
+        return null;
+      }
+      this.#options.log.warn({ segmentId, serverId, code, message }, 'a replica cannot be read');
+      // A backup that has not heard of the recovery yet is as good as one that was out of reach.
+      const unreachable =
+        code === 'TIMEOUT' || code === 'CONNECTION_LOST' || code === 'RECOVERY_UNKNOWN';
+      if (unreachable) {
+        scoreboard.backupUnreachable(segmentId, serverId, nowMs + unreachableDelayMs);
+      } else {
+        scoreboard.replicaFailed(segmentId, serverId);
+      }
+      return null;
+    }
+  }
+
+  /** Replays a piece; false if the piece was bad and another replica must be tried. */
+  async #apply(
+    scoreboard: RecoveryScoreboard,
+    { segmentId, serverId }: { segmentId: number; serverId: number },
+    recovery: RecoveryCore,
+    piece: Uint8Array,
+    figures: Figures,
+  ): Promise<boolean> {
+    const view = new DataView(piece.buffer, piece.byteOffset, piece.byteLength);
+    const length = piece.length < pieceHeaderBytes ? -1 : view.getUint32(0, true);
+    if (length !== piece.length - pieceHeaderBytes) {
+      this.#options.log.error({ segmentId, serverId }, 'a piece has not the length it names');
+      scoreboard.replicaFailed(segmentId, serverId);
+      return false;
+    }
+    try {
+      if (length > 0) {
+        const bytes = piece.subarray(pieceHeaderBytes);
+        const replayed = await recovery.replay(bytes, view.getUint32(4, true));
+        figures.objects += replayed.objects;
+        figures.bytes += replayed.bytes;
+      }
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      if (error.code !== 'CHECKSUM_MISMATCH') throw error;
+      this.#options.log.error({ segmentId, serverId }, 'a piece has a bad checksum');
+      scoreboard.replicaFailed(segmentId, serverId);
+      return false;
+    }
+    scoreboard.succeeded(segmentId);
+    this.#options.replication.trackSides(recovery.sideSegments());
+    return true;
+  }
+
+  /** Phase 6. `onCommitted` is called as soon as the core's log may name the side segments. */
+  async #makeDurable(
+    task: Task,
+    recovery: RecoveryCore,
+    figures: Figures,
+    onCommitted: () => void,
+  ): Promise<void> {
+    const { replication } = this.#options;
+    const startedMs = performance.now();
+    this.#checkWanted(task);
+    recovery.finishReplay();
+    const sides = recovery.sideSegments();
+    replication.trackSides(sides);
+    await replication.waitReplicated(sides, replicationTimeoutMs);
+    this.#checkWanted(task);
+    onCommitted();
+    const position = recovery.commit();
+    replication.scheduleFlush();
+    await replication.waitDurable(position, replicationTimeoutMs);
+    if (replication.lostOpenReplica(sides)) {
+      // Else a short open copy on the lost backup could be taken for the side segment later.
+      await replication.raiseMinOpenSegment();
+    }
+    figures.durableMs = figures.replayMs + (performance.now() - startedMs);
+  }
+
+  /** Phase 7. Repeats until the coordinator gives a definite answer or this master stops. */
+  async #report(
+    task: Task,
+    figures: Figures,
+    ctimeSegmentId: number,
+    failure: RekindleError | null,
+  ): Promise<'owner' | 'notOwner' | 'unknown'> {
+    const { coordinator, serverId, log } = this.#options;
+    const { recoveryId, partition, generation } = task.request;
+    const request = {
+      recoveryId,
+      partitionId: partition.partitionId,
+      generation,
+      serverId,
+      ok: failure === null,
+      error: failure === null ? null : `${failure.code}: ${failure.message}`,
+      ctimeSegmentId,
+      ...figures,
+    };
+    for (let attempt = 0; !this.#stopped; attempt += 1) {
+      // The coordinator has begun a newer generation, so it refuses this one for good.
+      if (task.cancelled) return 'notOwner';
+      try {
+        const { committed } = await coordinator.call('RECOVERY_MASTER_FINISHED', request);
+        return committed ? 'owner' : 'notOwner';
+      } catch (thrown) {
+        const { code, message } = asRekindleError(thrown);
+        if (attempt % 10 === 0) log.warn({ code, message }, 'a recovery is not reported yet');
+        await sleep(Math.min(reportDelayMs * (attempt + 1), reportDelayMsMax));
+      }
+    }
+    return 'unknown';
+  }
+
+  async #takeBack(recovery: RecoveryCore, committed: boolean): Promise<void> {
+    const { core, replication, log } = this.#options;
+    // First the sockets let go of the bytes, then the core reuses them.
+    const frees = await replication.drainSides(recovery.sideSegments());
+    recovery.abort();
+    if (!committed) {
+      replication.free(frees);
+      return;
+    }
+    // A durable digest names the side segments: only a newer one allows their replicas to go.
+    core.rollHead();
+    replication.scheduleFlush();
+    try {
+      await replication.waitDurable(core.appendedPosition(), replicationTimeoutMs);
+    } catch (thrown) {
+      const { code } = asRekindleError(thrown);
+      log.warn({ code }, 'replicas of an abandoned recovery stay until this master is gone');
+      return;
+    }
+    const inLog = new Set(core.logSegments());
+    replication.free(frees.filter((free) => free.kind === 'free' && !inLog.has(free.segmentId)));
+  }
+
+  #checkWanted(task: Task): void {
+    if (task.cancelled || this.#stopped) {
+      throw new RekindleError('ABORTED', 'the recovery is not wanted any more');
+    }
+  }
+}

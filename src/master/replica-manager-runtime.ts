@@ -1,0 +1,447 @@
+/**
+ * Does what the ReplicaManager decides: reads the core's log, sends BACKUP_WRITEs, stores recovery
+ * info, frees replicas, and tells the core how far the log is durable.
+ *
+ * One flush per event-loop turn (`scheduleFlush`, setImmediate) moves everything that was appended
+ * in that turn: this is the group commit. Segment bytes go to the socket as a view of the core's
+ * memory, so nothing of a segment may be released while a write of it is under way (`release`).
+ */
+import { setImmediate as yieldTurn, setTimeout as sleep } from 'node:timers/promises';
+import type { MasterCore } from '../native/contract.js';
+import type { Log } from '../ops/log.js';
+import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
+import type { ServerList } from '../rpc/messages.js';
+import {
+  type ReplicaManager,
+  ReplicaManager as Manager,
+  type ReplicaManagerEffect,
+  type ReplicaManagerEvent,
+} from './replica-manager.js';
+import type { SegmentWrite } from './replicated-segment.js';
+import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
+
+const headerBytes = 48;
+const FLAG_OPEN = 1;
+const FLAG_CLOSE = 2;
+const FLAG_PRIMARY = 4;
+const FLAG_CERTIFICATE = 8;
+
+const tickMs = 20;
+const retryDelayMs = 100;
+const retryDelayMsMax = 1_000;
+/** A backup that cannot be reached keeps a replica too many; its garbage collector will ask. */
+const freeAttemptsMax = 5;
+/** Waiters for positions and segments at a time; recoveries and tablet creations. */
+const waitersMax = 10_000;
+
+export interface ReplicaManagerRuntimeOptions {
+  serverId: number;
+  replicas: number;
+  core: MasterCore;
+  servers: ServerDirectory;
+  coordinator: CoordinatorCaller;
+  log: Log;
+  random?: () => number;
+  /** The durable position moved; called inside the flush. */
+  onDurable: (position: number) => void;
+  /** A backup refused us as fenced or not a member. */
+  onMembershipDoubt: (reason: string) => void;
+}
+
+interface Waiter {
+  done: () => boolean;
+  resolve: () => void;
+  reject: (error: RekindleError) => void;
+  deadlineMs: number;
+}
+
+/** The 48 bytes of docs/formats.md §3, BACKUP_WRITE. */
+export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, primary: boolean) {
+  const header = Buffer.alloc(headerBytes);
+  header.writeBigUInt64LE(BigInt(masterId), 0);
+  header.writeBigUInt64LE(BigInt(write.segmentId), 8);
+  header.writeBigUInt64LE(BigInt(write.epoch), 16);
+  header.writeUInt32LE(write.offset, 24);
+  header.writeUInt32LE(write.end - write.offset, 28);
+  if (write.certified) {
+    header.writeUInt32LE(write.end, 32);
+    header.writeUInt32LE(write.checksum >>> 0, 36);
+  }
+  const flags =
+    (write.open ? FLAG_OPEN : 0) |
+    (write.close ? FLAG_CLOSE : 0) |
+    (primary ? FLAG_PRIMARY : 0) |
+    (write.certified ? FLAG_CERTIFICATE : 0);
+  header.writeUInt32LE(flags, 40);
+  return header;
+}
+
+export class ReplicaManagerRuntime {
+  readonly #options: ReplicaManagerRuntimeOptions;
+  readonly #manager: ReplicaManager;
+  /** Filled by the core, reused: a hot call allocates nothing. */
+  readonly #results = new Float64Array(4);
+  readonly #segmentBytes = new Map<number, Uint8Array>();
+  readonly #sides = new Set<number>();
+  /** Heads that may still grow; all but the last are closed or about to be. */
+  #growingHeads: number[] = [];
+  #headLast = 0;
+  #flushScheduled = false;
+  #stopped = false;
+  readonly #timer: NodeJS.Timeout;
+  #waiters: Waiter[] = [];
+  /** Writes under way by segment. */
+  readonly #inFlight = new Map<number, number>();
+  /** Releases wait here until the last write of the segment has ended. */
+  readonly #drains = new Map<number, (() => void)[]>();
+  /** (segment, epoch) stores go one after the other, in order. */
+  #stores: Promise<void> = Promise.resolve();
+  #storedMinOpen = { segmentId: 0, epoch: 0 };
+  #reportedStarved = false;
+
+  constructor(options: ReplicaManagerRuntimeOptions) {
+    this.#options = options;
+    const results = this.#results;
+    this.#manager = new Manager({
+      serverId: options.serverId,
+      replicas: options.replicas,
+      random: options.random ?? Math.random,
+      source: (segmentId, from, bytesMax) => {
+        options.core.chunk(segmentId, from, bytesMax, results);
+        return { end: results[0] ?? 0, checksum: results[1] ?? 0 };
+      },
+    });
+    this.#timer = setInterval(() => this.#tick(), tickMs);
+    this.#timer.unref();
+  }
+
+  get durablePosition(): number {
+    return this.#manager.durablePosition;
+  }
+
+  canWrite(): boolean {
+    return this.#manager.canWrite(performance.now());
+  }
+
+  counters(): Record<string, number> {
+    return this.#manager.counters();
+  }
+
+  neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
+    return this.#manager.neededReplicas(backupServerId, segmentIds);
+  }
+
+  applyServerList(list: ServerList): void {
+    this.#step({ kind: 'serverList', list });
+    this.scheduleFlush();
+  }
+
+  /** Replicates at the end of this turn whatever was appended until then. */
+  scheduleFlush(): void {
+    if (this.#flushScheduled || this.#stopped) return;
+    this.#flushScheduled = true;
+    setImmediate(() => {
+      this.#flushScheduled = false;
+      if (!this.#stopped) this.#flush();
+    });
+  }
+
+  /** Announces side segments of a recovery and replicates what they hold. */
+  trackSides(segmentIds: readonly number[]): void {
+    for (const segmentId of segmentIds) {
+      if (this.#sides.has(segmentId) || this.#manager.segment(segmentId) !== undefined) continue;
+      this.#options.core.segmentState(segmentId, this.#results);
+      const openingBytes = this.#results[3] ?? 0;
+      this.#sides.add(segmentId);
+      this.#step({ kind: 'sideOpened', segmentId, openingBytes });
+    }
+    this.scheduleFlush();
+  }
+
+  /** Resolves when all these segments are closed on all their backups. */
+  waitReplicated(segmentIds: readonly number[], timeoutMs: number): Promise<void> {
+    const done = () =>
+      segmentIds.every((id) => this.#manager.segment(id)?.closeCommitted ?? false);
+    return this.#wait(done, timeoutMs, 'side segments are not replicated in time');
+  }
+
+  waitDurable(position: number, timeoutMs: number): Promise<void> {
+    const done = () => this.#manager.durablePosition >= position;
+    return this.#wait(done, timeoutMs, `position ${position} is not durable in time`);
+  }
+
+  /** A stale open copy of one of these segments may lie on a backup that was lost. */
+  lostOpenReplica(segmentIds: readonly number[]): boolean {
+    return segmentIds.some((id) => this.#manager.segment(id)?.lostOpenReplica ?? false);
+  }
+
+  /** Forbids all open replicas below the oldest open head; resolves when the coordinator has it. */
+  async raiseMinOpenSegment(): Promise<void> {
+    const head = this.#manager.firstOpenHead;
+    invariant(head !== null, 'a log that was committed to has a head');
+    // Epoch 0: whether older epochs of the head itself are forbidden is decided elsewhere.
+    await this.#storeRecoveryInfo(head.segmentId, 0);
+  }
+
+  /**
+   * Stops to replicate side segments. Resolves when no byte of them is in use any more; then the
+   * core may free them and `free` their replicas.
+   */
+  async drainSides(segmentIds: readonly number[]): Promise<ReplicaManagerEffect[]> {
+    const frees: ReplicaManagerEffect[] = [];
+    for (const segmentId of segmentIds) {
+      this.#sides.delete(segmentId);
+      const effects = this.#manager.step({ kind: 'released', segmentId }, performance.now());
+      for (const effect of effects) {
+        if (effect.kind === 'free') frees.push(effect);
+        else this.#perform(effect);
+      }
+    }
+    for (const segmentId of segmentIds) {
+      if ((this.#inFlight.get(segmentId) ?? 0) > 0) {
+        await new Promise<void>((resolve) => {
+          const drains = this.#drains.get(segmentId) ?? [];
+          drains.push(resolve);
+          this.#drains.set(segmentId, drains);
+        });
+      }
+      this.#segmentBytes.delete(segmentId);
+    }
+    return frees;
+  }
+
+  /** Performs the frees that `drainSides` gave. */
+  free(frees: readonly ReplicaManagerEffect[]): void {
+    for (const effect of frees) this.#perform(effect);
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    clearInterval(this.#timer);
+    const error = new RekindleError('SHUTTING_DOWN', 'the master is stopping', {
+      outcome: 'unknown',
+    });
+    for (const waiter of this.#waiters.splice(0)) waiter.reject(error);
+  }
+
+  #flush(): void {
+    const { core } = this.#options;
+    const results = this.#results;
+    for (const segmentId of core.headsAfter(this.#headLast)) {
+      core.segmentState(segmentId, results);
+      this.#headLast = segmentId;
+      this.#growingHeads.push(segmentId);
+      const [, , position = 0, openingBytes = 0] = results;
+      this.#step({ kind: 'headOpened', segmentId, position, openingBytes });
+    }
+    this.#growingHeads = this.#growingHeads.filter((id) => !this.#noteGrowth(id));
+    for (const segmentId of this.#sides) {
+      if (this.#noteGrowth(segmentId)) this.#sides.delete(segmentId);
+    }
+  }
+
+  /** Reports the segment's length to the manager; true if it will not grow any more. */
+  #noteGrowth(segmentId: number): boolean {
+    this.#options.core.segmentState(segmentId, this.#results);
+    const appendedBytes = this.#results[0] ?? 0;
+    const closed = this.#results[1] === 1;
+    const known = this.#manager.segment(segmentId);
+    invariant(known !== undefined, 'a growing segment is known to the manager');
+    if (known.appendedBytes !== appendedBytes || known.closed !== closed) {
+      this.#step({ kind: 'extended', segmentId, appendedBytes, closed });
+    }
+    return closed;
+  }
+
+  #tick(): void {
+    this.#step({ kind: 'tick' });
+    const starved = this.#manager.counters().notEnoughBackups === 1;
+    if (starved !== this.#reportedStarved) {
+      this.#reportedStarved = starved;
+      const fields = { replicas: this.#options.replicas };
+      if (starved) this.#options.log.warn(fields, 'not enough backups: writes are refused');
+      else this.#options.log.info(fields, 'enough backups again: writes are accepted');
+    }
+    this.#settleWaiters();
+  }
+
+  #step(event: ReplicaManagerEvent): void {
+    const before = this.#manager.durablePosition;
+    for (const effect of this.#manager.step(event, performance.now())) this.#perform(effect);
+    const after = this.#manager.durablePosition;
+    if (after > before) {
+      this.#options.core.setDurable(after);
+      this.#options.onDurable(after);
+    }
+    if (this.#waiters.length > 0) this.#settleWaiters();
+  }
+
+  #perform(effect: ReplicaManagerEffect): void {
+    switch (effect.kind) {
+      case 'send':
+        void this.#send(effect.write);
+        return;
+      case 'storeRecoveryInfo': {
+        const { segmentId, epoch } = effect;
+        this.#storeRecoveryInfo(segmentId, epoch).then(
+          () => this.#step({ kind: 'recoveryInfoStored', segmentId, epoch }),
+          // It is retried until it succeeds or the master stops; then nobody waits for it.
+          (error: RekindleError) => this.#options.log.debug({ code: error.code }, error.message),
+        );
+        return;
+      }
+      case 'free':
+        void this.#free(effect.serverId, effect.segmentId);
+        return;
+      case 'verifyMembership':
+        this.#options.onMembershipDoubt(`a backup answered ${effect.code}`);
+        return;
+    }
+  }
+
+  /** Never rejects: every outcome becomes an event. */
+  async #send(write: SegmentWrite): Promise<void> {
+    const { segmentId } = write;
+    this.#inFlight.set(segmentId, (this.#inFlight.get(segmentId) ?? 0) + 1);
+    let event: ReplicaManagerEvent = { kind: 'acked', write };
+    try {
+      await this.#call(write);
+    } catch (thrown) {
+      const { code, message } = asRekindleError(thrown);
+      event = { kind: 'failed', write, code };
+      this.#options.log.debug(
+        { segmentId, backup: write.serverId, code, message },
+        'a write to a backup failed',
+      );
+    }
+    this.#endWrite(segmentId);
+    if (this.#stopped) return;
+    this.#step(event);
+    this.scheduleFlush();
+  }
+
+  async #call(write: SegmentWrite): Promise<void> {
+    const link = this.#options.servers.linkTo(write.serverId);
+    if (link === null) {
+      throw new RekindleError('CONNECTION_LOST', `server ${write.serverId} is not in the list`);
+    }
+    const header = encodeBackupWriteHeader(
+      this.#options.serverId,
+      write,
+      write.replicaIndex === 0,
+    );
+    const parts =
+      write.end === write.offset
+        ? [header]
+        : [header, this.#bytesOf(write.segmentId).subarray(write.offset, write.end)];
+    const answered = link.callBinary('BACKUP_WRITE', parts);
+    // The flush that called us ends this turn already: waiting for the link's would cost another.
+    link.flush();
+    await answered;
+  }
+
+  #bytesOf(segmentId: number): Uint8Array {
+    let bytes = this.#segmentBytes.get(segmentId);
+    if (bytes === undefined) {
+      bytes = this.#options.core.segmentBytes(segmentId);
+      this.#segmentBytes.set(segmentId, bytes);
+    }
+    return bytes;
+  }
+
+  #endWrite(segmentId: number): void {
+    const left = (this.#inFlight.get(segmentId) ?? 0) - 1;
+    if (left > 0) {
+      this.#inFlight.set(segmentId, left);
+      return;
+    }
+    this.#inFlight.delete(segmentId);
+    // The view is made again should the segment be sent once more: 8 MiB views are not hoarded.
+    if (this.#manager.segment(segmentId)?.synced ?? true) this.#segmentBytes.delete(segmentId);
+    const drains = this.#drains.get(segmentId) ?? [];
+    this.#drains.delete(segmentId);
+    for (const resolve of drains) resolve();
+  }
+
+  /** Retries until the coordinator has stored it or the master stops. */
+  #storeRecoveryInfo(segmentId: number, epoch: number): Promise<void> {
+    const { serverId, coordinator, log } = this.#options;
+    const store = async (): Promise<void> => {
+      for (let attempt = 0; ; attempt += 1) {
+        if (this.#stopped) throw new RekindleError('SHUTTING_DOWN', 'the master is stopping');
+        const stored = this.#storedMinOpen;
+        // It only grows: what is forbidden stays forbidden.
+        if (segmentId < stored.segmentId) return;
+        if (segmentId === stored.segmentId && epoch <= stored.epoch) return;
+        try {
+          await coordinator.call('SET_MASTER_RECOVERY_INFO', { serverId, segmentId, epoch });
+          this.#storedMinOpen = { segmentId, epoch };
+          return;
+        } catch (thrown) {
+          const { code, message } = asRekindleError(thrown);
+          const fields = { segmentId, epoch, code, message };
+          if (attempt % 10 === 0) log.warn(fields, 'recovery info is not stored yet');
+          if (code === 'CALLER_NOT_IN_CLUSTER') {
+            this.#options.onMembershipDoubt('the coordinator refused recovery info');
+          }
+          await sleep(Math.min(retryDelayMs * (attempt + 1), retryDelayMsMax));
+        }
+      }
+    };
+    const stored = this.#stores.then(store);
+    // The chain goes on after a failure; the failure itself belongs to the caller.
+    this.#stores = stored.then(
+      () => undefined,
+      () => undefined,
+    );
+    return stored;
+  }
+
+  async #free(serverId: number, segmentId: number): Promise<void> {
+    const { log, servers } = this.#options;
+    const masterId = this.#options.serverId;
+    for (let attempt = 0; attempt < freeAttemptsMax && !this.#stopped; attempt += 1) {
+      const link = servers.linkTo(serverId);
+      if (link === null) return;
+      try {
+        await link.call('BACKUP_FREE', { masterId, segmentIds: [segmentId] });
+        return;
+      } catch (thrown) {
+        const { code, message } = asRekindleError(thrown);
+        log.debug({ serverId, segmentId, code, message }, 'a replica is not freed yet');
+        await sleep(retryDelayMs * (attempt + 1));
+      }
+    }
+    if (!this.#stopped) log.warn({ serverId, segmentId }, 'a replica could not be freed');
+  }
+
+  async #wait(done: () => boolean, timeoutMs: number, message: string): Promise<void> {
+    if (done()) return;
+    if (this.#stopped) throw new RekindleError('SHUTTING_DOWN', 'the master is stopping');
+    if (this.#waiters.length >= waitersMax) {
+      throw new RekindleError('RETRY', 'too many waiters for replication', { retryAfterMs: 100 });
+    }
+    await new Promise<void>((resolve, reject) => {
+      const deadlineMs = performance.now() + timeoutMs;
+      const onReject = (error: RekindleError): void => {
+        const starved = !this.canWrite() && error.code === 'TIMEOUT';
+        reject(starved ? new RekindleError('NOT_ENOUGH_BACKUPS', message) : error);
+      };
+      this.#waiters.push({ done, resolve, reject: onReject, deadlineMs });
+    });
+    await yieldTurn();
+  }
+
+  #settleWaiters(): void {
+    const nowMs = performance.now();
+    this.#waiters = this.#waiters.filter((waiter) => {
+      if (waiter.done()) {
+        waiter.resolve();
+        return false;
+      }
+      if (nowMs < waiter.deadlineMs) return true;
+      waiter.reject(new RekindleError('TIMEOUT', 'replication did not finish in time'));
+      return false;
+    });
+  }
+}

@@ -1,0 +1,334 @@
+/**
+ * All ReplicatedSegments of a master, as a pure state machine: places replicas, opens the gates
+ * between neighbouring heads, bounds the writes under way and computes the durable position.
+ *
+ * The durable position never goes back: heads count in order, each up to what all R replicas hold,
+ * and a later one only when its predecessor is closed everywhere. I/O is the runtime's
+ * (replica-manager-runtime.ts).
+ */
+import { invariant } from '../rpc/errors.js';
+import type { ServerList } from '../rpc/messages.js';
+import type { StatusCode } from '../rpc/status.js';
+import { BackupSelector } from './backup-selector.js';
+import {
+  type ChunkSource,
+  ReplicatedSegment,
+  type SegmentEffect,
+  type SegmentWrite,
+} from './replicated-segment.js';
+
+export interface ReplicaManagerOptions {
+  serverId: number;
+  replicas: number;
+  /** In [0, 1); the only source of chance. */
+  random: () => number;
+  source: ChunkSource;
+  /** BACKUP_WRITEs under way at once. */
+  writesInFlightMax?: number;
+}
+
+export type ReplicaManagerEvent =
+  | { kind: 'serverList'; list: ServerList }
+  /** Heads are announced in the order of their ids; `position` is that of the first byte. */
+  | { kind: 'headOpened'; segmentId: number; position: number; openingBytes: number }
+  | { kind: 'sideOpened'; segmentId: number; openingBytes: number }
+  | { kind: 'extended'; segmentId: number; appendedBytes: number; closed: boolean }
+  | { kind: 'acked'; write: SegmentWrite }
+  | { kind: 'failed'; write: SegmentWrite; code: StatusCode }
+  | { kind: 'recoveryInfoStored'; segmentId: number; epoch: number }
+  /** The segment left the log; its replicas are freed. */
+  | { kind: 'released'; segmentId: number }
+  | { kind: 'tick' };
+
+export type ReplicaManagerEffect =
+  | { kind: 'send'; write: SegmentWrite }
+  | { kind: 'storeRecoveryInfo'; segmentId: number; epoch: number }
+  | { kind: 'free'; segmentId: number; serverId: number }
+  | { kind: 'verifyMembership'; code: StatusCode };
+
+interface Head {
+  segment: ReplicatedSegment;
+  position: number;
+}
+
+const writesInFlightMaxDefault = 24;
+
+export class ReplicaManager {
+  readonly #options: ReplicaManagerOptions;
+  readonly #selector: BackupSelector;
+  readonly #segments = new Map<number, ReplicatedSegment>();
+  /** Heads in log order; released ones stay out. */
+  readonly #heads: Head[] = [];
+  /** Heads below this index are closed on all R: #heads[i].closeCommitted for all i < it. */
+  #firstOpenHead = 0;
+  /** Segments that may have something to send, in the order of their first need. */
+  readonly #active = new Set<ReplicatedSegment>();
+  #tokenLast = 0;
+  #writesInFlight = 0;
+  #durablePosition = 0;
+  #starvedHead = false;
+
+  constructor(options: ReplicaManagerOptions) {
+    this.#options = options;
+    this.#selector = new BackupSelector(options.serverId, options.random);
+  }
+
+  get durablePosition(): number {
+    return this.#durablePosition;
+  }
+
+  /** A new append can become durable with the backups that are there now. */
+  canWrite(nowMs: number): boolean {
+    if (this.#starvedHead) return false;
+    return this.#heads.length > 0 || this.#selector.canPlace(this.#options.replicas, nowMs);
+  }
+
+  segment(segmentId: number): ReplicatedSegment | undefined {
+    return this.#segments.get(segmentId);
+  }
+
+  /**
+   * Which of the replicas that a backup found after its restart must be kept: those of segments
+   * that are not on R backups at present. The backup is a new incarnation, so none is in use.
+   */
+  neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
+    return segmentIds.filter((segmentId) => {
+      const segment = this.#segments.get(segmentId);
+      if (segment === undefined) return false;
+      return segment.serverIds.includes(backupServerId) || !segment.synced;
+    });
+  }
+
+  /**
+   * The oldest head that is not closed everywhere. All heads below it are, so no open replica
+   * below it is needed by anyone.
+   */
+  get firstOpenHead(): { segmentId: number; epoch: number } | null {
+    const head = this.#heads[this.#firstOpenHead]?.segment;
+    return head === undefined ? null : { segmentId: head.segmentId, epoch: head.epoch };
+  }
+
+  counters(): Record<string, number> {
+    let recovering = 0;
+    for (const segment of this.#active) recovering += segment.recovering ? 1 : 0;
+    return {
+      replicatedSegments: this.#segments.size,
+      segmentsBehind: this.#active.size,
+      segmentsRecovering: recovering,
+      backupWritesInFlight: this.#writesInFlight,
+      notEnoughBackups: this.#starvedHead ? 1 : 0,
+    };
+  }
+
+  step(event: ReplicaManagerEvent, nowMs: number): ReplicaManagerEffect[] {
+    const effects: ReplicaManagerEffect[] = [];
+    switch (event.kind) {
+      case 'serverList':
+        this.#applyServerList(event.list, nowMs, effects);
+        break;
+      case 'headOpened':
+        this.#openHead(event.segmentId, event.position, event.openingBytes);
+        break;
+      case 'sideOpened':
+        this.#addSegment(event.segmentId, 'side', event.openingBytes);
+        break;
+      case 'extended':
+        this.#extend(event, nowMs);
+        break;
+      case 'acked':
+      case 'failed':
+        this.#finishWrite(event, nowMs, effects);
+        break;
+      case 'recoveryInfoStored':
+        this.#storedRecoveryInfo(event.segmentId, event.epoch, nowMs);
+        break;
+      case 'released':
+        this.#release(event.segmentId, effects);
+        break;
+      case 'tick':
+        break;
+    }
+    this.#pump(nowMs, effects);
+    this.#advanceDurablePosition();
+    return effects;
+  }
+
+  #applyServerList(list: ServerList, nowMs: number, effects: ReplicaManagerEffect[]): void {
+    this.#selector.applyServerList(list);
+    for (const segment of this.#segments.values()) {
+      for (const serverId of segment.serverIds) {
+        if (this.#selector.isUp(serverId)) continue;
+        const before = segment.writesInFlight;
+        this.#collect(segment.step({ kind: 'backupLost', serverId }, nowMs), nowMs, effects);
+        this.#writesInFlight += segment.writesInFlight - before;
+        this.#active.add(segment);
+      }
+    }
+  }
+
+  #addSegment(segmentId: number, kind: 'head' | 'side', openingBytes: number): ReplicatedSegment {
+    invariant(!this.#segments.has(segmentId), 'a segment is announced once');
+    const segment = new ReplicatedSegment({
+      segmentId,
+      kind,
+      replicas: this.#options.replicas,
+      openingBytes,
+      source: this.#options.source,
+      nextToken: () => ++this.#tokenLast,
+    });
+    this.#segments.set(segmentId, segment);
+    this.#active.add(segment);
+    return segment;
+  }
+
+  #openHead(segmentId: number, position: number, openingBytes: number): void {
+    const last = this.#heads.at(-1);
+    invariant(
+      last === undefined || last.segment.segmentId < segmentId,
+      'heads are announced in the order of their ids',
+    );
+    const segment = this.#addSegment(segmentId, 'head', openingBytes);
+    this.#heads.push({ segment, position });
+  }
+
+  #extend(
+    event: Extract<ReplicaManagerEvent, { kind: 'extended' }>,
+    nowMs: number,
+  ): void {
+    const segment = this.#segments.get(event.segmentId);
+    invariant(segment !== undefined, 'only an announced segment grows');
+    segment.step(
+      { kind: 'extended', appendedBytes: event.appendedBytes, closed: event.closed },
+      nowMs,
+    );
+    this.#active.add(segment);
+  }
+
+  #finishWrite(
+    event: Extract<ReplicaManagerEvent, { kind: 'acked' | 'failed' }>,
+    nowMs: number,
+    effects: ReplicaManagerEffect[],
+  ): void {
+    const { segmentId, replicaIndex, token } = event.write;
+    const segment = this.#segments.get(segmentId);
+    // The segment was released while the write was under way.
+    if (segment === undefined) return;
+    const before = segment.writesInFlight;
+    const result = segment.step(
+      event.kind === 'acked'
+        ? { kind: 'acked', replicaIndex, token }
+        : { kind: 'failed', replicaIndex, token, code: event.code },
+      nowMs,
+    );
+    this.#writesInFlight += segment.writesInFlight - before;
+    this.#collect(result, nowMs, effects);
+    this.#active.add(segment);
+  }
+
+  #storedRecoveryInfo(segmentId: number, epoch: number, nowMs: number): void {
+    const segment = this.#segments.get(segmentId);
+    if (segment === undefined) return;
+    segment.step({ kind: 'recoveryInfoStored', epoch }, nowMs);
+    this.#active.add(segment);
+  }
+
+  #release(segmentId: number, effects: ReplicaManagerEffect[]): void {
+    const segment = this.#segments.get(segmentId);
+    if (segment === undefined) return;
+    invariant(segment.kind === 'side', 'only side segments leave the log in this version');
+    this.#writesInFlight -= segment.writesInFlight;
+    for (const serverId of segment.serverIds) effects.push({ kind: 'free', segmentId, serverId });
+    this.#segments.delete(segmentId);
+    this.#active.delete(segment);
+  }
+
+  /** Lets all active segments do what they can: heads first, oldest first. */
+  #pump(nowMs: number, effects: ReplicaManagerEffect[]): void {
+    this.#starvedHead = false;
+    for (let index = this.#firstOpenHead; index < this.#heads.length; index += 1) {
+      const head = this.#heads[index];
+      invariant(head !== undefined, 'index below the number of heads');
+      this.#openGates(index, nowMs);
+      this.#pumpSegment(head.segment, nowMs, effects);
+      if (head.segment.unassigned) this.#starvedHead = true;
+      if (head.segment.closeCommitted && index === this.#firstOpenHead) this.#firstOpenHead += 1;
+    }
+    for (const segment of this.#active) {
+      // Heads that are still open had their turn above; what is left are sides and re-replication.
+      if (segment.kind === 'head' && !segment.closeCommitted) continue;
+      this.#pumpSegment(segment, nowMs, effects);
+      if (segment.synced) this.#active.delete(segment);
+    }
+  }
+
+  #openGates(index: number, nowMs: number): void {
+    const segment = this.#heads[index]?.segment;
+    const preceding = this.#heads[index - 1]?.segment;
+    const following = this.#heads[index + 1]?.segment;
+    invariant(segment !== undefined, 'index below the number of heads');
+    const opened = (s: ReplicatedSegment): boolean => s.closeCommitted || s.openCommitted;
+    const value = preceding === undefined || opened(preceding);
+    segment.step({ kind: 'precedingOpenCommitted', value }, nowMs);
+    if (preceding === undefined || preceding.closeCommitted) {
+      segment.step({ kind: 'precedingCloseCommitted' }, nowMs);
+    }
+    const followed = following !== undefined && opened(following);
+    segment.step({ kind: 'followingOpenCommitted', value: followed }, nowMs);
+  }
+
+  #pumpSegment(segment: ReplicatedSegment, nowMs: number, effects: ReplicaManagerEffect[]): void {
+    const budgetMax = this.#options.writesInFlightMax ?? writesInFlightMaxDefault;
+    // Twice: the first pass may only place replicas, which can then be written to.
+    for (let pass = 0; pass < 2; pass += 1) {
+      const results = segment.pump(nowMs, budgetMax - this.#writesInFlight);
+      if (!this.#collect(results, nowMs, effects)) return;
+    }
+  }
+
+  /** Returns true if a replica was placed. */
+  #collect(
+    results: readonly SegmentEffect[],
+    nowMs: number,
+    effects: ReplicaManagerEffect[],
+  ): boolean {
+    let placed = false;
+    for (const effect of results) {
+      switch (effect.kind) {
+        case 'chooseBackup':
+          placed = this.#place(effect.segmentId, effect.replicaIndex, nowMs) || placed;
+          break;
+        case 'backupFull':
+          this.#selector.noteFull(effect.serverId, nowMs);
+          break;
+        case 'send':
+          this.#writesInFlight += 1;
+          effects.push(effect);
+          break;
+        default:
+          effects.push(effect);
+      }
+    }
+    return placed;
+  }
+
+  #place(segmentId: number, replicaIndex: number, nowMs: number): boolean {
+    const segment = this.#segments.get(segmentId);
+    invariant(segment !== undefined, 'a replica is placed for a known segment');
+    const serverId = this.#selector.choose(segment.serverIds, segment.excludedServerIds, nowMs);
+    if (serverId === null) return false;
+    segment.step({ kind: 'assigned', replicaIndex, serverId }, nowMs);
+    return true;
+  }
+
+  #advanceDurablePosition(): void {
+    for (let index = Math.max(0, this.#firstOpenHead - 1); index < this.#heads.length; index += 1) {
+      const head = this.#heads[index];
+      invariant(head !== undefined, 'index below the number of heads');
+      const reached = head.position + head.segment.durableBytes;
+      if (head.segment.durableBytes > 0 && reached > this.#durablePosition) {
+        this.#durablePosition = reached;
+      }
+      if (!head.segment.closeCommitted) return;
+    }
+  }
+}
