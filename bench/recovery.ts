@@ -8,13 +8,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Client, connect, type Table } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
-import { startProgress } from '../src/ops/progress.js';
 import { formatBytes, formatCount, formatMs } from '../src/ops/text-table.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
 import type { Durability, RecoveryReport } from '../src/rpc/messages.js';
 import { waitForRecovery, waitUntilWhole } from './cluster-health.js';
-import { forEachBatch } from './concurrency.js';
 import { Dataset } from './dataset.js';
+import { countWrong, writeDataset } from './dataset-transfer.js';
 import { megabytesPerSecond, objectsPerSecond, recoveryTable } from './recovery-table.js';
 import { type BenchOptions, type BenchResult, machineLine } from './report.js';
 
@@ -45,7 +44,9 @@ export async function runRecoveryBench(options: RecoveryBenchOptions): Promise<B
   const table = await client.createTable('bench-recovery', { span: 1 });
   const count = Math.floor(options.bytes / options.valueBytes);
   const dataset = new Dataset('object', count, options.valueBytes);
-  const fillMs = await fill(table, dataset);
+  const start = performance.now();
+  await writeDataset(table, dataset);
+  const fillMs = performance.now() - start;
 
   const serverId = await ownerOf(client, 'bench-recovery');
   const index = cluster.indexOf(serverId);
@@ -62,32 +63,6 @@ export async function runRecoveryBench(options: RecoveryBenchOptions): Promise<B
   return result(options, { report, fillMs, unavailableMs, wrong, count, memoryBytes });
 }
 
-async function fill(table: Table, dataset: Dataset): Promise<number> {
-  const progress = startProgress('fill', dataset.count, 'objects');
-  const start = performance.now();
-  await forEachBatch(dataset.count, 64, 8, async (from, to) => {
-    const entries: [string, Buffer][] = [];
-    for (let i = from; i < to; i++) entries.push([dataset.key(i), dataset.value(i)]);
-    await table.putMany(entries);
-    progress.advance(to - from);
-  });
-  progress.stop();
-  return performance.now() - start;
-}
-
-async function countWrong(table: Table, dataset: Dataset): Promise<number> {
-  const progress = startProgress('check', dataset.count, 'objects');
-  let wrong = 0;
-  await forEachBatch(dataset.count, 64, 8, async (from, to) => {
-    const keys = Array.from({ length: to - from }, (_, i) => dataset.key(from + i));
-    const values = await table.getMany(keys);
-    for (const [i, value] of values.entries()) if (!dataset.matches(from + i, value)) wrong++;
-    progress.advance(to - from);
-  });
-  progress.stop();
-  return wrong;
-}
-
 async function ownerOf(client: Client, name: string): Promise<number> {
   const table = (await client.listTables()).find((each) => each.name === name);
   const serverId = table?.tablets[0]?.serverId;
@@ -100,6 +75,7 @@ class Probe {
   #stopped = false;
   #answers = 0;
   #longestMs = 0;
+  #failure: unknown;
   readonly #done: Promise<void>;
 
   constructor(table: Table, key: string) {
@@ -109,8 +85,6 @@ class Probe {
       this.#failure = error;
     });
   }
-
-  #failure: unknown;
 
   async #loop(table: Table, key: string): Promise<void> {
     let lastAnswer = performance.now();

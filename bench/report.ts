@@ -59,8 +59,11 @@ export function machineLine(): string {
 /** The commit of the working tree; 'unknown' where there is none (an installed package). */
 function commit(): string {
   try {
-    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
-    return execFileSync('git', ['describe', '--always', '--dirty'], options).trim();
+    const described = execFileSync('git', ['describe', '--always', '--dirty'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    return described.trim();
   } catch (error) {
     process.stderr.write(`no commit to name in the report: ${(error as Error).message}\n`);
     return 'unknown';

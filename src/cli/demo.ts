@@ -5,17 +5,16 @@
  */
 import { Command } from 'commander';
 import { waitForRecovery } from '../../bench/cluster-health.js';
-import { forEachBatch } from '../../bench/concurrency.js';
 import { Dataset } from '../../bench/dataset.js';
+import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
 import { recoveryTable } from '../../bench/recovery-table.js';
 import { connect, type Table } from '../client/index.js';
 import { LocalCluster } from '../cluster/local-cluster.js';
-import { startProgress } from '../ops/progress.js';
 import { formatCount, formatMs } from '../ops/text-table.js';
 import { invariant } from '../rpc/errors.js';
 import { EXIT_NO, EXIT_OK, printLine, run, untilSignal } from './command-runner.js';
-import { COORDINATOR_PORT_DEFAULT, option, parseMemoryBytes } from './option-parsers.js';
 import { reportExit } from './dev.js';
+import { COORDINATOR_PORT_DEFAULT, option, parseMemoryBytes } from './option-parsers.js';
 
 interface DemoOptions {
   exit?: boolean;
@@ -30,16 +29,7 @@ const objectCount = datasets.reduce((sum, { count }) => sum + count, 0);
 
 async function write(table: Table): Promise<void> {
   await timed('wrote', async () => {
-    const progress = startProgress('write', objectCount, 'objects');
-    for (const dataset of datasets) {
-      await forEachBatch(dataset.count, 256, 8, async (from, to) => {
-        const entries: [string, Buffer][] = [];
-        for (let i = from; i < to; i++) entries.push([dataset.key(i), dataset.value(i)]);
-        await table.putMany(entries);
-        progress.advance(to - from);
-      });
-    }
-    progress.stop();
+    for (const dataset of datasets) await writeDataset(table, dataset);
   });
 }
 
@@ -47,16 +37,7 @@ async function write(table: Table): Promise<void> {
 async function check(table: Table, when: string): Promise<number> {
   let wrong = 0;
   await timed(`read ${when} and compared`, async () => {
-    const progress = startProgress('read', objectCount, 'objects');
-    for (const dataset of datasets) {
-      await forEachBatch(dataset.count, 256, 8, async (from, to) => {
-        const keys = Array.from({ length: to - from }, (_, i) => dataset.key(from + i));
-        const values = await table.getMany(keys);
-        for (const [i, value] of values.entries()) if (!dataset.matches(from + i, value)) wrong++;
-        progress.advance(to - from);
-      });
-    }
-    progress.stop();
+    for (const dataset of datasets) wrong += await countWrong(table, dataset);
   });
   if (wrong > 0) await printLine(`WRONG: ${formatCount(wrong)} objects are lost or differ`);
   return wrong;
