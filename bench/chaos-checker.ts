@@ -5,7 +5,7 @@
  *
  * Each key has one writer, which numbers its writes 1, 2, 3 … and sends a write only when the one
  * before has ended. Then, for a read between its start and its end:
- *   acknowledged at its start ≤ number read ≤ started at its end
+ *   acknowledged or read before its start ≤ number read ≤ started at its end
  *   version read ≥ every version of this key that was acknowledged or read before its start
  * A deletion is a write without a value: no object is right if one of the possible numbers is a
  * deletion. A write whose outcome is unknown may count or not, until a later one is acknowledged.
@@ -34,6 +34,7 @@ interface Write {
 
 interface KeyHistory {
   started: number;
+  /** Highest number that anybody was told: acknowledged, or read. */
   acknowledged: number;
   /** Highest version that anybody was told. */
   version: number;
@@ -84,9 +85,7 @@ export class ChaosChecker {
     if (version !== 0 && version < key.version) {
       this.#violation(keyIndex, `write ${number} got version ${version} < ${key.version}`);
     }
-    key.acknowledged = number;
-    key.version = Math.max(key.version, version);
-    key.possible = key.possible.filter((write) => write.number >= number);
+    this.#known(key, number, version);
   }
 
   writeUnknown(): void {
@@ -116,13 +115,19 @@ export class ChaosChecker {
     const number = this.#numberOf(keyIndex, entry.value);
     if (number === undefined) return;
     if (number < start.acknowledged) {
-      this.#violation(keyIndex, `read write ${number} after ${start.acknowledged} was acknowledged`);
+      this.#violation(keyIndex, `read write ${number} after ${start.acknowledged} was known`);
     }
     if (number > key.started) this.#violation(keyIndex, `read write ${number} before it was sent`);
     if (entry.version < start.version) {
       this.#violation(keyIndex, `version ${entry.version} after ${start.version}`);
     }
-    key.version = Math.max(key.version, entry.version);
+    this.#known(key, number, entry.version);
+  }
+
+  #known(key: KeyHistory, number: number, version: number): void {
+    key.acknowledged = Math.max(key.acknowledged, number);
+    key.version = Math.max(key.version, version);
+    key.possible = key.possible.filter((write) => write.number >= key.acknowledged);
   }
 
   /** The write that a value stands for; undefined (and a violation) if it is not whole. */

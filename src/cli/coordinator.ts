@@ -3,12 +3,7 @@ import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
 import { run } from './command-runner.js';
-import {
-  COORDINATOR_PORT_DEFAULT,
-  integer,
-  option,
-  parseDurability,
-} from './option-parsers.js';
+import { COORDINATOR_PORT_DEFAULT, integer, option, parseDurability } from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,

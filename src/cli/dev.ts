@@ -85,9 +85,7 @@ export function devCommand(): Command {
     .addOption(
       option('--durability <mode>', 'fsync (default) or replicated', 'DURABILITY', parseDurability),
     )
-    .addOption(
-      option('--memory <size>', 'per server (default: 256MB)', 'MEMORY', parseMemoryBytes),
-    )
+    .addOption(option('--memory <size>', 'per server (default: 256MB)', 'MEMORY', parseMemoryBytes))
     .addOption(
       option('--port <n>', "coordinator's port (default: 7411)", 'PORT', integer(1, 65_535)),
     )

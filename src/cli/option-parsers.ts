@@ -104,3 +104,8 @@ export function timeoutOption(): Option {
 }
 
 export const jsonFlag = ['--json', 'print JSON for programs'] as const;
+
+export function parsePeer(text: string): 'redis' {
+  if (text === 'redis') return text;
+  throw new InvalidArgumentError(`"${text}" is not a known peer; write redis.`);
+}

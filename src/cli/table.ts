@@ -1,7 +1,7 @@
 /** `rekindle table create|list|drop`. */
 import { Command } from 'commander';
-import type { TableInfo } from '../rpc/messages.js';
 import { textTable } from '../ops/text-table.js';
+import type { TableInfo } from '../rpc/messages.js';
 import {
   type ClientOptions,
   EXIT_OK,

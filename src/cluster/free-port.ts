@@ -19,7 +19,11 @@ export function portIsFree(host: string, port: number): Promise<boolean> {
 }
 
 /** `count` different free ports; `preferred` is the first of them if it is free. */
-export async function freePorts(host: string, count: number, preferred?: number): Promise<number[]> {
+export async function freePorts(
+  host: string,
+  count: number,
+  preferred?: number,
+): Promise<number[]> {
   const ports = new Set<number>();
   if (preferred !== undefined && (await portIsFree(host, preferred))) ports.add(preferred);
   for (let attempt = 0; ports.size < count; attempt++) {

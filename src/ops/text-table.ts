@@ -8,7 +8,9 @@ export type Cell = string | number;
 /** Numbers and cells that begin with a digit are set flush right, all others flush left. */
 export function textTable(titles: readonly string[], rows: readonly (readonly Cell[])[]): string {
   const text = rows.map((row) => titles.map((_, column) => cellText(row[column] ?? '')));
-  const right = titles.map((_, column) => text.every((row) => /^(-?\d|–|$)/.test(row[column] ?? '')));
+  const right = titles.map((_, column) =>
+    text.every((row) => /^(-?\d|–|$)/.test(row[column] ?? '')),
+  );
   const widths = titles.map((title, column) =>
     Math.max(title.length, ...text.map((row) => (row[column] ?? '').length)),
   );
