@@ -1,0 +1,63 @@
+/**
+ * Waiting for a state of the cluster: polls `status` until it is reached, and fails with what was
+ * seen last. Used by benchmarks, the demo and tests after they have killed something.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Client } from '../src/client/index.js';
+import { RekindleError } from '../src/rpc/errors.js';
+import type { ClusterStatus, RecoveryReport } from '../src/rpc/messages.js';
+
+const POLL_MS = 50;
+
+export async function waitFor<T>(
+  what: string,
+  timeoutMs: number,
+  probe: () => Promise<T | undefined>,
+): Promise<T> {
+  const end = performance.now() + timeoutMs;
+  let last: unknown;
+  while (performance.now() < end) {
+    try {
+      const found = await probe();
+      if (found !== undefined) return found;
+    } catch (error) {
+      // A coordinator that restarts is not a failure of the wait; any bug is.
+      if (!(error instanceof RekindleError) || !error.retryable) throw error;
+      last = error;
+    }
+    await delay(POLL_MS);
+  }
+  throw new RekindleError('TIMEOUT', `${what}: not within ${timeoutMs} ms`, { cause: last });
+}
+
+/** The newest recovery of this server, once it is done. */
+export function waitForRecovery(
+  client: Client,
+  serverId: number,
+  timeoutMs: number,
+): Promise<RecoveryReport> {
+  return waitFor(`recovery of server ${serverId}`, timeoutMs, async () => {
+    const { recoveries } = await client.status();
+    return recoveries.findLast(
+      ({ crashedServerId, state }) => crashedServerId === serverId && state === 'done',
+    );
+  });
+}
+
+/** `servers` servers are up, nothing recovers, every tablet has an owner that serves. */
+export function waitUntilWhole(
+  client: Client,
+  servers: number,
+  timeoutMs: number,
+): Promise<ClusterStatus> {
+  return waitFor(`${servers} servers up and all tablets served`, timeoutMs, async () => {
+    const status = await client.status();
+    const up = status.servers.filter((server) => server.status === 'up').length;
+    const whole =
+      up >= servers &&
+      up === status.servers.length &&
+      status.recoveries.every(({ state }) => state === 'done') &&
+      status.tables.every(({ tablets }) => tablets.every((tablet) => tablet.status === 'normal'));
+    return whole ? status : undefined;
+  });
+}

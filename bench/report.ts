@@ -1,0 +1,85 @@
+/**
+ * What every benchmark hands back: a short table for people, and with `--json FILE` the same
+ * figures with machine, commit and parameters, so that runs can be compared later.
+ *
+ * To add a benchmark: write `bench/<name>.ts` with a `run…` function that returns a
+ * `BenchResult`, add a subcommand in src/cli/bench.ts, describe it in docs/benchmarks.md.
+ */
+import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { arch, cpus, platform, release, totalmem } from 'node:os';
+
+export interface Metric {
+  name: string;
+  unit: string;
+  value: number;
+  higherIsBetter: boolean;
+}
+
+export interface BenchResult {
+  name: string;
+  parameters: Record<string, string | number | boolean>;
+  metrics: Metric[];
+  /** For people. */
+  text: string;
+  /** False if the run found an error in what it measured, e.g. wrong contents. */
+  passed: boolean;
+}
+
+/** Common options of all benchmarks. */
+export interface BenchOptions {
+  /** At most about a minute, with fewer objects and rounds. */
+  quick: boolean;
+}
+
+export interface Machine {
+  cpu: string;
+  cores: number;
+  memoryBytes: number;
+  system: string;
+  node: string;
+}
+
+export function machine(): Machine {
+  const processors = cpus();
+  return {
+    cpu: processors[0]?.model.trim() ?? 'unknown',
+    cores: processors.length,
+    memoryBytes: totalmem(),
+    system: `${platform()} ${release()} ${arch()}`,
+    node: process.version,
+  };
+}
+
+export function machineLine(): string {
+  const { cpu, cores, memoryBytes, system, node } = machine();
+  return `${cores} × ${cpu}, ${Math.round(memoryBytes / 2 ** 30)} GB, ${system}, Node ${node}`;
+}
+
+/** The commit of the working tree; 'unknown' where there is none (an installed package). */
+function commit(): string {
+  try {
+    const described = execFileSync('git', ['describe', '--always', '--dirty'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    return described.trim();
+  } catch (error) {
+    process.stderr.write(`no commit to name in the report: ${(error as Error).message}\n`);
+    return 'unknown';
+  }
+}
+
+export function writeReport(file: string, result: BenchResult): void {
+  const { name, parameters, metrics, passed } = result;
+  const report = {
+    name,
+    date: new Date().toISOString(),
+    commit: commit(),
+    machine: machine(),
+    parameters,
+    passed,
+    metrics,
+  };
+  writeFileSync(file, `${JSON.stringify(report, null, 2)}\n`);
+}

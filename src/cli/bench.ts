@@ -1,0 +1,163 @@
+/**
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each starts a cluster of its own on this
+ * machine, prints a short table, and writes the figures as JSON with --json FILE.
+ */
+import { Command } from 'commander';
+import { runChaos } from '../../bench/chaos.js';
+import { runLatencyBench } from '../../bench/latency.js';
+import { runRecoveryBench } from '../../bench/recovery.js';
+import { type BenchResult, writeReport } from '../../bench/report.js';
+import { runThroughputBench } from '../../bench/throughput.js';
+import type { Durability } from '../rpc/messages.js';
+import { EXIT_NO, EXIT_OK, printLine, run } from './command-runner.js';
+import {
+  integer,
+  option,
+  parseBytes,
+  parseDurability,
+  parseMemoryBytes,
+  parsePeer,
+} from './option-parsers.js';
+
+interface CommonOptions {
+  quick?: boolean;
+  json?: string;
+  servers: number;
+  memory: number;
+  durability: Durability;
+}
+
+async function report(json: string | undefined, bench: Promise<BenchResult>): Promise<number> {
+  const result = await bench;
+  await printLine(result.text);
+  if (json !== undefined) writeReport(json, result);
+  return result.passed ? EXIT_OK : EXIT_NO;
+}
+
+/** Options of every benchmark. `memory` is the default of --memory. */
+function subcommand(name: string, description: string, memory: string | undefined): Command {
+  const command = new Command(name)
+    .description(description)
+    .option('--quick', 'at most about a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .addOption(option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(5));
+  if (memory === undefined) return command;
+  return command.addOption(
+    option('--memory <size>', 'log memory per server', 'MEMORY', parseMemoryBytes).default(
+      parseMemoryBytes(memory),
+      memory,
+    ),
+  );
+}
+
+function withDurability(command: Command): Command {
+  return command.addOption(
+    option('--durability <mode>', 'fsync or replicated', 'DURABILITY', parseDurability).default(
+      'fsync',
+    ),
+  );
+}
+
+function throughputCommand(): Command {
+  return subcommand('throughput', 'operations a second, both modes of durability', '512MB')
+    .option('--peer <name>', 'measure a peer on the same work: redis', parsePeer)
+    .action((options: CommonOptions & { peer?: 'redis' }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, peer, quick = false } = options;
+        return report(options.json, runThroughputBench({ servers, memoryBytes, peer, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench throughput --quick
+  $ rekindle bench throughput --peer redis --json throughput.json
+
+--peer redis needs Debian's redis-server.`,
+    );
+}
+
+function latencyCommand(): Command {
+  return withDurability(subcommand('latency', 'HDR histograms of gets and puts', '512MB'))
+    .option('--rate <n>', 'operations a second of the fixed-rate runs', integer(1, 1e6), 2_000)
+    .action((options: CommonOptions & { rate: number }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, rate, quick = false } = options;
+        return report(
+          options.json,
+          runLatencyBench({ servers, memoryBytes, durability, rate, quick }),
+        );
+      }),
+    )
+    .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
+}
+
+function recoveryCommand(): Command {
+  return withDurability(
+    subcommand('recovery', 'kill the one master that holds the data', undefined),
+  )
+    .option('--bytes <size>', 'bytes of values on that master', parseBytes, 512 * 2 ** 20)
+    .option('--value <size>', 'bytes of a value', parseBytes, 1024)
+    .action((options: CommonOptions & { bytes: number; value: number }) =>
+      run(() => {
+        const { servers, bytes, value: valueBytes, durability, quick = false } = options;
+        return report(
+          options.json,
+          runRecoveryBench({ servers, bytes, valueBytes, durability, quick }),
+        );
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench recovery --quick          512 MB of 1 KB objects, five servers
+  $ rekindle bench recovery --bytes 2GB --servers 8
+
+Memory of the servers follows from --bytes.`,
+    );
+}
+
+function chaosCommand(): Command {
+  return withDurability(subcommand('chaos', 'kill random servers under checked load', '256MB'))
+    .option('--kills <n>', 'how many (with --quick: 8)', integer(1, 10_000))
+    .option('--seed <n>', 'draw the same victims, pauses and operations', integer(0, 2 ** 31 - 1))
+    .option('--down-at-once <n>', 'servers that are down at the same time', integer(1, 2), 1)
+    .action((options: CommonOptions & { kills?: number; seed?: number; downAtOnce: number }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, downAtOnce, seed } = options;
+        const quick = options.quick ?? false;
+        const kills = options.kills ?? (quick ? 8 : 20);
+        const chaos = { kills, seed, servers, durability, memoryBytes, downAtOnce, quick };
+        return report(options.json, runChaos(chaos));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench chaos --kills 20
+  $ rekindle bench chaos --kills 20 --seed 4711
+
+Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
+    );
+}
+
+export function benchCommand(): Command {
+  return new Command('bench')
+    .description('measure throughput, latency, recovery; check under chaos')
+    .addCommand(throughputCommand())
+    .addCommand(latencyCommand())
+    .addCommand(recoveryCommand())
+    .addCommand(chaosCommand())
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench recovery --quick
+  $ rekindle bench throughput --quick --peer redis
+
+Benchmarks start clusters of their own; they need no running one.`,
+    );
+}

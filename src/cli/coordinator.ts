@@ -1,0 +1,78 @@
+/** `rekindle coordinator`: the process that owns membership and the tablet map. */
+import { Command } from 'commander';
+import { startCoordinator } from '../cluster/coordinator.js';
+import type { Durability } from '../rpc/messages.js';
+import { run } from './command-runner.js';
+import { COORDINATOR_PORT_DEFAULT, integer, option, parseDurability } from './option-parsers.js';
+import {
+  exitWithParentOption,
+  type LifetimeOptions,
+  readyJsonOption,
+  serve,
+  watchParent,
+} from './service-lifetime.js';
+
+interface CoordinatorCommandOptions extends LifetimeOptions {
+  data: string;
+  host: string;
+  port: number;
+  replicas: number;
+  durability: Durability;
+  allowSameHost?: boolean;
+  restore?: string;
+  insecure?: boolean;
+}
+
+async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
+  watchParent(options);
+  const coordinator = await startCoordinator({
+    dataDirectory: options.data,
+    host: options.host,
+    port: options.port,
+    replicas: options.replicas,
+    durability: options.durability,
+    allowSameHost: options.allowSameHost ?? false,
+    insecure: options.insecure ?? false,
+    ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
+  });
+  const stop = (): Promise<void> => coordinator.stop();
+  return serve(options, { name: 'coordinator', port: coordinator.port, serverId: null, stop });
+}
+
+export function coordinatorCommand(): Command {
+  return new Command('coordinator')
+    .description('run a coordinator')
+    .addOption(option('--data <dir>', 'its data folder', 'DATA').makeOptionMandatory())
+    .addOption(option('--host <address>', 'address to listen on', 'HOST').default('127.0.0.1'))
+    .addOption(
+      option('--port <n>', 'port to listen on, 0: any', 'PORT', integer(0, 65_535)).default(
+        COORDINATOR_PORT_DEFAULT,
+      ),
+    )
+    .addOption(
+      option('--replicas <n>', 'copies of every segment', 'REPLICAS', integer(1, 8)).default(3),
+    )
+    .addOption(
+      option(
+        '--durability <mode>',
+        'fsync: acknowledged = on R disks; replicated: in R memories',
+        'DURABILITY',
+        parseDurability,
+      ).default('fsync'),
+    )
+    .addOption(option('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
+    .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
+    .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
+    .addOption(readyJsonOption())
+    .addOption(exitWithParentOption())
+    .action((options: CoordinatorCommandOptions) => run(() => coordinate(options)))
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle coordinator --data /var/lib/rekindle/coordinator
+  $ rekindle coordinator --data /srv/new --restore /srv/server-1/coordinator-state.json
+
+Replicas and durability are fixed at the first start of a data folder.`,
+    );
+}

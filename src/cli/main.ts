@@ -1,0 +1,87 @@
+#!/usr/bin/env node
+/**
+ * The command `rekindle`: assembles the commands, one file each, and turns mistakes of usage into
+ * exit code 2. What a command does is in its file; exit codes are explained in command-runner.ts.
+ */
+import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Command, CommanderError } from 'commander';
+import { benchCommand } from './bench.js';
+import { EXIT_FAILED, printError } from './command-runner.js';
+import { coordinatorCommand } from './coordinator.js';
+import { deleteCommand } from './delete.js';
+import { demoCommand } from './demo.js';
+import { devCommand } from './dev.js';
+import { getCommand } from './get.js';
+import { putCommand } from './put.js';
+import { serverCommand } from './server.js';
+import { statusCommand } from './status.js';
+import { tableCommand } from './table.js';
+
+function packageVersion(): string {
+  for (let folder = dirname(fileURLToPath(import.meta.url)); ; folder = dirname(folder)) {
+    try {
+      const { name, version } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
+      if (name === 'rekindle') return version;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
+    if (folder === dirname(folder)) return 'unknown';
+  }
+}
+
+function program(): Command {
+  const root = new Command('rekindle')
+    .description('A durable key-value store that keeps all data in DRAM.')
+    .version(packageVersion())
+    .option('--verbose', 'print the stack of errors')
+    .showHelpAfterError('(--help shows all options and examples)')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle dev                             a cluster on this machine
+  $ rekindle table create notes
+  $ rekindle put notes hello world
+  $ rekindle get notes hello
+  $ rekindle status
+  $ rekindle bench throughput --quick
+
+Options can be given as REKINDLE_<OPTION> in the environment, e.g. REKINDLE_URL.
+Exit codes: 0 yes, 1 no (absent, degraded, different), 2 the command failed.`,
+    );
+  const commands = [
+    devCommand(),
+    coordinatorCommand(),
+    serverCommand(),
+    statusCommand(),
+    tableCommand(),
+    getCommand(),
+    putCommand(),
+    deleteCommand(),
+    benchCommand(),
+    demoCommand(),
+  ];
+  for (const command of commands) root.addCommand(inheriting(command));
+  return root;
+}
+
+/** Subcommands throw instead of exiting, and accept --verbose at their own place. */
+function inheriting(command: Command): Command {
+  command.exitOverride().showHelpAfterError('(--help shows all options and examples)');
+  if (command.commands.length === 0) command.option('--verbose', 'print the stack of errors');
+  for (const subcommand of command.commands) inheriting(subcommand);
+  return command;
+}
+
+try {
+  await program().exitOverride().parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) {
+    process.exitCode = error.exitCode === 0 ? 0 : EXIT_FAILED;
+  } else {
+    process.exitCode = EXIT_FAILED;
+    printError(error);
+  }
+}

@@ -1,0 +1,111 @@
+/**
+ * How the CLI reads numbers, sizes, addresses: the one place, so that every command understands
+ * the same spellings and refuses the same mistakes. Parsers throw commander's error, which names
+ * the option.
+ */
+import { InvalidArgumentError, Option } from 'commander';
+import type { Durability } from '../rpc/messages.js';
+
+export const URL_DEFAULT = 'rekindle://127.0.0.1:7411';
+export const COORDINATOR_PORT_DEFAULT = 7411;
+
+const SEGMENT_BYTES = 8 * 2 ** 20;
+const MEMORY_BYTES_MIN = 64 * 2 ** 20;
+
+const sizeUnits: Record<string, number> = {
+  '': 1,
+  B: 1,
+  KB: 2 ** 10,
+  KIB: 2 ** 10,
+  MB: 2 ** 20,
+  MIB: 2 ** 20,
+  GB: 2 ** 30,
+  GIB: 2 ** 30,
+};
+
+/** 1024, 64KB, 256MB, 1.5GB; units are powers of 1024. */
+export function parseBytes(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
+  const unit = sizeUnits[(match?.[2] ?? '').toUpperCase()];
+  if (match === null || unit === undefined) {
+    throw new InvalidArgumentError(`"${text}" is not a size; write 65536, 64KB, 256MB or 1.5GB.`);
+  }
+  const bytes = Math.round(Number(match[1]) * unit);
+  if (!Number.isSafeInteger(bytes)) throw new InvalidArgumentError(`"${text}" is too large.`);
+  return bytes;
+}
+
+/** Log memory: at least 64 MB, rounded up to whole segments. */
+export function parseMemoryBytes(text: string): number {
+  const bytes = parseBytes(text);
+  if (bytes < MEMORY_BYTES_MIN) {
+    throw new InvalidArgumentError(`"${text}" is too little; a server needs at least 64MB.`);
+  }
+  return Math.ceil(bytes / SEGMENT_BYTES) * SEGMENT_BYTES;
+}
+
+/** A parser of whole numbers from `min` to `max`. */
+export function integer(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^-?\d+$/.test(text.trim()) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) {
+      throw new InvalidArgumentError(`"${text}" is not a whole number from ${min} to ${max}.`);
+    }
+    return value;
+  };
+}
+
+/** 500ms, 10s, 2m; a bare number is milliseconds. */
+export function parseDurationMs(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)(ms|s|m)?$/.exec(text.trim());
+  if (match === null) {
+    throw new InvalidArgumentError(`"${text}" is not a duration; write 500ms, 10s or 2m.`);
+  }
+  const factor = { ms: 1, s: 1000, m: 60_000 }[match[2] ?? 'ms'] ?? 1;
+  return Math.round(Number(match[1]) * factor);
+}
+
+/** host:port */
+export function parseAddress(text: string): string {
+  const match = /^(\[[0-9a-f:]+\]|[^:\s/]+):(\d{1,5})$/i.exec(text.trim());
+  if (match === null || Number(match[2]) < 1 || Number(match[2]) > 65_535) {
+    throw new InvalidArgumentError(`"${text}" is not an address; write host:port.`);
+  }
+  return text.trim();
+}
+
+export function parseDurability(text: string): Durability {
+  if (text === 'fsync' || text === 'replicated') return text;
+  throw new InvalidArgumentError(`"${text}" is not a mode; write fsync or replicated.`);
+}
+
+/** An option that `REKINDLE_<NAME>` can set too; the command line wins. */
+export function option<T>(
+  flags: string,
+  description: string,
+  environmentName: string,
+  parse?: (text: string) => T,
+): Option {
+  const created = new Option(flags, description).env(`REKINDLE_${environmentName}`);
+  return parse === undefined ? created : created.argParser(parse);
+}
+
+export function urlOption(): Option {
+  return option('-u, --url <url>', 'the cluster, as `rekindle dev` prints it', 'URL').default(
+    URL_DEFAULT,
+  );
+}
+
+export function timeoutOption(): Option {
+  return option('--timeout <duration>', 'give up after', 'TIMEOUT', parseDurationMs).default(
+    10_000,
+    '10s',
+  );
+}
+
+export const jsonFlag = ['--json', 'print JSON for programs'] as const;
+
+export function parsePeer(text: string): 'redis' {
+  if (text === 'redis') return text;
+  throw new InvalidArgumentError(`"${text}" is not a known peer; write redis.`);
+}

@@ -1,0 +1,43 @@
+/**
+ * How the long-running commands (`coordinator`, `server`) announce themselves and end: a ready
+ * line for whoever started them, a clean stop on SIGINT and SIGTERM, and, with
+ * `--exit-with-parent`, the end of the process when the parent's end of stdin is gone.
+ */
+import { Option } from 'commander';
+import { EXIT_OK, printLine, untilSignal } from './command-runner.js';
+
+export interface LifetimeOptions {
+  readyJson?: boolean;
+  exitWithParent?: boolean;
+}
+
+export function readyJsonOption(): Option {
+  return new Option('--ready-json', 'print one JSON line on stdout when ready');
+}
+
+export function exitWithParentOption(): Option {
+  return new Option('--exit-with-parent', 'exit when stdin is closed');
+}
+
+/** Watched from the beginning: a parent may die while this process still starts. */
+export function watchParent(options: LifetimeOptions): void {
+  if (!options.exitWithParent) return;
+  const gone = (): never => process.exit(EXIT_OK);
+  process.stdin.once('end', gone).once('close', gone).once('error', gone).resume();
+}
+
+/** Says ready, waits for a signal, stops. */
+export async function serve(
+  options: LifetimeOptions,
+  service: { name: string; port: number; serverId: number | null; stop(): Promise<void> },
+): Promise<number> {
+  const signalled = untilSignal();
+  const { name, port, serverId } = service;
+  if (options.readyJson) await printLine(JSON.stringify({ ready: true, port, serverId }));
+  else await printLine(`rekindle ${name} is ready on port ${port}; Ctrl-C stops it`);
+  await signalled;
+  await service.stop();
+  // The parent's pipe keeps the event loop alive.
+  process.stdin.destroy();
+  return EXIT_OK;
+}

@@ -1,0 +1,105 @@
+/**
+ * `rekindle status`: what the coordinator knows, for people or as JSON. Exit code 0 if the cluster
+ * is healthy, 1 if it is degraded (a server down, a recovery running, a warning), 2 if no
+ * coordinator answers.
+ */
+import { Command } from 'commander';
+import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
+import type { ClusterStatus, RecoveryReport } from '../rpc/messages.js';
+import {
+  type ClientOptions,
+  EXIT_NO,
+  EXIT_OK,
+  printJson,
+  printLine,
+  run,
+  withClient,
+} from './command-runner.js';
+import { jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
+import { tableRows, tableTitles } from './table.js';
+
+interface StatusOptions extends ClientOptions {
+  json?: boolean;
+}
+
+const RECOVERIES_SHOWN_MAX = 5;
+
+export function isHealthy(status: ClusterStatus): boolean {
+  return (
+    status.warnings.length === 0 &&
+    status.servers.length > 0 &&
+    status.servers.every((server) => server.status === 'up') &&
+    status.recoveries.every((recovery) => recovery.state === 'done') &&
+    status.tables.every((table) => table.tablets.every((tablet) => tablet.status === 'normal'))
+  );
+}
+
+function recoveryRow(recovery: RecoveryReport): (string | number)[] {
+  return [
+    String(recovery.recoveryId),
+    String(recovery.crashedServerId),
+    recovery.state,
+    recovery.partitions.length,
+    recovery.segments,
+    recovery.objects,
+    formatBytes(recovery.bytes),
+    formatMs(recovery.totalMs),
+    recovery.waitingFor ?? '',
+  ];
+}
+
+export function statusText(status: ClusterStatus): string {
+  const serverRows = status.servers.map((server) => [
+    String(server.serverId),
+    server.address,
+    server.host,
+    [server.master ? 'master' : '', server.backup ? 'backup' : ''].filter(Boolean).join('+'),
+    server.status,
+    formatBytes(server.memoryBytes),
+  ]);
+  const parts = [
+    `cluster ${status.clusterId}  ${isHealthy(status) ? 'healthy' : 'DEGRADED'}`,
+    `replicas ${status.replicas}, durability ${status.durability}, ` +
+      `coordinator term ${status.term}, state copies ${status.stateCopies}`,
+    '',
+    textTable(['server', 'address', 'host', 'roles', 'status', 'memory'], serverRows),
+  ];
+  if (status.tables.length > 0) parts.push('', textTable(tableTitles, tableRows(status.tables)));
+  const recent = status.recoveries.slice(-RECOVERIES_SHOWN_MAX);
+  if (recent.length > 0) {
+    const titles = ['recovery', 'server', 'state', 'partitions', 'segments', 'objects'];
+    const rest = ['bytes', 'total', 'waits for'];
+    parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
+  }
+  if (status.warnings.length > 0) parts.push('', ...status.warnings.map((w) => `warning: ${w}`));
+  return parts.join('\n');
+}
+
+async function show(options: StatusOptions): Promise<number> {
+  return withClient(options, async (client) => {
+    const status = await client.status();
+    const healthy = isHealthy(status);
+    if (options.json) await printJson({ healthy, ...status });
+    else await printLine(statusText(status));
+    return healthy ? EXIT_OK : EXIT_NO;
+  });
+}
+
+export function statusCommand(): Command {
+  return new Command('status')
+    .description('show servers, tables, recoveries and warnings')
+    .addOption(urlOption())
+    .addOption(timeoutOption())
+    .option(...jsonFlag)
+    .action((options: StatusOptions) => run(() => show(options)))
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle status
+  $ rekindle status --json | jq .servers
+  $ until rekindle status > status.txt; do sleep 1; done
+
+Exit codes: 0 healthy, 1 degraded, 2 no coordinator answers.`,
+    );
+}

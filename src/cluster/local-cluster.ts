@@ -1,0 +1,275 @@
+/**
+ * A whole cluster on this machine: a coordinator and n servers, each a process of its own, as the
+ * CLI starts them. Used by `rekindle dev`, the demo, benchmarks and tests, which kill and restart
+ * its processes.
+ *
+ * Rules: ports and data folders of a process are the same for as long as its folder exists, so
+ * that a restart is a restart. All processes share this host, hence `--allow-same-host`; the
+ * number of replicas is never lowered. Nothing is restarted by itself.
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { invariant, RekindleError } from '../rpc/errors.js';
+import type { Durability } from '../rpc/messages.js';
+import { freePorts, portIsFree } from './free-port.js';
+import { ManagedProcess, type ProcessExit } from './managed-process.js';
+
+export interface LocalClusterOptions {
+  /** Default: a temporary folder that `stop()` removes. */
+  dataDirectory?: string;
+  /** Servers, 1 to 64. A folder that is used again may be given more than before, never fewer. */
+  servers?: number;
+  replicas?: number;
+  durability?: Durability;
+  /** Log memory of each server. */
+  memoryBytes?: number;
+  /** Wanted for the coordinator; another one is taken if it is in use. */
+  coordinatorPort?: number;
+  /** More arguments for every `rekindle server`. */
+  serverArguments?: readonly string[];
+  environment?: Record<string, string>;
+  readyTimeoutMs?: number;
+  /** Called when a process ends that nobody has killed. */
+  onUnexpectedExit?: (exit: ProcessExit) => void;
+}
+
+/** What a folder remembers, in `cluster.json`. */
+interface Layout {
+  format: 1;
+  replicas: number;
+  durability: Durability;
+  memoryBytes: number;
+  coordinatorPort: number;
+  serverPorts: number[];
+}
+
+const HOST = '127.0.0.1';
+const SERVERS_MAX = 64;
+const STOP_TIMEOUT_MS = 10_000;
+const CLI = fileURLToPath(new URL('../cli/main.js', import.meta.url));
+
+export class LocalCluster {
+  readonly dataDirectory: string;
+  readonly logDirectory: string;
+  readonly #layout: Layout;
+  readonly #temporary: boolean;
+  readonly #options: LocalClusterOptions;
+  readonly #coordinator: ManagedProcess;
+  readonly #servers: ManagedProcess[];
+
+  private constructor(
+    directory: string,
+    temporary: boolean,
+    layout: Layout,
+    options: LocalClusterOptions,
+  ) {
+    this.dataDirectory = directory;
+    this.logDirectory = join(directory, 'logs');
+    this.#layout = layout;
+    this.#temporary = temporary;
+    this.#options = options;
+    this.#coordinator = this.#process('coordinator');
+    this.#servers = layout.serverPorts.map((_, index) => this.#process(`server-${index + 1}`));
+  }
+
+  /** Starts everything and resolves when all processes are ready. */
+  static async start(options: LocalClusterOptions = {}): Promise<LocalCluster> {
+    const cluster = await LocalCluster.create(options);
+    try {
+      await cluster.startAll();
+      return cluster;
+    } catch (error) {
+      await cluster.stop();
+      throw error;
+    }
+  }
+
+  /** The same without starting a process; `startAll` or `restartCoordinator` … come next. */
+  static async create(options: LocalClusterOptions = {}): Promise<LocalCluster> {
+    const temporary = options.dataDirectory === undefined;
+    const directory = resolve(options.dataDirectory ?? mkdtempSync(join(tmpdir(), 'rekindle-')));
+    mkdirSync(join(directory, 'logs'), { recursive: true });
+    const layout = await planLayout(join(directory, 'cluster.json'), options);
+    return new LocalCluster(directory, temporary, layout, options);
+  }
+
+  /** What clients connect to. */
+  get url(): string {
+    return `rekindle://${HOST}:${this.#layout.coordinatorPort}`;
+  }
+
+  get replicas(): number {
+    return this.#layout.replicas;
+  }
+
+  get durability(): Durability {
+    return this.#layout.durability;
+  }
+
+  get serverCount(): number {
+    return this.#servers.length;
+  }
+
+  get coordinatorPort(): number {
+    return this.#layout.coordinatorPort;
+  }
+
+  serverPort(index: number): number {
+    const port = this.#layout.serverPorts[index];
+    invariant(port !== undefined, `server index ${index} < ${this.serverCount}`);
+    return port;
+  }
+
+  /** Name, pid (undefined: not running), port of every process; the coordinator first. */
+  processes(): { name: string; pid: number | undefined; port: number }[] {
+    const { coordinatorPort } = this.#layout;
+    return [
+      { name: this.#coordinator.name, pid: this.#coordinator.pid, port: coordinatorPort },
+      ...this.#servers.map(({ name, pid }, index) => ({ name, pid, port: this.serverPort(index) })),
+    ];
+  }
+
+  /** The id under which this server is enlisted now; undefined while it is not running. */
+  serverId(index: number): number | undefined {
+    return this.#server(index).ready?.serverId ?? undefined;
+  }
+
+  /** Index of a running server by its id; undefined if none has it. */
+  indexOf(serverId: number): number | undefined {
+    const index = this.#servers.findIndex((server) => server.ready?.serverId === serverId);
+    return index < 0 ? undefined : index;
+  }
+
+  isRunning(index: number): boolean {
+    return this.#server(index).running;
+  }
+
+  /** Starts whatever does not run: the coordinator first, then all servers at once. */
+  async startAll(): Promise<void> {
+    if (!this.#coordinator.running) await this.restartCoordinator();
+    const idle = this.#servers.flatMap((server, index) => (server.running ? [] : [index]));
+    const results = await Promise.allSettled(idle.map((index) => this.restartServer(index)));
+    const failed = results.find((result) => result.status === 'rejected');
+    if (failed?.status === 'rejected') throw failed.reason;
+  }
+
+  async killServer(index: number, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    await this.#server(index).kill(signal);
+  }
+
+  /** Starts a server that does not run, on its old port and folder. Returns its new id. */
+  async restartServer(index: number): Promise<number> {
+    const { coordinatorPort, memoryBytes } = this.#layout;
+    const server = this.#server(index);
+    const ready = await server.start([
+      ...[CLI, 'server', '--ready-json', '--exit-with-parent'],
+      ...['--coordinator', `${HOST}:${coordinatorPort}`],
+      ...['--host', HOST, '--port', String(this.serverPort(index))],
+      ...['--data', join(this.dataDirectory, server.name)],
+      ...['--memory', String(memoryBytes)],
+      ...(this.#options.serverArguments ?? []),
+    ]);
+    invariant(ready.serverId !== null, 'a ready server has an id');
+    return ready.serverId;
+  }
+
+  async killCoordinator(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    await this.#coordinator.kill(signal);
+  }
+
+  async restartCoordinator(): Promise<void> {
+    const { coordinatorPort, replicas, durability } = this.#layout;
+    await this.#coordinator.start([
+      ...[CLI, 'coordinator', '--ready-json', '--exit-with-parent', '--allow-same-host'],
+      ...['--host', HOST, '--port', String(coordinatorPort)],
+      ...['--data', join(this.dataDirectory, 'coordinator')],
+      ...['--replicas', String(replicas), '--durability', durability],
+    ]);
+  }
+
+  /** All processes at once, as a power cut would. */
+  async killAll(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    await Promise.all([this.#coordinator, ...this.#servers].map((each) => each.kill(signal)));
+  }
+
+  /** The process keeps its connections and says nothing until `resumeServer`. */
+  pauseServer(index: number): void {
+    this.#server(index).signal('SIGSTOP');
+  }
+
+  resumeServer(index: number): void {
+    this.#server(index).signal('SIGCONT');
+  }
+
+  /** Stops servers, then the coordinator; removes a temporary folder. */
+  async stop(): Promise<void> {
+    await Promise.all(this.#servers.map((server) => server.kill('SIGTERM')));
+    await this.#coordinator.kill('SIGTERM');
+    if (this.#temporary) rmSync(this.dataDirectory, { recursive: true, force: true });
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  /** The end of every log, for the message of a failure. */
+  logTails(lines = 20): string {
+    return [this.#coordinator, ...this.#servers]
+      .map((each) => `--- ${each.name} (${each.logFile})\n${each.logTail(lines)}`)
+      .join('\n');
+  }
+
+  #server(index: number): ManagedProcess {
+    const server = this.#servers[index];
+    invariant(server !== undefined, `server index ${index} < ${this.serverCount}`);
+    return server;
+  }
+
+  #process(name: string): ManagedProcess {
+    return new ManagedProcess({
+      name,
+      logFile: join(this.logDirectory, `${name}.log`),
+      readyTimeoutMs: this.#options.readyTimeoutMs ?? 60_000,
+      stopTimeoutMs: STOP_TIMEOUT_MS,
+      environment: this.#options.environment ?? {},
+      onUnexpectedExit: (exit) => this.#options.onUnexpectedExit?.(exit),
+    });
+  }
+}
+
+/** Settings that are not given are those of the folder; ports in use by others are replaced. */
+async function planLayout(file: string, options: LocalClusterOptions): Promise<Layout> {
+  const old = existsSync(file) ? readLayout(file) : undefined;
+  const serverCount = Math.max(options.servers ?? 0, old?.serverPorts.length ?? 0) || 4;
+  if (!Number.isInteger(serverCount) || serverCount > SERVERS_MAX) {
+    throw new RekindleError('INVALID_ARGUMENT', `servers must be 1 to ${SERVERS_MAX}`);
+  }
+  const wanted = old === undefined ? [] : [old.coordinatorPort, ...old.serverPorts];
+  const ports = await freePorts(HOST, serverCount + 1, options.coordinatorPort);
+  for (const [index, port] of wanted.entries()) {
+    const given = index === 0 && options.coordinatorPort !== undefined;
+    if (!given && (await portIsFree(HOST, port))) ports[index] = port;
+  }
+  const [coordinatorPort, ...serverPorts] = ports;
+  invariant(coordinatorPort !== undefined, 'ports.length = servers + 1');
+  const layout: Layout = {
+    format: 1,
+    replicas: options.replicas ?? old?.replicas ?? 3,
+    durability: options.durability ?? old?.durability ?? 'fsync',
+    memoryBytes: options.memoryBytes ?? old?.memoryBytes ?? 256 * 2 ** 20,
+    coordinatorPort,
+    serverPorts,
+  };
+  writeFileSync(file, `${JSON.stringify(layout, null, 2)}\n`);
+  return layout;
+}
+
+function readLayout(file: string): Layout {
+  const layout = JSON.parse(readFileSync(file, 'utf8')) as Layout;
+  if (layout.format !== 1 || !Array.isArray(layout.serverPorts)) {
+    throw new RekindleError('INVALID_ARGUMENT', `${file} is not of a format that is known here`);
+  }
+  return layout;
+}
