@@ -1,1 +1,381 @@
-//! Handles of the master half.
+//! Handles of the master half: `MasterCore` and `RecoveryCore` of `src/native/contract.ts`.
+//!
+//! Rules: one call per message; views of segments hold the arena, so they never dangle, and each
+//! segment has one view (V8 wants one backing store per address). `close` drops the views; a
+//! `MasterCore` that is not closed keeps its memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use napi::bindgen_prelude::{
+    BufferSlice, Env, Float64ArraySlice, JsValue, Object, ObjectRef, Uint8Array, Uint8ArraySlice,
+};
+use napi_derive::napi;
+use rekindle_core::entry::SEGMENT_BYTES;
+use rekindle_core::master::recovery::Recovery;
+use rekindle_core::master::tablets::SlotRange as CoreRange;
+use rekindle_core::master::{Master, MasterOptions as CoreOptions};
+use rekindle_core::status::Status;
+
+use crate::errors::{Result, border, error, guard, rejection, store, whole};
+
+/// How a master is made.
+#[napi(object)]
+pub struct MasterOptions {
+    /// Log id.
+    pub server_id: f64,
+    /// A multiple of 8 MiB, at least 64 MiB.
+    pub memory_bytes: f64,
+    /// At least 1.
+    pub replay_threads: u32,
+}
+
+/// A range of slots of a table, both ends inclusive.
+#[napi(object)]
+pub struct SlotRange {
+    /// From 1.
+    pub table_id: f64,
+    /// First slot.
+    pub start_slot: f64,
+    /// Last slot.
+    pub end_slot: f64,
+}
+
+/// A tablet with its weight.
+#[napi(object)]
+pub struct TabletStats {
+    /// From 1.
+    pub table_id: f64,
+    /// First slot.
+    pub start_slot: f64,
+    /// Last slot.
+    pub end_slot: f64,
+    /// Bytes of the entries of its objects.
+    pub bytes: f64,
+    /// Its objects.
+    pub records: f64,
+}
+
+/// What one replay brought.
+#[napi(object)]
+pub struct Replayed {
+    /// Objects and tombstones.
+    pub objects: f64,
+    /// Bytes.
+    pub bytes: f64,
+}
+
+fn core_range(range: &SlotRange) -> std::result::Result<CoreRange, Status> {
+    let slot = |number: f64| u32::try_from(whole(number)?).map_err(|_| Status::InvalidArgument);
+    Ok(CoreRange {
+        table_id: whole(range.table_id)?,
+        start_slot: slot(range.start_slot)?,
+        end_slot: slot(range.end_slot)?,
+    })
+}
+
+fn numbers(ids: Vec<u64>) -> Vec<f64> {
+    ids.into_iter().map(|id| id as f64).collect()
+}
+
+/// A master's data.
+#[napi]
+pub struct MasterCore {
+    master: Arc<Master>,
+    views: HashMap<u64, ObjectRef<false>>,
+}
+
+#[napi]
+impl MasterCore {
+    /// An empty master.
+    #[napi(constructor)]
+    pub fn new(options: MasterOptions) -> Result<Self> {
+        let master = guard("MasterCore", || {
+            Master::new(CoreOptions {
+                server_id: whole(options.server_id)?,
+                memory_bytes: whole(options.memory_bytes)? as usize,
+                replay_threads: options.replay_threads as usize,
+            })
+        })?;
+        Ok(Self {
+            master,
+            views: HashMap::new(),
+        })
+    }
+
+    /// Owns a tablet.
+    #[napi]
+    pub fn take_tablet(&self, range: SlotRange) -> Result<()> {
+        guard("takeTablet", || {
+            self.master.take_tablet(core_range(&range)?)
+        })
+    }
+
+    /// Forgets a tablet.
+    #[napi]
+    pub fn drop_tablet(&self, range: SlotRange) -> Result<()> {
+        guard("dropTablet", || {
+            self.master.drop_tablet(core_range(&range)?)
+        })
+    }
+
+    /// The tablets that are served.
+    #[napi]
+    pub fn tablets(&self) -> Result<Vec<TabletStats>> {
+        let tablets = guard("tablets", || self.master.tablets())?;
+        let convert = |tablet: rekindle_core::master::TabletStats| TabletStats {
+            table_id: tablet.range.table_id as f64,
+            start_slot: f64::from(tablet.range.start_slot),
+            end_slot: f64::from(tablet.range.end_slot),
+            bytes: tablet.bytes as f64,
+            records: tablet.records as f64,
+        };
+        Ok(tablets.into_iter().map(convert).collect())
+    }
+
+    /// Executes an EXECUTE body.
+    #[napi]
+    pub fn execute(
+        &self,
+        body: &[u8],
+        mut reply: Uint8ArraySlice<'_>,
+        now_ms: f64,
+        mut results: Float64ArraySlice<'_>,
+    ) -> Result<()> {
+        guard("execute", || {
+            // SAFETY: JavaScript does not run during the call, and the caller passes arrays that do
+            // not overlap.
+            let (reply, results) = unsafe { (reply.as_mut(), results.as_mut()) };
+            if results.len() < 2 {
+                return Err(Status::InvalidArgument);
+            }
+            let done = self.master.execute(body, reply, now_ms as u64)?;
+            store(results, &[done.reply_bytes as f64, done.position as f64])
+        })
+    }
+
+    /// Opens the first head.
+    #[napi]
+    pub fn open_log(&self) -> Result<()> {
+        guard("openLog", || self.master.open_log())
+    }
+
+    /// Opens the next head.
+    #[napi]
+    pub fn roll_head(&self) -> Result<f64> {
+        guard("rollHead", || Ok(self.master.roll_head()? as f64))
+    }
+
+    /// Heads opened after a segment.
+    #[napi]
+    pub fn heads_after(&self, segment_id: f64) -> Result<Vec<f64>> {
+        guard("headsAfter", || {
+            Ok(numbers(self.master.heads_after(whole(segment_id)?)?))
+        })
+    }
+
+    /// A segment's state.
+    #[napi]
+    pub fn segment_state(&self, segment_id: f64, mut results: Float64ArraySlice<'_>) -> Result<()> {
+        guard("segmentState", || {
+            // SAFETY: JavaScript does not run during the call.
+            let results = unsafe { results.as_mut() };
+            let state = self.master.segment_state(whole(segment_id)?)?;
+            let closed = f64::from(u8::from(state.closed));
+            let opening_bytes = state.opening_bytes as f64;
+            store(
+                results,
+                &[
+                    state.appended as f64,
+                    closed,
+                    state.position as f64,
+                    opening_bytes,
+                ],
+            )
+        })
+    }
+
+    /// The next certified piece of a segment.
+    #[napi]
+    pub fn chunk(
+        &self,
+        segment_id: f64,
+        from: f64,
+        bytes_max: f64,
+        mut results: Float64ArraySlice<'_>,
+    ) -> Result<()> {
+        guard("chunk", || {
+            // SAFETY: JavaScript does not run during the call.
+            let results = unsafe { results.as_mut() };
+            let (from, bytes_max) = (whole(from)? as usize, whole(bytes_max)? as usize);
+            let piece = self.master.chunk(whole(segment_id)?, from, bytes_max)?;
+            store(results, &[piece.end as f64, f64::from(piece.checksum)])
+        })
+    }
+
+    /// A segment's memory.
+    #[napi]
+    pub fn segment_bytes<'env>(&mut self, env: &'env Env, segment_id: f64) -> Result<Object<'env>> {
+        let (id, segment) = guard("segmentBytes", || {
+            let id = whole(segment_id)?;
+            Ok((id, self.master.segment(id)?))
+        })?;
+        if let Some(view) = self.views.get(&id) {
+            return view.get_value(env).map_err(border);
+        }
+        let arena = Arc::clone(self.master.arena());
+        let start = arena.pointer(segment.offset);
+        // SAFETY: the view holds the arena, so its bytes stay mapped as long as it lives.
+        let view = unsafe {
+            BufferSlice::from_external(env, start, SEGMENT_BYTES, arena, |_, arena| drop(arena))
+        };
+        let view = view.map_err(border)?;
+        if view.as_ptr() != start.cast_const() {
+            return Err(error(
+                Status::Internal,
+                "segmentBytes: the host copies external memory",
+            ));
+        }
+        let object = view.to_unknown().coerce_to_object().map_err(border)?;
+        let kept = object.create_ref::<false>().map_err(border)?;
+        let object = kept.get_value(env).map_err(border)?;
+        self.views.insert(id, kept);
+        Ok(object)
+    }
+
+    /// Position after the newest append.
+    #[napi]
+    pub fn appended_position(&self) -> Result<f64> {
+        guard("appendedPosition", || {
+            Ok(self.master.appended_position()? as f64)
+        })
+    }
+
+    /// Everything below is on all its backups.
+    #[napi]
+    pub fn set_durable(&self, position: f64) -> Result<()> {
+        guard("setDurable", || self.master.set_durable(whole(position)?))
+    }
+
+    /// Segments of the log.
+    #[napi]
+    pub fn log_segments(&self) -> Result<Vec<f64>> {
+        guard("logSegments", || Ok(numbers(self.master.log_segments()?)))
+    }
+
+    /// Prepares the replay of one partition.
+    #[napi]
+    pub fn start_recovery(&self, tablets: Vec<SlotRange>) -> Result<RecoveryCore> {
+        let recovery = guard("startRecovery", || {
+            let ranges: std::result::Result<Vec<_>, _> = tablets.iter().map(core_range).collect();
+            Ok(Arc::new(self.master.start_recovery(&ranges?)?))
+        })?;
+        Ok(RecoveryCore { recovery })
+    }
+
+    /// Sizes and counters.
+    #[napi]
+    pub fn stats(&self) -> Result<HashMap<String, f64>> {
+        guard("stats", || {
+            let stats = self.master.stats()?.into_iter();
+            Ok(stats
+                .map(|(name, value)| (name.to_owned(), value as f64))
+                .collect())
+        })
+    }
+
+    /// Ends the threads, gives the memory back.
+    #[napi]
+    pub fn close(&mut self, env: &Env) -> Result<()> {
+        guard("close", || self.master.close())?;
+        for (_, view) in self.views.drain() {
+            view.unref(env).map_err(border)?;
+        }
+        Ok(())
+    }
+}
+
+/// The recovery of one partition.
+#[napi]
+pub struct RecoveryCore {
+    recovery: Arc<Recovery>,
+}
+
+#[napi]
+impl RecoveryCore {
+    /// First segment of the log that can hold entries of the recovered tablets.
+    #[napi(getter)]
+    pub fn ctime_segment_id(&self) -> f64 {
+        self.recovery.ctime_segment_id as f64
+    }
+
+    /// Replays one recovery segment on a thread of the pool.
+    #[napi(ts_return_type = "Promise<Replayed>")]
+    pub fn replay<'env>(
+        &self,
+        env: &'env Env,
+        bytes: Uint8Array,
+        checksum: f64,
+    ) -> Result<Object<'env>> {
+        let checksum = guard("replay", || {
+            u32::try_from(whole(checksum)?).map_err(|_| Status::InvalidArgument)
+        })?;
+        let (deferred, promise) = env.create_deferred().map_err(border)?;
+        let unqueued = deferred.clone();
+        let settle = |replayed: std::result::Result<_, Status>, bytes: Option<Uint8Array>| {
+            move |env: Env| {
+                // The bytes are let go here, on the JavaScript thread.
+                drop(bytes);
+                let found: rekindle_core::master::replay::Replayed =
+                    replayed.map_err(|status| rejection(env, status, "replay"))?;
+                Ok(Replayed {
+                    objects: found.objects as f64,
+                    bytes: found.bytes as f64,
+                })
+            }
+        };
+        let queued = guard("replay", || {
+            self.recovery
+                .replay_later(bytes, checksum, move |replayed, bytes| {
+                    deferred.resolve(settle(replayed, Some(bytes)));
+                })
+        });
+        if let Err(refused) = queued {
+            drop(refused);
+            unqueued.resolve(settle(Err(Status::Retry), None));
+        }
+        Ok(promise)
+    }
+
+    /// Side segments so far.
+    #[napi]
+    pub fn side_segments(&self) -> Result<Vec<f64>> {
+        guard("sideSegments", || {
+            Ok(numbers(self.recovery.side_segments()))
+        })
+    }
+
+    /// Nothing more is replayed.
+    #[napi]
+    pub fn finish_replay(&self) -> Result<()> {
+        guard("finishReplay", || self.recovery.finish_replay())
+    }
+
+    /// The side segments enter the log.
+    #[napi]
+    pub fn commit(&self) -> Result<f64> {
+        guard("commit", || Ok(self.recovery.commit()? as f64))
+    }
+
+    /// Serves the tablets.
+    #[napi]
+    pub fn activate(&self) -> Result<()> {
+        guard("activate", || self.recovery.activate())
+    }
+
+    /// Takes everything back.
+    #[napi]
+    pub fn abort(&self) -> Result<Vec<f64>> {
+        guard("abort", || Ok(numbers(self.recovery.abort()?)))
+    }
+}
