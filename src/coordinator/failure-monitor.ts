@@ -156,7 +156,7 @@ export function probeOutcomeOf(error: unknown): ProbeOutcome {
   if (!(error instanceof RekindleError)) return 'silent';
   // Somebody else answers at this address: the process that had it is gone.
   if (error.code === 'WRONG_SERVER' || error.code === 'WRONG_CLUSTER') return 'refused';
-  const unanswered = ['TIMEOUT', 'CONNECTION_LOST', 'ABORTED', 'CLIENT_CLOSED', 'RETRY'];
+  const unanswered = ['TIMEOUT', 'CONNECTION_LOST', 'ABORTED', 'CLIENT_CLOSED'];
   return unanswered.includes(error.code) ? 'silent' : 'alive';
 }
 

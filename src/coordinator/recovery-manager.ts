@@ -140,18 +140,26 @@ export class RecoveryManager {
   }
 
   private perform(run: Run, effect: RecoveryEffect): void {
-    if (effect.kind === 'wake') return this.wake(run, effect.atMs);
-    const work =
-      effect.kind === 'fence'
-        ? this.fence(run, effect.serverId)
-        : effect.kind === 'start-partitions'
-          ? this.startPartitions(run, effect)
-          : effect.kind === 'recover'
-            ? this.recover(run, effect)
-            : effect.kind === 'release'
-              ? this.release(run)
-              : this.commit(run, effect);
-    this.context.background(work, `recovery ${run.recoveryId}`);
+    if (effect.kind === 'wake') {
+      this.wake(run, effect.atMs);
+      return;
+    }
+    this.context.background(this.work(run, effect), `recovery ${run.recoveryId}`);
+  }
+
+  private work(run: Run, effect: Exclude<RecoveryEffect, { kind: 'wake' }>): Promise<void> {
+    switch (effect.kind) {
+      case 'fence':
+        return this.fence(run, effect.serverId);
+      case 'start-partitions':
+        return this.startPartitions(run, effect);
+      case 'recover':
+        return this.recover(run, effect);
+      case 'release':
+        return this.release(run);
+      default:
+        return this.commit(run, effect);
+    }
   }
 
   private wake(run: Run, atMs: number): void {

@@ -21,7 +21,7 @@ export function parseFaults(text: string): ReadonlySet<string> {
   return names;
 }
 
-const text = process.env['REKINDLE_FAULT'];
+const text = process.env.REKINDLE_FAULT;
 const armed = text ? parseFaults(text) : null;
 
 /** Kills the process if this name is armed. */

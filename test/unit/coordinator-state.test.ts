@@ -1,0 +1,352 @@
+/**
+ * The pure decisions of the coordinator: membership, tables, ownership, crash verification.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { decideStart } from '../../src/coordinator/cluster-start.js';
+import { CoordinatorState, type Decision } from '../../src/coordinator/coordinator-state.js';
+import { CrashVerifier } from '../../src/coordinator/crash-verifier.js';
+import { decideAssign, decidePlan } from '../../src/coordinator/recovery-record.js';
+import {
+  decideCrash,
+  decideEnlist,
+  decideRecoveryInfo,
+  decideRelease,
+} from '../../src/coordinator/server-list.js';
+import {
+  checkTableName,
+  decideCreated,
+  decideCreateTable,
+  decideDropTable,
+  decideForgetTable,
+  decideOwnership,
+  decideReassignCreating,
+} from '../../src/coordinator/tables.js';
+import { RekindleError } from '../../src/rpc/errors.js';
+
+function code(run: () => unknown): string {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof RekindleError) return error.code;
+    throw error;
+  }
+  return 'OK';
+}
+
+function applied<T>(state: CoordinatorState, { writes, result }: Decision<T>): T {
+  state.apply(structuredClone(writes));
+  return result;
+}
+
+function newState(replicas = 2): CoordinatorState {
+  const state = new CoordinatorState();
+  applied(state, decideStart(state, { replicas }, 'cluster-a'));
+  return state;
+}
+
+function enlistRequest(n: number, over: object = {}) {
+  return {
+    nonce: `nonce-${n}`,
+    replacesId: null,
+    clusterId: null,
+    address: `127.0.0.1:${7000 + n}`,
+    host: `host-${n}`,
+    rack: null,
+    master: true,
+    backup: true,
+    memoryBytes: 1,
+    ...over,
+  };
+}
+
+function enlist(state: CoordinatorState, n: number, over: object = {}): number {
+  return applied(state, decideEnlist(state, enlistRequest(n, over), 0)).serverId;
+}
+
+function cluster(servers: number): CoordinatorState {
+  const state = newState();
+  for (let n = 1; n <= servers; n++) enlist(state, n);
+  return state;
+}
+
+function createTable(state: CoordinatorState, name: string, span = 1): number {
+  const tableId = applied(state, decideCreateTable(state, { operationId: name, name, span }));
+  const owners = state.tables.get(tableId)?.tablets.map(({ serverId }) => serverId) ?? [];
+  assert.equal(applied(state, decideCreated(state, tableId, owners)), true);
+  return tableId;
+}
+
+const finishedBy = (serverId: number, over: object = {}) => ({
+  recoveryId: 1,
+  partitionId: 1,
+  generation: 1,
+  serverId,
+  ok: true,
+  error: null,
+  ctimeSegmentId: 7,
+  objects: 1,
+  bytes: 1,
+  readMs: 1,
+  replayMs: 1,
+  durableMs: 1,
+  ...over,
+});
+
+test('the cluster options are fixed at the first start; the term grows with each', () => {
+  const state = newState(2);
+  assert.equal(state.cluster.term, 1);
+  applied(state, decideStart(state, { replicas: 2, durability: 'fsync' }, 'other'));
+  assert.equal(state.cluster.term, 2);
+  assert.equal(state.cluster.clusterId, 'cluster-a');
+  assert.throws(() => decideStart(state, { replicas: 3 }, 'x'), /replicas = 2.*replicas = 3/);
+  assert.throws(() => decideStart(state, { allowSameHost: true }, 'x'), /false.*true/);
+});
+
+test('enlisting is idempotent by nonce, ids are never reused, replaced servers crash first', () => {
+  const state = newState();
+  const first = enlist(state, 1);
+  const version = state.cluster.serverListVersion;
+  assert.equal(enlist(state, 1), first);
+  assert.equal(state.cluster.serverListVersion, version);
+
+  const second = enlist(state, 2, { replacesId: first });
+  assert.notEqual(second, first);
+  assert.equal(state.servers.get(first)?.status, 'crashed');
+  assert.equal(state.recoveryOf(first)?.partitions, null);
+  assert.equal(
+    code(() => decideEnlist(state, enlistRequest(1), 0)),
+    'CALLER_NOT_IN_CLUSTER',
+  );
+
+  const third = enlist(state, 3, { address: '127.0.0.1:7002' });
+  assert.equal(state.servers.get(second)?.status, 'crashed', 'its address was taken over');
+  assert.deepEqual(
+    state.upServers().map(({ serverId }) => serverId),
+    [third],
+  );
+
+  const recoveryId = state.recoveryOf(first)?.recoveryId ?? 0;
+  assert.equal(applied(state, decideRelease(state, recoveryId)), true);
+  assert.equal(state.servers.has(first), false);
+  assert.ok(enlist(state, 4) > third);
+});
+
+test('a server with data of another cluster is refused with what to do, nothing is written', () => {
+  const state = newState();
+  const request = enlistRequest(1, { clusterId: 'cluster-b', replacesId: 1 });
+  assert.equal(
+    code(() => decideEnlist(state, request, 0)),
+    'WRONG_CLUSTER',
+  );
+  assert.throws(() => decideEnlist(state, request, 0), /new, empty cluster.*--restore FILE/s);
+  assert.equal(state.servers.size, 0);
+});
+
+test('the recovery info of a master never goes back and is refused once it is crashed', () => {
+  const state = cluster(1);
+  const set = (segmentId: number, epoch: number): void =>
+    applied(state, decideRecoveryInfo(state, { serverId: 1, segmentId, epoch }));
+  set(5, 2);
+  set(5, 1);
+  set(4, 9);
+  assert.equal(state.servers.get(1)?.minOpenSegmentId, 5);
+  assert.equal(state.servers.get(1)?.minOpenEpoch, 2);
+  applied(state, decideCrash(state, 1, 0, 0));
+  assert.equal(
+    code(() => set(6, 0)),
+    'CALLER_NOT_IN_CLUSTER',
+  );
+});
+
+test('table names', () => {
+  for (const good of ['a', 'Ünïcode ☃', 'a b', 'x'.repeat(255)]) checkTableName(good);
+  for (const bad of ['', 'a/b', 'a\\b', 'a\nb', ' a', 'a ', 'x'.repeat(256), '\u0085', 7, null]) {
+    assert.equal(
+      code(() => checkTableName(bad)),
+      'INVALID_ARGUMENT',
+      String(bad),
+    );
+  }
+});
+
+test('a table needs R backups besides its master on distinct hosts', () => {
+  const state = cluster(2);
+  const request = { operationId: 'o', name: 't' };
+  assert.equal(
+    code(() => decideCreateTable(state, request)),
+    'NOT_ENOUGH_BACKUPS',
+  );
+  enlist(state, 3, { host: 'host-1' });
+  assert.equal(
+    code(() => decideCreateTable(state, request)),
+    'NOT_ENOUGH_BACKUPS',
+  );
+  enlist(state, 4);
+  assert.equal(
+    code(() => decideCreateTable(state, request)),
+    'OK',
+  );
+});
+
+test('tablets cover all slots once, on different masters; create is idempotent by name', () => {
+  const state = cluster(4);
+  for (const span of [1, 3, 7, 256]) {
+    const tableId = createTable(state, `t${span}`, span);
+    const tablets = state.tables.get(tableId)?.tablets ?? [];
+    let next = 0;
+    for (const { startSlot, endSlot } of tablets) {
+      assert.equal(startSlot, next);
+      next = endSlot + 1;
+    }
+    assert.equal(next, 2 ** 32);
+    const owners = new Set(tablets.map(({ serverId }) => serverId));
+    assert.equal(owners.size, Math.min(span, 4));
+    const again = decideCreateTable(state, { operationId: 'again', name: `t${span}` });
+    assert.deepEqual(again, { writes: [], result: tableId });
+  }
+  const wide = { operationId: 'o', name: 'wide', span: 257 };
+  assert.equal(
+    code(() => decideCreateTable(state, wide)),
+    'INVALID_ARGUMENT',
+  );
+});
+
+test('a master that dies during creation is replaced; the table waits for the new one', () => {
+  const state = cluster(4);
+  const request = { operationId: 'o', name: 't', span: 4 };
+  const tableId = applied(state, decideCreateTable(state, request));
+  const owners = state.tables.get(tableId)?.tablets.map(({ serverId }) => serverId) ?? [];
+  const dead = owners[2] ?? 0;
+  applied(state, decideCrash(state, dead, 0, 0));
+  assert.equal(applied(state, decideCreated(state, tableId, owners)), false);
+  const moved = applied(state, decideReassignCreating(state, tableId));
+  const now = moved?.tablets.map(({ serverId }) => serverId) ?? [];
+  assert.ok(!now.includes(dead));
+  assert.deepEqual([now[0], now[1], now[3]], [owners[0], owners[1], owners[3]]);
+  assert.equal(applied(state, decideCreated(state, tableId, now)), true);
+});
+
+test('a drop is exactly once by operation id; the table goes when all owners have let go', () => {
+  const state = cluster(3);
+  const tableId = createTable(state, 't', 3);
+  const drop = { operationId: 'drop-1', name: 't' };
+  assert.deepEqual(applied(state, decideDropTable(state, drop)), { existed: true, tableId });
+  assert.equal(applied(state, decideDropTable(state, drop)).existed, true);
+  const other = { operationId: 'drop-2', name: 't' };
+  assert.equal(applied(state, decideDropTable(state, other)).existed, false);
+
+  const seen = state.tables.get(tableId);
+  assert.ok(seen);
+  const owners = seen.tablets.map(({ serverId }) => serverId);
+  applied(state, decideCrash(state, owners[0] ?? 0, 0, 0));
+  const acknowledged = [null, owners[1] ?? null, owners[2] ?? null];
+  assert.equal(applied(state, decideForgetTable(state, seen, acknowledged)), false);
+  applied(state, decideRelease(state, state.recoveryOf(owners[0] ?? 0)?.recoveryId ?? 0));
+  assert.equal(applied(state, decideForgetTable(state, seen, acknowledged)), true);
+  assert.equal(state.tables.size, 0);
+});
+
+function recovering(): { state: CoordinatorState; tableId: number; crashed: number } {
+  const state = cluster(4);
+  const tableId = createTable(state, 't', 1);
+  const crashed = state.tables.get(tableId)?.tablets[0]?.serverId ?? 0;
+  applied(state, decideCrash(state, crashed, 0, 0));
+  const half = { tableId, ctimeSegmentId: 0 };
+  const partitions = [
+    { partitionId: 1, tablets: [{ ...half, startSlot: 0, endSlot: 2 ** 31 - 1 }] },
+    { partitionId: 2, tablets: [{ ...half, startSlot: 2 ** 31, endSlot: 2 ** 32 - 1 }] },
+  ];
+  assert.equal(applied(state, decidePlan(state, 1, partitions)), true);
+  const assignments = [
+    { partitionId: 1, afterGeneration: 0, serverId: 2 },
+    { partitionId: 2, afterGeneration: 0, serverId: 3 },
+  ];
+  assert.equal(applied(state, decideAssign(state, 1, assignments)), true);
+  return { state, tableId, crashed };
+}
+
+test('ownership moves by compare-and-set, once, and repeats are answered from the map', () => {
+  const { state, tableId, crashed } = recovering();
+  assert.equal(crashed, 1);
+  const stale = finishedBy(2, { generation: 2 });
+  assert.equal(applied(state, decideOwnership(state, stale)), false);
+  assert.equal(applied(state, decideOwnership(state, finishedBy(3))), false, 'not its partition');
+  assert.equal(applied(state, decideOwnership(state, finishedBy(2))), true);
+  assert.equal(applied(state, decideOwnership(state, finishedBy(2))), true, 'repeated');
+  const otherTime = finishedBy(2, { ctimeSegmentId: 8 });
+  assert.equal(applied(state, decideOwnership(state, otherTime)), false);
+  assert.deepEqual(
+    state.tables.get(tableId)?.tablets.map((t) => [t.startSlot, t.endSlot, t.serverId]),
+    [
+      [0, 2 ** 31 - 1, 2],
+      [2 ** 31, 2 ** 32 - 1, 1],
+    ],
+  );
+  assert.equal(applied(state, decideRelease(state, 1)), false, 'half of it is still missing');
+  const second = finishedBy(3, { partitionId: 2 });
+  assert.equal(applied(state, decideOwnership(state, second)), true);
+  assert.equal(applied(state, decideRelease(state, 1)), true);
+  assert.equal(applied(state, decideOwnership(state, second)), true, 'repeated after the end');
+  const reloaded = CoordinatorState.from(structuredClone(state.pairs()));
+  assert.equal(decideOwnership(reloaded, second).result, true, 'repeated after a restart');
+});
+
+test('a recovery master that was declared dead commits nothing', () => {
+  const { state } = recovering();
+  applied(state, decideCrash(state, 2, 0, 0));
+  assert.equal(applied(state, decideOwnership(state, finishedBy(2))), false);
+});
+
+test('a table dropped during its recovery is skipped, or dropped at its new owner', () => {
+  const { state, tableId } = recovering();
+  applied(state, decideDropTable(state, { operationId: 'd', name: 't' }));
+  assert.equal(applied(state, decideOwnership(state, finishedBy(2))), true);
+  assert.equal(state.tables.get(tableId)?.tablets[0]?.serverId, 2, 'the drop will reach it');
+  state.apply([{ key: `tables/${tableId}`, value: undefined }]);
+  const second = finishedBy(3, { partitionId: 2 });
+  assert.equal(applied(state, decideOwnership(state, second)), false, 'nothing left to own');
+  assert.equal(applied(state, decideRelease(state, 1)), true);
+});
+
+test('two refusals in a row are death, an answer clears, a hint twice is one suspicion', () => {
+  const verifier = new CrashVerifier();
+  const probed = (outcome: 'alive' | 'refused' | 'silent', nowMs: number) =>
+    verifier.step({ kind: 'probed', serverId: 1, outcome }, 5, nowMs);
+  assert.equal(verifier.step({ kind: 'suspected', serverId: 1 }, 5, 10)[0]?.kind, 'probe');
+  assert.deepEqual(verifier.step({ kind: 'suspected', serverId: 1 }, 5, 11), []);
+  assert.deepEqual(probed('refused', 12), [{ kind: 'probe', serverId: 1, afterMs: 20 }]);
+  assert.equal(probed('alive', 13)[0]?.kind, 'cleared');
+  verifier.step({ kind: 'suspected', serverId: 1 }, 5, 20);
+  probed('refused', 21);
+  const [crashed] = probed('refused', 41);
+  assert.deepEqual(crashed, {
+    kind: 'crashed',
+    serverId: 1,
+    suspectedAtMs: 20,
+    reason: 'its address refuses the connection',
+  });
+});
+
+test('silence never takes more than half of the servers within five seconds', () => {
+  const verifier = new CrashVerifier();
+  const dead: number[] = [];
+  const silence = (serverId: number, nowMs: number): string[] => {
+    verifier.step({ kind: 'suspected', serverId }, 5 - dead.length, nowMs);
+    const kinds: string[] = [];
+    for (let i = 0; i < 3; i++) {
+      const event = { kind: 'probed' as const, serverId, outcome: 'silent' as const };
+      kinds.push(...verifier.step(event, 5 - dead.length, nowMs).map(({ kind }) => kind));
+    }
+    if (kinds.includes('crashed')) dead.push(serverId);
+    return kinds;
+  };
+  for (const serverId of [1, 2, 3, 4, 5]) silence(serverId, 1_000);
+  assert.deepEqual(dead, [1, 2]);
+  assert.deepEqual(silence(3, 5_900), ['probe', 'probe', 'limited', 'probe']);
+  silence(3, 6_100);
+  assert.deepEqual(dead, [1, 2, 3], 'the window is over');
+  const refusal = { kind: 'probed' as const, serverId: 4, outcome: 'refused' as const };
+  verifier.step(refusal, 2, 6_100);
+  assert.equal(verifier.step(refusal, 2, 6_120)[0]?.kind, 'crashed', 'refusals are not limited');
+});
