@@ -19,7 +19,8 @@ export interface RpcRow {
   readonly doc: string;
 }
 
-type JsonRpcRow = RpcRow & { readonly request: 'json'; readonly reply: 'json' };
+/** The literal types tell `JsonRpcName` which rows are JSON both ways. */
+type JsonRow = RpcRow & { readonly request: 'json'; readonly reply: 'json' };
 
 const json = (
   opcode: number,
@@ -27,7 +28,7 @@ const json = (
   timeoutMs: number,
   doc: string,
   idempotent = true,
-): JsonRpcRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
+): JsonRow => ({ opcode, service, request: 'json', reply: 'json', idempotent, timeoutMs, doc });
 
 export const RPC = {
   HELLO: json(0x01, 'any', 2_000, 'Agrees on version, cluster, roles; first on a connection.'),
