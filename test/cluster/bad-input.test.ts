@@ -49,7 +49,10 @@ test('the SDK refuses what cannot be stored, by code', OPTIONS, async () => {
 
     const foreign = `${cluster.url}/?cluster=00000000-0000-4000-8000-000000000000`;
     assert.equal(await rejectionCode(listTables(foreign)), 'WRONG_CLUSTER');
-    assert.equal(await rejectionCode(listTables('rekindle://127.0.0.1:1')), 'COORDINATOR_UNAVAILABLE');
+    assert.equal(
+      await rejectionCode(listTables('rekindle://127.0.0.1:1')),
+      'COORDINATOR_UNAVAILABLE',
+    );
     await stillServes(client);
   });
 });
@@ -176,7 +179,10 @@ test('a client that never reads is cut off; memory stays bounded', OPTIONS, asyn
     const connection = await RawConnection.greeted(cluster.serverPort(owner));
     connection.socket.pause();
     const read = { op: READ, tableId: info.tableId, key: Buffer.from('large') };
-    const request = executeBody(78, Array.from({ length: 8 }, () => read));
+    const request = executeBody(
+      78,
+      Array.from({ length: 8 }, () => read),
+    );
     let peak = before;
     for (let callId = 2; callId < 102; callId++) {
       connection.send(rawMessage(EXECUTE, request, { callId }));

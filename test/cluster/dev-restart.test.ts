@@ -6,9 +6,9 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { test } from 'node:test';
+import { waitFor } from '../../bench/cluster-health.js';
 import { Dataset } from '../../bench/dataset.js';
 import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
-import { waitFor } from '../../bench/cluster-health.js';
 import { connect } from '../../src/client/index.js';
 import { CLI, withFolder } from './fixture.js';
 
