@@ -15,7 +15,7 @@ import { randomStream } from './dataset.js';
 
 export const HEADER_BYTES = 16;
 
-/** {u32 CRC-32C of the rest, u32 key index, u32 number, u32 length} and bytes that follow from it. */
+/** {u32 CRC-32C of the rest, u32 key index, u32 number, u32 length}, then bytes drawn from them. */
 export function chaosValue(keyIndex: number, number: number, bytes: number): Buffer {
   const value = Buffer.alloc(Math.max(bytes, HEADER_BYTES));
   value.writeUInt32LE(keyIndex, 4);

@@ -1,0 +1,44 @@
+/** What the command line accepts as numbers, sizes and addresses, and what it refuses. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import {
+  integer,
+  parseAddress,
+  parseBytes,
+  parseDurationMs,
+  parseMemoryBytes,
+} from '../../src/cli/option-parsers.js';
+
+test('sizes are powers of 1024', () => {
+  assert.equal(parseBytes('65536'), 65_536);
+  assert.equal(parseBytes('64KB'), 65_536);
+  assert.equal(parseBytes('256 mb'), 256 * 2 ** 20);
+  assert.equal(parseBytes('1.5GiB'), 1.5 * 2 ** 30);
+  for (const text of ['', 'MB', '-1', '12XB', '1e9', 'Infinity', '99999999999GB']) {
+    assert.throws(() => parseBytes(text), /is not a size|is too large/, text);
+  }
+});
+
+test('memory is whole segments, at least 64 MB', () => {
+  assert.equal(parseMemoryBytes('64MB'), 64 * 2 ** 20);
+  assert.equal(parseMemoryBytes('65MB'), 72 * 2 ** 20);
+  assert.throws(() => parseMemoryBytes('63MB'), /at least 64MB/);
+});
+
+test('whole numbers have limits', () => {
+  const port = integer(0, 65_535);
+  assert.equal(port('7411'), 7411);
+  for (const text of ['65536', '-1', '1.5', 'x', '', '0x10', '1e3']) {
+    assert.throws(() => port(text), /whole number/, text);
+  }
+});
+
+test('durations and addresses', () => {
+  assert.deepEqual(['250', '10s', '2m', '1.5s'].map(parseDurationMs), [250, 10_000, 120_000, 1500]);
+  assert.throws(() => parseDurationMs('soon'), /not a duration/);
+  assert.equal(parseAddress('localhost:80'), 'localhost:80');
+  assert.equal(parseAddress('[::1]:80'), '[::1]:80');
+  for (const text of ['localhost', ':80', 'a:0', 'a:70000', 'a b:80', '::1:80']) {
+    assert.throws(() => parseAddress(text), /not an address/, text);
+  }
+});
