@@ -49,6 +49,7 @@ pub(super) struct FrameTable {
     frames: Vec<Frame>,
     free: VecDeque<u32>,
     frames_max: usize,
+    prewriting: Option<u32>,
     growth_retry_at: Option<Instant>,
 }
 
@@ -58,6 +59,7 @@ impl FrameTable {
             frames: Vec::new(),
             free: VecDeque::new(),
             frames_max: frames_max as usize,
+            prewriting: None,
             growth_retry_at: None,
         }
     }
@@ -78,6 +80,7 @@ impl FrameTable {
     pub fn free_count(&self) -> usize {
         let creatable = self.frames_max.saturating_sub(self.frames.len());
         self.free.len()
+            + usize::from(self.prewriting.is_some())
             + if self.growth_retry_at.is_some() {
                 0
             } else {
@@ -96,16 +99,27 @@ impl FrameTable {
         self.frames.len()
     }
 
-    /// A frame for a new replica: a ready one, or else one at the end of the file, whose first
-    /// flushes cost more.
+    /// A frame that is ready.
+    pub fn allocate_ready(&mut self) -> Option<u32> {
+        let frame = self.free.pop_front()?;
+        let entry = self.frame_mut(frame);
+        assert!(
+            entry.usage == FrameUse::Free && entry.pins == 0,
+            "a free frame is unused"
+        );
+        entry.usage = FrameUse::Used;
+        Some(frame)
+    }
+
+    /// A frame for a new replica: a ready one, or the one that is being pre-written, or one at the
+    /// end of the file; the latter two cost more to flush. Only the I/O thread may write to it:
+    /// it also writes the zeros, so the two cannot cross.
     pub fn allocate(&mut self) -> Option<u32> {
-        if let Some(frame) = self.free.pop_front() {
-            let entry = self.frame_mut(frame);
-            assert!(
-                entry.usage == FrameUse::Free && entry.pins == 0,
-                "a free frame is unused"
-            );
-            entry.usage = FrameUse::Used;
+        if let Some(frame) = self.allocate_ready() {
+            return Some(frame);
+        }
+        if let Some(frame) = self.prewriting.take() {
+            self.frame_mut(frame).usage = FrameUse::Used;
             return Some(frame);
         }
         if self.frames.len() >= self.frames_max || self.growth_retry_at.is_some() {
@@ -125,15 +139,25 @@ impl FrameTable {
             return None;
         }
         self.frames.push(Frame::new(FrameUse::Prewriting));
-        Some(self.frames.len() as u32 - 1)
+        self.prewriting = Some(self.frames.len() as u32 - 1);
+        self.prewriting
     }
 
     pub fn growth_retry_at(&self) -> Option<Instant> {
         self.growth_retry_at
     }
 
+    /// False once a replica has taken the frame as it is.
+    pub fn is_prewriting(&self, frame: u32) -> bool {
+        self.prewriting == Some(frame)
+    }
+
     /// The frame is zero, or could not be written: then growth pauses.
     pub fn finish_prewrite(&mut self, frame: u32, written: bool, now: Instant) {
+        if !self.is_prewriting(frame) {
+            return;
+        }
+        self.prewriting = None;
         assert!(
             self.frame_mut(frame).usage == FrameUse::Prewriting,
             "prewrite in progress"

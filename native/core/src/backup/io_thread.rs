@@ -326,6 +326,9 @@ fn step_prewrite(shared: &Shared, prewrite: &mut Option<Prewrite>, zeros: &Align
     let Some(Prewrite { frame, offset }) = prewrite.take() else {
         return;
     };
+    if !shared.state.lock().frames.is_prewriting(frame) {
+        return;
+    }
     let length = PREWRITE_STEP_BYTES.min(FRAME_BYTES - offset);
     let at = frame_offset(frame) + offset as u64;
     let reserved = if offset == 0 {

@@ -1,6 +1,6 @@
 //! The handle of a backup's storage: opens it, takes requests, owns the threads.
 //!
-//! Rule: no call here waits for the disk except `open`, `digests` and `close`; everything else
+//! Rule: no call here waits for the disk except `open`, `read`, `digests` and `close`; everything else
 //! answers at once or through a callback that runs on a thread of the storage. Two processes never
 //! share a directory.
 
@@ -371,6 +371,15 @@ impl BackupStorage {
         refuse(refused);
     }
 
+    /// The certified bytes of a replica; reads the disk.
+    ///
+    /// # Errors
+    /// `ReplicaUnknown`, `ChecksumMismatch` or `DiskError`.
+    pub fn read(&self, master_id: u64, segment_id: u64) -> Result<Vec<u8>, Status> {
+        let replica = self.shared.read_replica((master_id, segment_id))?;
+        Ok(replica.bytes().to_vec())
+    }
+
     /// Digests of a master's heads that are still open; reads the disk.
     pub fn digests(&self, master_id: u64) -> Vec<Digest> {
         self.shared.digests(master_id)
@@ -417,6 +426,8 @@ impl BackupStorage {
             stats.insert("framesCreated", state.frames.created() as f64);
             stats.insert("framesFree", state.frames.free_count() as f64);
             stats.insert("framesBad", state.frames.count(FrameUse::Bad) as f64);
+            let prewriting = state.frames.count(FrameUse::Prewriting);
+            stats.insert("framesPrewriting", prewriting as f64);
             stats.insert("framesBadAtRestart", counters.bad_at_restart as f64);
             stats.insert("replicas", state.replicas.len() as f64);
             stats.insert("fencedMasters", state.fenced.len() as f64);

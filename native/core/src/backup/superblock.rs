@@ -161,12 +161,10 @@ impl SuperblockFiles {
             };
             match decode(&bytes, &path)? {
                 Some(found) => {
-                    if newest
+                    let better = newest
                         .as_ref()
-                        .is_none_or(|best| best.sequence < found.sequence)
-                    {
-                        newest = Some(found);
-                    }
+                        .is_none_or(|best| best.sequence < found.sequence);
+                    newest = if better { Some(found) } else { newest };
                 }
                 None if bytes.iter().any(|&byte| byte != 0) => torn = Some(path),
                 None => {}

@@ -1,0 +1,262 @@
+//! Splitting for recovery: every entry reaches its partition and no other, damage never leaves the
+//! backup, and a small cache never stops a request.
+
+mod backup_support;
+
+use backup_support::{CLOSE, Directory, Disk, OPEN, Random, options, partition, seed, tablet};
+use rekindle_core::backup::split::{PIECE_HEADER_BYTES, Partition};
+use rekindle_core::crc32c::crc32c;
+use rekindle_core::entry::{
+    EntryHeader, EntryIterator, EntryType, FLAG_MORE, entry_bytes, write_entry,
+};
+use rekindle_core::key_hash::{key_hash, slot};
+use rekindle_core::status::Status;
+
+fn append(
+    segment: &mut Vec<u8>,
+    entry_type: EntryType,
+    flags: u8,
+    table_id: u64,
+    key: &[u8],
+    value: &[u8],
+) {
+    let start = segment.len();
+    segment.resize(start + entry_bytes(key.len(), value.len()), 0);
+    let version = start as u64 + 1;
+    let header = EntryHeader {
+        entry_type,
+        flags,
+        timestamp: 1,
+        table_id,
+        version,
+    };
+    write_entry(&mut segment[start..], &header, key, value);
+}
+
+fn opening(segment_id: u64) -> Vec<u8> {
+    let mut segment = Vec::new();
+    append(
+        &mut segment,
+        EntryType::SegmentHeader,
+        FLAG_MORE,
+        1,
+        b"",
+        &[0; 16],
+    );
+    let ids: Vec<u8> = (1..=segment_id).flat_map(u64::to_le_bytes).collect();
+    append(&mut segment, EntryType::LogDigest, FLAG_MORE, 0, b"", &ids);
+    let mut stats = [0u8; 32];
+    stats[0] = 7;
+    stats[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    stats[16] = 100;
+    stats[24] = 3;
+    append(
+        &mut segment,
+        EntryType::TableStats,
+        FLAG_MORE,
+        0,
+        b"",
+        &stats,
+    );
+    append(&mut segment, EntryType::SafeVersion, 0, 0, b"", b"");
+    segment
+}
+
+fn random_segment(random: &mut Random, segment_id: u64, entries: u64) -> Vec<u8> {
+    let mut segment = opening(segment_id);
+    for _ in 0..entries {
+        let table_id = 1 + random.below(3);
+        let key = random.next().to_le_bytes();
+        let key = &key[..1 + random.below(8) as usize];
+        let value = vec![random.next() as u8; random.below(300) as usize];
+        if random.below(4) == 0 {
+            append(
+                &mut segment,
+                EntryType::Object,
+                FLAG_MORE,
+                table_id,
+                key,
+                &value,
+            );
+            append(
+                &mut segment,
+                EntryType::Tombstone,
+                0,
+                table_id,
+                key,
+                &[1; 8],
+            );
+        } else {
+            append(&mut segment, EntryType::Object, 0, table_id, key, &value);
+        }
+    }
+    segment
+}
+
+/// The specification, as plainly as it can be said.
+fn naive(segment: &[u8], segment_id: u64, partition: &Partition) -> Vec<u8> {
+    let mut piece = Vec::new();
+    for item in EntryIterator::new(segment) {
+        let (offset, entry) = item.expect("parses");
+        let wanted = match entry.entry_type() {
+            EntryType::SafeVersion => true,
+            EntryType::Object | EntryType::Tombstone => partition.tablets.iter().any(|tablet| {
+                let slot = slot(key_hash(entry.table_id(), entry.key()));
+                tablet.table_id == entry.table_id()
+                    && (tablet.start_slot..=tablet.end_slot).contains(&slot)
+                    && segment_id >= tablet.ctime_segment_id
+            }),
+            _ => false,
+        };
+        if wanted {
+            piece.extend_from_slice(&segment[offset..offset + entry.total_bytes()]);
+        }
+    }
+    piece
+}
+
+fn check_piece(piece: &[u8], expected: &[u8]) {
+    let (header, bytes) = piece.split_at(PIECE_HEADER_BYTES);
+    assert_eq!(header[..4], (bytes.len() as u32).to_le_bytes());
+    assert_eq!(header[4..], crc32c(bytes).to_le_bytes());
+    assert!(
+        bytes == expected,
+        "{} B instead of {}",
+        bytes.len(),
+        expected.len()
+    );
+}
+
+fn plan() -> Vec<Partition> {
+    const HALF: u32 = 1 << 31;
+    vec![
+        partition(
+            10,
+            vec![tablet(1, 0, HALF - 1, 0), tablet(2, 1000, u32::MAX, 2)],
+        ),
+        partition(11, vec![tablet(1, HALF, u32::MAX - 5, 0)]),
+        partition(12, vec![tablet(3, 0, u32::MAX, 3)]),
+    ]
+}
+
+#[test]
+fn pieces_equal_a_naive_filter_from_memory_and_from_disk() {
+    let seed = seed("pieces_equal_a_naive_filter");
+    let mut random = Random::new(seed);
+    let directory = Directory::new();
+    let segments: Vec<Vec<u8>> = (1..=4)
+        .map(|segment_id| random_segment(&mut random, segment_id, 3000))
+        .collect();
+    let mut disk = Disk::open(&directory, options(&directory, 16, true));
+    for (segment, segment_id) in segments.iter().zip(1..) {
+        let flags = if segment_id < 4 { OPEN | CLOSE } else { OPEN };
+        let status = disk.write(5, segment_id, 1, 0, segment, Some(segment), flags);
+        assert_eq!(status, Status::Ok);
+    }
+    for life in 0..2 {
+        if life == 1 {
+            drop(disk);
+            disk = Disk::open(&directory, options(&directory, 16, true));
+        }
+        let started = disk.storage.start_partitions(1, 5, &plan(), &[1, 2, 3, 4]);
+        started.expect("starts");
+        for (segment, segment_id) in segments.iter().zip(1..) {
+            for one in plan() {
+                let piece = disk.piece(1, segment_id, one.partition_id).expect("splits");
+                check_piece(&piece, &naive(segment, segment_id, &one));
+            }
+        }
+        assert_eq!(disk.piece(1, 5, 10), Err(Status::ReplicaUnknown));
+        assert_eq!(disk.piece(1, 1, 13), Err(Status::InvalidArgument));
+        disk.storage.end_recovery(1);
+        assert_eq!(disk.piece(1, 1, 10), Err(Status::RecoveryUnknown));
+        let digests = disk.storage.digests(5);
+        assert_eq!(digests.len(), 1, "only the head is open");
+        assert_eq!((digests[0].segment_id, digests[0].epoch), (4, 1));
+        assert_eq!(digests[0].segment_ids, [1, 2, 3, 4]);
+        let stats = digests[0].tablet_stats[0];
+        assert_eq!(
+            (stats.table_id, stats.end_slot, stats.bytes, stats.records),
+            (7, u32::MAX, 100, 3)
+        );
+    }
+}
+
+#[test]
+fn a_cache_smaller_than_one_segment_serves_everything() {
+    let mut random = Random::new(11);
+    let directory = Directory::new();
+    let mut options = options(&directory, 40, false);
+    options.piece_cache_bytes = 1;
+    let mut disk = Disk::open(&directory, options);
+    let segments: Vec<Vec<u8>> = (1..=30)
+        .map(|segment_id| random_segment(&mut random, segment_id, 50))
+        .collect();
+    for (segment, segment_id) in segments.iter().zip(1..) {
+        let status = disk.write(5, segment_id, 1, 0, segment, Some(segment), OPEN);
+        assert_eq!(status, Status::Ok);
+    }
+    let ids: Vec<u64> = (1..=30).collect();
+    disk.storage
+        .start_partitions(1, 5, &plan(), &ids)
+        .expect("starts");
+    for one in plan() {
+        for segment_id in (1..=30).rev() {
+            let piece = disk.piece(1, segment_id, one.partition_id).expect("splits");
+            check_piece(
+                &piece,
+                &naive(&segments[segment_id as usize - 1], segment_id, &one),
+            );
+        }
+    }
+    assert!(disk.storage.stats()["pieceCacheBytes"] <= 1.0);
+}
+
+#[test]
+fn a_younger_plan_of_the_same_master_replaces_the_older() {
+    let directory = Directory::new();
+    let mut disk = Disk::open(&directory, options(&directory, 4, false));
+    let segment = random_segment(&mut Random::new(12), 1, 50);
+    assert_eq!(
+        disk.write(5, 1, 1, 0, &segment, Some(&segment), OPEN),
+        Status::Ok
+    );
+    disk.storage
+        .start_partitions(1, 5, &plan(), &[1])
+        .expect("starts");
+    disk.storage
+        .start_partitions(2, 5, &plan()[..1], &[1])
+        .expect("starts");
+    assert_eq!(disk.piece(1, 1, 10), Err(Status::RecoveryUnknown));
+    check_piece(
+        &disk.piece(2, 1, 10).expect("splits"),
+        &naive(&segment, 1, &plan()[0]),
+    );
+    let overlapping = [plan(), plan()].concat();
+    let refused = disk.storage.start_partitions(3, 5, &overlapping, &[1]);
+    assert_eq!(refused, Err(Status::InvalidArgument));
+}
+
+#[test]
+fn damage_never_leaves_the_backup() {
+    let directory = Directory::new();
+    let mut disk = Disk::open(&directory, options(&directory, 4, false));
+    let mut segment = random_segment(&mut Random::new(13), 1, 50);
+    // A sound certificate over a damaged entry: the master's memory was bad.
+    let at = segment.len() - 20;
+    segment[at] ^= 1;
+    assert_eq!(
+        disk.write(5, 1, 1, 0, &segment, Some(&segment), OPEN | CLOSE),
+        Status::Ok
+    );
+    disk.storage
+        .start_partitions(1, 5, &plan(), &[1, 9])
+        .expect("starts");
+    assert_eq!(disk.piece(1, 1, 10), Err(Status::ChecksumMismatch));
+    assert_eq!(disk.piece(1, 9, 10), Err(Status::ReplicaUnknown));
+    disk.faults.fail_reads(true);
+    disk.storage
+        .start_partitions(2, 5, &plan(), &[1])
+        .expect("starts");
+    assert_eq!(disk.piece(2, 1, 10), Err(Status::DiskError));
+}
