@@ -1,7 +1,5 @@
 /** What the package `rekindle` exports. Listed by hand: each name here is a promise. */
-export {
-  RekindleError,
-} from '../rpc/errors.js';
+export { RekindleError } from '../rpc/errors.js';
 export type { ClusterStatus, ServerEntry, TableInfo, TabletInfo } from '../rpc/messages.js';
 export type { Outcome, StatusCode } from '../rpc/status.js';
 export { Client, type ConnectOptions, type CreateTableOptions, connect } from './client.js';

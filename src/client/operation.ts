@@ -3,10 +3,11 @@
  * It ends exactly once. `inFlight` and `doubtServerId` are the whole knowledge about whether a
  * mutation may have been applied.
  */
-import { OP_READ, operationBytes } from '../rpc/execute-codec.js';
-import type { ExecuteOperation } from '../rpc/execute-codec.js';
+
 import { RekindleError } from '../rpc/errors.js';
-import { type StatusCode, STATUS } from '../rpc/status.js';
+import type { ExecuteOperation } from '../rpc/execute-codec.js';
+import { OP_READ, operationBytes } from '../rpc/execute-codec.js';
+import { STATUS, type StatusCode } from '../rpc/status.js';
 import type { Codec } from './codec.js';
 import type { TableEntry } from './table-map.js';
 
@@ -112,7 +113,8 @@ export class Operation implements ExecuteOperation {
     const last = this.lastError;
     const waited = `table ${this.table.name}: not done by its deadline`;
     const because = last === null ? '' : ` (${last.message})`;
-    const explains = last?.code === 'COORDINATOR_UNAVAILABLE' || last?.code === 'NOT_ENOUGH_BACKUPS';
+    const explains =
+      last?.code === 'COORDINATOR_UNAVAILABLE' || last?.code === 'NOT_ENOUGH_BACKUPS';
     const code = explains && !this.inFlight ? last.code : 'TIMEOUT';
     return this.failure(code, `${waited}${because}`, last);
   }

@@ -94,11 +94,7 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
   readonly #entry: TableEntry;
   readonly #codec: Codec<Read, Write>;
 
-  constructor(
-    context: TableContext,
-    entry: TableEntry,
-    codec: Codec<Read, Write>,
-  ) {
+  constructor(context: TableContext, entry: TableEntry, codec: Codec<Read, Write>) {
     this.name = entry.name;
     this.#context = context;
     this.#entry = entry;

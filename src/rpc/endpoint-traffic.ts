@@ -154,12 +154,7 @@ export class EndpointTraffic {
     this.#send(connection, KIND_REPLY, opcode, 0, callId, body);
   }
 
-  fail(
-    connection: EndpointConnection,
-    opcode: number,
-    callId: number,
-    error: RekindleError,
-  ): void {
+  fail(connection: EndpointConnection, opcode: number, callId: number, error: RekindleError): void {
     const body = Buffer.from(JSON.stringify(error.toBody()));
     this.#send(connection, KIND_ERROR_REPLY, opcode, STATUS[error.code].number, callId, body);
   }

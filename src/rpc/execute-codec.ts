@@ -142,9 +142,7 @@ export function decodeExecuteRequest(bytes: Uint8Array): ExecuteRequest {
       givenVersion: loadU64(body, at + 24),
       key: body.subarray(keyAt, keyAt + keyLength),
       value:
-        op === OP_WRITE
-          ? body.subarray(keyAt + keyLength, keyAt + keyLength + valueLength)
-          : null,
+        op === OP_WRITE ? body.subarray(keyAt + keyLength, keyAt + keyLength + valueLength) : null,
     });
     at = next;
   }

@@ -18,7 +18,7 @@ import {
   readHeader,
   writeHeader,
 } from './frame.js';
-import { pathOfRole, PROTOCOL } from './handshake.js';
+import { PROTOCOL, pathOfRole } from './handshake.js';
 import type { Hello, Messages } from './messages.js';
 import { RPC } from './table.js';
 import type { EndpointIdentity } from './transport.js';

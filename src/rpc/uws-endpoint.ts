@@ -9,13 +9,15 @@
  * Bounds: message size, connections, requests in flight per connection and in all (`RETRY`), bytes
  * that a peer does not read (closed). Meaning of requests is left to the handlers.
  */
+
 import uws from 'uWebSockets.js';
+import { createServer } from 'node:net';
 import { ComplaintLog } from './complaint-log.js';
 import { EndpointConnection, type Session } from './endpoint-connection.js';
+import { type EndpointLimits, EndpointTraffic, LIMITS } from './endpoint-traffic.js';
 import { asRekindleError, invariant, RekindleError } from './errors.js';
 import { emptyHeader, HEADER_BYTES, KIND_REQUEST, MESSAGE_BYTES_MAX, readHeader } from './frame.js';
 import { answerHello, PATH_OF_CLIENTS, PATH_OF_SERVERS, pathOfRole } from './handshake.js';
-import { type EndpointLimits, EndpointTraffic, LIMITS } from './endpoint-traffic.js';
 import { parseRequest } from './request-schemas.js';
 import { type JsonRpcName, RPC, type RpcName, rpcByOpcode } from './table.js';
 import type { BinaryCall, EndpointIdentity, JsonHandler, Peer, RpcEndpoint } from './transport.js';
@@ -37,6 +39,7 @@ export interface UwsEndpointOptions {
 const HELLO_CHECK_MS = 250;
 /** Exclusive: a second process on the same port is an error, not a silent sharer. */
 const LISTEN_EXCLUSIVE = 1;
+const FREE_PORT_ATTEMPTS = 10;
 const REMOTE_UNKNOWN = 'unknown';
 
 /** One request on its way through a handler. */
@@ -126,7 +129,7 @@ export class UwsEndpoint implements RpcEndpoint {
     this.#handlers.set(opcode, serve);
   }
 
-  listen(host: string, port: number): Promise<number> {
+  async listen(host: string, port: number): Promise<number> {
     invariant(this.#app === null, 'an endpoint listens once');
     const app = uws.App();
     this.#app = app;
@@ -139,25 +142,17 @@ export class UwsEndpoint implements RpcEndpoint {
       response.writeStatus('426 Upgrade Required').end('Rekindle RPC: WebSocket only\n', true);
     });
     app.filter((_response, change) => this.#onHttpSocket(Number(change)));
-    this.#helloTimer = setInterval(() => this.#closeUnproven(), HELLO_CHECK_MS);
-    return new Promise((resolve, reject) => {
-      const onListen = (token: uws.us_listen_socket | false): void => {
-        if (token === false) {
-          const error = `cannot listen on ${host}:${port} (in use, or no such address)`;
-          reject(new RekindleError('INVALID_ARGUMENT', error));
-        } else {
-          resolve(uws.us_socket_local_port(token as uws.us_socket));
-        }
-      };
-      // The typings lack this overload; the exclusive bit is the third argument.
-      const listen = app.listen as unknown as (
-        host: string,
-        port: number,
-        options: number,
-        done: typeof onListen,
-      ) => void;
-      listen.call(app, host, port, LISTEN_EXCLUSIVE, onListen);
-    });
+    for (let attempt = 1; ; attempt++) {
+      const chosen = port === 0 ? await freePort(host) : port;
+      if (await listenOn(app, host, chosen)) {
+        this.#helloTimer = setInterval(() => this.#closeUnproven(), HELLO_CHECK_MS);
+        return chosen;
+      }
+      if (port !== 0 || attempt === FREE_PORT_ATTEMPTS) {
+        const error = `cannot listen on ${host}:${chosen} (in use, or no such address)`;
+        throw new RekindleError('INVALID_ARGUMENT', error);
+      }
+    }
   }
 
   async close(): Promise<void> {
@@ -352,4 +347,36 @@ export class UwsEndpoint implements RpcEndpoint {
 
 function text(bytes: ArrayBuffer): string {
   return Buffer.from(bytes).toString();
+}
+
+/**
+ * uWebSockets sets SO_REUSEADDR only on ports that are given. Without it the port of a server that
+ * died could not be used again for a minute: so port 0 becomes a port that was just free.
+ */
+function freePort(host: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const probe = createServer();
+    probe.on('error', (cause) => {
+      const problem = `cannot listen on ${host}: ${cause.message}`;
+      reject(new RekindleError('INVALID_ARGUMENT', problem, { cause }));
+    });
+    probe.listen(0, host, () => {
+      const address = probe.address();
+      invariant(address !== null && typeof address === 'object', 'a TCP listener has a port');
+      probe.close(() => resolve(address.port));
+    });
+  });
+}
+
+function listenOn(app: uws.TemplatedApp, host: string, port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    // The typings lack this overload: host, port, options, callback.
+    const listen = app.listen as unknown as (
+      host: string,
+      port: number,
+      options: number,
+      done: (token: uws.us_listen_socket | false) => void,
+    ) => void;
+    listen.call(app, host, port, LISTEN_EXCLUSIVE, (token) => resolve(token !== false));
+  });
 }

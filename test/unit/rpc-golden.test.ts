@@ -1,0 +1,155 @@
+/** The byte vectors of `test/golden`, checked from TypeScript; the native core checks the same. */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import {
+  decodeExecuteRequest,
+  ExecuteReplyReader,
+  encodeExecuteReply,
+  encodeExecuteRequest,
+} from '../../src/rpc/execute-codec.js';
+import { emptyHeader, readHeader, writeHeader } from '../../src/rpc/frame.js';
+import { hashKey, KeyHash } from '../../src/rpc/key-hash.js';
+
+/** Tests run compiled, elsewhere or in `build`: the vectors are found from the working directory. */
+function golden<T>(name: string): T {
+  return JSON.parse(readFileSync(`test/golden/${name}.json`, 'utf8')) as T;
+}
+
+const bytes = (hex: string): Buffer => Buffer.from(hex, 'hex');
+const hex = (value: Uint8Array): string => Buffer.from(value).toString('hex');
+
+interface KeyVector {
+  tableId: string;
+  key?: string;
+  keyRepeat?: { byte: number; count: number };
+  hash: string;
+  slot: number;
+}
+
+test('key hashes equal their vectors', () => {
+  for (const vector of golden<{ vectors: KeyVector[] }>('key-hash').vectors) {
+    const { keyRepeat } = vector;
+    const key =
+      keyRepeat === undefined
+        ? bytes(vector.key ?? '')
+        : Buffer.alloc(keyRepeat.count, keyRepeat.byte);
+    assert.equal(hashKey(Number(vector.tableId), key), vector.slot);
+    const hash = BigInt(KeyHash.low) | (BigInt(KeyHash.slot) << 32n);
+    assert.equal(hash, BigInt(vector.hash), `table ${vector.tableId}, key ${vector.key}`);
+  }
+});
+
+test('key hashes equal the reference function where the halves of the table id are equal', () => {
+  const equalHalves = (seed: number): number => seed * 2 ** 32 + seed;
+  const hash = (seed: number, key: string): string => {
+    hashKey(equalHalves(seed), Buffer.from(key));
+    return ((BigInt(KeyHash.slot) << 32n) | BigInt(KeyHash.low)).toString(16);
+  };
+  assert.equal(hash(0, ''), '0');
+  assert.equal(hash(1, 'a'), '1c5281c549db9b04');
+  assert.equal(hash(0, 'Hello, world!'), 'f0638dfc26acdba7');
+  assert.equal(hash(7, 'The quick brown fox jumps over the lazy dog'), 'ebefeaf9461c020f');
+});
+
+interface HeaderVector {
+  kind: number;
+  opcode: number;
+  status: number;
+  callId: number;
+  deadlineMs: number;
+  bytes: string;
+}
+
+test('message headers equal their vectors, both ways', () => {
+  for (const { bytes: expected, ...fields } of golden<{ vectors: HeaderVector[] }>('header')
+    .vectors) {
+    const message = Buffer.alloc(16);
+    const { kind, opcode, status, callId, deadlineMs } = fields;
+    writeHeader(message, kind, opcode, status, callId, deadlineMs);
+    assert.equal(hex(message), expected);
+    const header = emptyHeader();
+    assert.equal(readHeader(message, header), null);
+    assert.deepEqual(header, fields);
+  }
+});
+
+test('headers that are cut off or foreign are refused', () => {
+  const header = emptyHeader();
+  const good = bytes('524b0100400000000100000088130000');
+  for (const [at, value] of [
+    [0, 0x53],
+    [1, 0],
+    [2, 2],
+    [3, 3],
+  ] as const) {
+    const bad = Buffer.from(good);
+    bad[at] = value;
+    assert.equal(typeof readHeader(bad, header), 'string', `byte ${at} = ${value}`);
+  }
+  assert.equal(typeof readHeader(good.subarray(0, 15), header), 'string');
+});
+
+interface ExecuteVectors {
+  request: {
+    clientId: number;
+    ackId: number;
+    operations: {
+      op: number;
+      reject: number;
+      tableId: number;
+      rpcId: number;
+      givenVersion: number;
+      key: string;
+      value: string | null;
+    }[];
+    bytes: string;
+  };
+  reply: {
+    results: { status: number; retryAfterMs: number; version: number; value: string }[];
+    bytes: string;
+  };
+}
+
+test('EXECUTE requests equal their vectors, both ways', () => {
+  const { request } = golden<ExecuteVectors>('execute');
+  const operations = request.operations.map((operation) => ({
+    ...operation,
+    key: bytes(operation.key),
+    value: operation.value === null ? null : bytes(operation.value),
+  }));
+  const { clientId, ackId } = request;
+  assert.equal(hex(encodeExecuteRequest({ clientId, ackId, operations })), request.bytes);
+  const decoded = decodeExecuteRequest(bytes(request.bytes));
+  assert.deepEqual(
+    decoded.operations.map((operation) => ({
+      ...operation,
+      key: hex(operation.key),
+      value: operation.value === null ? null : hex(operation.value),
+    })),
+    request.operations,
+  );
+  assert.deepEqual([decoded.clientId, decoded.ackId], [clientId, ackId]);
+});
+
+test('EXECUTE requests that are cut off anywhere are refused', () => {
+  const whole = bytes(golden<ExecuteVectors>('execute').request.bytes);
+  for (let length = 0; length < whole.length; length++) {
+    assert.throws(() => decodeExecuteRequest(whole.subarray(0, length)), {
+      code: 'MALFORMED_REQUEST',
+    });
+  }
+});
+
+test('EXECUTE replies equal their vectors, both ways', () => {
+  const { reply } = golden<ExecuteVectors>('execute');
+  const results = reply.results.map((each) => ({ ...each, value: bytes(each.value) }));
+  assert.equal(hex(encodeExecuteReply(results)), reply.bytes);
+  const reader = new ExecuteReplyReader(bytes(reply.bytes));
+  assert.equal(reader.count, reply.results.length);
+  for (const expected of reply.results) {
+    reader.next();
+    const { status, retryAfterMs, version } = reader;
+    assert.deepEqual({ status, retryAfterMs, version, value: hex(reader.takeValue()) }, expected);
+  }
+});
