@@ -55,16 +55,12 @@ export class RecoveryManager {
   ): Promise<ReplyOf<'RECOVERY_MASTER_FINISHED'>> {
     const run = this.runs.get(request.recoveryId);
     if (!request.ok) {
-      const { partitionId, generation, serverId } = request;
-      const error = request.error ?? 'unknown error';
-      const fields = { ...this.fields(request.recoveryId), partitionId, serverId, error };
-      this.context.log('warn', 'a recovery master failed', fields);
-      if (run) this.step(run, { kind: 'partition-failed', partitionId, generation, error });
+      if (run) this.failed(run, request);
       return { committed: false };
     }
     await this.context.faultPoint('recover-own-1');
-    run?.progress.partitionFinished(request);
     const committed = await this.context.commit((state) => decideOwnership(state, request));
+    if (committed) run?.progress.partitionFinished(request);
     await this.context.faultPoint('recover-own-2');
     if (committed && run) {
       this.context.log('info', 'a recovery master took over its partition', {
@@ -76,6 +72,23 @@ export class RecoveryManager {
       });
     }
     return { committed };
+  }
+
+  /** Only the newest generation of a partition that is not done can fail. */
+  private failed(run: Run, request: RequestOf<'RECOVERY_MASTER_FINISHED'>): void {
+    const { recoveryId, partitionId, generation, serverId } = request;
+    const error = request.error ?? 'unknown error';
+    const partitions = this.context.state.recoveries.get(recoveryId)?.partitions ?? [];
+    const current = partitions.some(
+      (partition) =>
+        partition.partitionId === partitionId &&
+        partition.generation === generation &&
+        partition.serverId === serverId &&
+        partition.state === 'running',
+    );
+    const fields = { ...this.fields(recoveryId), partitionId, generation, serverId, error };
+    this.context.log(current ? 'warn' : 'info', 'a recovery master failed', fields);
+    if (current) this.step(run, { kind: 'partition-failed', partitionId, generation, error });
   }
 
   private fields(recoveryId: number): Record<string, unknown> {

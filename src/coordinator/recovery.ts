@@ -71,7 +71,8 @@ export type RecoveryEffect =
   | { kind: 'release' }
   | { kind: 'wake'; atMs: number };
 
-export type RecoveryStage = 'fence' | 'plan' | 'recover' | 'release';
+/** Failures of one partition after which backups hear of the partitions again. */
+const ATTEMPTS_BEFORE_ANNOUNCING = 3;
 
 interface BackupState {
   fence: 'ask' | 'asked' | 'answered';
@@ -101,12 +102,12 @@ export class Recovery {
   private firstCompleteAtMs: number | null = null;
   private commitPending = false;
   private releasePending = false;
-  /** Grows when the log was listed anew: partitions are announced again, under the same ids. */
+  /** Grows when the partitions are announced again, under the same ids. */
   private round = 1;
   /** Generations up to these were given out by an earlier coordinator process. */
   private readonly inherited = new Map<number, number>();
 
-  stage: RecoveryStage = 'fence';
+  /** Why it does not go on; null while it does. */
   waitingFor: string | null = null;
 
   constructor(
@@ -162,7 +163,8 @@ export class Recovery {
 
   /**
    * The partition gets a new generation later, and the log is listed again before that: replicas that
-   * could not be read may be gone, others may have come.
+   * could not be read may be gone, others may have come. Backups that know the partitions go on
+   * with them; only if that does not help are they told again.
    */
   private partitionFailed(
     event: Extract<RecoveryEvent, { kind: 'partition-failed' }>,
@@ -178,11 +180,12 @@ export class Recovery {
     partition.attempts = Math.min(partition.attempts + 1, 16);
     this.log = null;
     this.firstCompleteAtMs = null;
-    this.round++;
+    const announceAgain = partition.attempts >= ATTEMPTS_BEFORE_ANNOUNCING;
+    if (announceAgain) this.round++;
     for (const backup of this.backups.values()) {
       if (backup.fence === 'answered') backup.fence = 'ask';
       backup.retryAtMs = nowMs;
-      backup.partitions = 'ask';
+      if (announceAgain) backup.partitions = 'ask';
       backup.partitionsRetryAtMs = nowMs;
     }
   }
@@ -227,7 +230,6 @@ export class Recovery {
     const over =
       partitions === null ? view.tablets.length === 0 : partitions.every((p) => p.state === 'done');
     if (over) {
-      this.stage = 'release';
       this.waitingFor = null;
       if (!this.releasePending) effects.push({ kind: 'release' });
       this.releasePending = true;
@@ -239,7 +241,6 @@ export class Recovery {
       this.plan(view, effects);
       return;
     }
-    this.stage = 'recover';
     this.startPartitions(nowMs, effects);
     this.assign(view, partitions, nowMs, effects);
     this.recover(view, partitions, nowMs, effects);
@@ -289,7 +290,6 @@ export class Recovery {
 
   /** Phase 3. */
   private plan(view: RecoveryView, effects: RecoveryEffect[]): void {
-    this.stage = 'plan';
     const masters = view.upServers.filter(({ master }) => master).length;
     if (masters === 0) this.waitingFor = 'a master to recover on';
     if (masters === 0 || this.commitPending || this.log === null) return;
