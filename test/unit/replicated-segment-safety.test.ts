@@ -3,7 +3,8 @@
  * crash, with a recovery tried from a random choice of disks after every step.
  *
  * Safety: whatever a recovery calls complete covers everything that was called durable.
- * Ordering: data of s+1 only after s was closed everywhere; a closed replica never changes.
+ * Ordering: a close only after the next head is open everywhere (I1), data of s+1 only after s was
+ * closed everywhere (I3), a closed replica never changes (I4).
  * Liveness: once the faults end, everything appended becomes durable.
  */
 import assert from 'node:assert/strict';
@@ -67,6 +68,8 @@ class World {
   stores: { segmentId: number; epoch: number }[] = [];
   /** Segments that were closed on R disks at one moment. */
   readonly closedEverywhere = new Set<number>();
+  /** Heads whose opening was certified on R disks at one moment. */
+  readonly openedEverywhere = new Set<number>();
 
   constructor(seed: number) {
     this.random = randomFrom(seed);
@@ -230,7 +233,16 @@ class World {
     replica.received = Math.max(replica.received, write.end);
     replica.epoch = write.epoch;
     if (write.certified) replica.certified = Math.max(replica.certified, write.end);
+    const holders = [...this.disks.values()].filter(
+      (d) => (d.replicas.get(segment.id)?.certified ?? 0) >= openingBytes,
+    );
+    if (holders.length >= R) this.openedEverywhere.add(segment.id);
     if (write.close) {
+      const following = segment.side ? undefined : this.heads[index + 1];
+      assert.ok(
+        segment.side || (following !== undefined && this.openedEverywhere.has(following.id)),
+        'I1: a head is closed only when the next one is open everywhere',
+      );
       assert.equal(write.end, segment.appended, 'a close carries everything');
       assert.ok(write.certified, 'a close is certified');
       replica.closed = true;
