@@ -71,6 +71,8 @@ interface Replica {
   ackedChecksum: number;
   certifiedBytes: number;
   epochCertified: number;
+  /** A close was sent: it is only ever repeated, since it may have arrived. */
+  closeSent: boolean;
   closed: boolean;
   /**
    * A replacement stays invisible (no certificate) up to here, lest a short copy be taken for
@@ -91,6 +93,7 @@ function newReplica(certifyFromBytes: number): Replica {
     ackedChecksum: 0,
     certifiedBytes: 0,
     epochCertified: -1,
+    closeSent: false,
     closed: false,
     certifyFromBytes,
     inFlight: null,
@@ -252,6 +255,7 @@ export class ReplicatedSegment {
       if (write === null) return;
       replica.inFlight = write;
       replica.touched = true;
+      replica.closeSent ||= write.close;
       budget -= 1;
       effects.push({ kind: 'send', write });
     });
@@ -363,7 +367,10 @@ export class ReplicatedSegment {
     const mayClose =
       this.closed &&
       this.#precedingCloseCommitted &&
-      (this.kind === 'side' || this.#closeCommitted || this.#followingOpenCommitted);
+      (this.kind === 'side' ||
+        this.#closeCommitted ||
+        this.#followingOpenCommitted ||
+        replica.closeSent);
     const epochStale = replica.opened && replica.epochCertified < this.epoch;
     if (bytesLeft === 0 && !mayClose && !epochStale) return null;
     // A head that waits for its predecessor ends at its opening: `from` 0 ends there by contract.

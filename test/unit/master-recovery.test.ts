@@ -1,0 +1,272 @@
+/** Failure paths of a recovery master, with backups, core and coordinator as small fakes. */
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { RecoveryMaster, type RecoveryReplication } from '../../src/master/recovery-master.js';
+import type { ServerDirectory } from '../../src/master/server-directory.js';
+import type { RecoveryCore } from '../../src/native/contract.js';
+import type { Log } from '../../src/ops/log.js';
+import { RekindleError } from '../../src/rpc/errors.js';
+import type { RequestOf } from '../../src/rpc/table.js';
+import type { RpcLink } from '../../src/rpc/transport.js';
+
+const silent: Log = {
+  debug: () => undefined,
+  info: () => undefined,
+  warn: () => undefined,
+  error: () => undefined,
+  with: () => silent,
+};
+
+type Finished = RequestOf<'RECOVERY_MASTER_FINISHED'>;
+
+class Fakes {
+  trace: string[] = [];
+  reports: Finished[] = [];
+  fetches: string[] = [];
+  /** What a backup answers, by `serverId/segmentId`; a piece by default. */
+  answers = new Map<string, (attempt: number) => Uint8Array | RekindleError>();
+  replayFails: (segment: number) => RekindleError | null = () => null;
+  verdict: (attempt: number) => boolean | RekindleError = () => true;
+  lostOpenReplica = false;
+  #attempts = new Map<string, number>();
+
+  readonly recovery: RecoveryCore = {
+    ctimeSegmentId: 42,
+    replay: async (bytes) => {
+      const failure = this.replayFails(bytes[0] ?? 0);
+      if (failure !== null) throw failure;
+      this.trace.push(`replay ${bytes[0]}`);
+      return { objects: 10, bytes: 1_000 };
+    },
+    sideSegments: () => [100],
+    finishReplay: () => void this.trace.push('finishReplay'),
+    commit: () => {
+      this.trace.push('commit');
+      return 5_000;
+    },
+    activate: () => void this.trace.push('activate'),
+    abort: () => {
+      this.trace.push('abort');
+      return [100];
+    },
+  };
+
+  readonly replication: RecoveryReplication = {
+    trackSides: () => undefined,
+    scheduleFlush: () => undefined,
+    waitReplicated: async () => void this.trace.push('sides replicated'),
+    waitDurable: async (position) => void this.trace.push(`durable ${position}`),
+    lostOpenReplica: () => this.lostOpenReplica,
+    raiseMinOpenSegment: async () => void this.trace.push('min open raised'),
+    drainSides: async () => {
+      this.trace.push('drained');
+      return [{ kind: 'free', segmentId: 100, serverId: 7 }];
+    },
+    free: (frees) => void this.trace.push(`free ${frees.length}`),
+  };
+
+  readonly servers: ServerDirectory = {
+    linkTo: (serverId) =>
+      ({
+        callBinary: async (_name: string, parts: readonly Uint8Array[]) => {
+          const request = JSON.parse(Buffer.concat(parts).toString()) as { segmentId: number };
+          return this.#fetch(serverId, request.segmentId);
+        },
+      }) as unknown as RpcLink,
+  };
+
+  master = new RecoveryMaster({
+    serverId: 1,
+    core: {
+      openLog: () => undefined,
+      startRecovery: () => this.recovery,
+      logSegments: () => [],
+      rollHead: () => {
+        this.trace.push('rollHead');
+        return 43;
+      },
+      appendedPosition: () => 9_000,
+    },
+    replication: this.replication,
+    servers: this.servers,
+    coordinator: {
+      call: (async (_name: string, request: Finished) => {
+        this.reports.push(request);
+        const verdict = this.verdict(this.reports.length);
+        if (verdict instanceof RekindleError) throw verdict;
+        return { committed: verdict };
+      }) as unknown as RpcLink['call'],
+    },
+    log: silent,
+    random: () => 0,
+  });
+
+  async #fetch(serverId: number, segmentId: number): Promise<Uint8Array> {
+    const key = `${serverId}/${segmentId}`;
+    const attempt = (this.#attempts.get(key) ?? 0) + 1;
+    this.#attempts.set(key, attempt);
+    this.fetches.push(key);
+    const answer = this.answers.get(key)?.(attempt) ?? piece(segmentId);
+    if (answer instanceof RekindleError) throw answer;
+    return answer;
+  }
+
+  async run(generation = 1): Promise<void> {
+    this.master.start(request(generation));
+    const limitMs = performance.now() + 5_000;
+    while (this.master.running > 0) {
+      assert.ok(performance.now() < limitMs, 'the recovery ends');
+      await sleep(2);
+    }
+  }
+}
+
+function piece(segmentId: number): Uint8Array {
+  const bytes = Buffer.alloc(9);
+  bytes.writeUInt32LE(1, 0);
+  bytes[8] = segmentId;
+  return bytes;
+}
+
+function request(generation: number): RequestOf<'RECOVER'> {
+  return {
+    term: 1,
+    recoveryId: 5,
+    generation,
+    crashedServerId: 9,
+    partition: {
+      partitionId: 0,
+      tablets: [{ tableId: 1, startSlot: 0, endSlot: 100, ctimeSegmentId: 0 }],
+    },
+    segments: [1, 2, 3].map((segmentId) => ({ segmentId, length: 9, backups: [7, 8] })),
+  };
+}
+
+test('the order: sides replicated, commit, durable, report, activate', async () => {
+  const fakes = new Fakes();
+  await fakes.run();
+  const tail = fakes.trace.slice(fakes.trace.indexOf('finishReplay'));
+  assert.deepEqual(tail, [
+    'finishReplay',
+    'sides replicated',
+    'commit',
+    'durable 5000',
+    'activate',
+  ]);
+  const [report] = fakes.reports;
+  assert.equal(fakes.reports.length, 1);
+  assert.equal(report?.ok, true);
+  assert.equal(report?.ctimeSegmentId, 42);
+  assert.equal(report?.objects, 30);
+});
+
+test('a failed replica costs a switch to the next one', async () => {
+  const fakes = new Fakes();
+  fakes.answers.set('7/2', () => new RekindleError('CHECKSUM_MISMATCH', 'rot'));
+  await fakes.run();
+  assert.deepEqual(
+    fakes.fetches.filter((fetch) => fetch.endsWith('/2')),
+    ['7/2', '8/2'],
+  );
+  assert.ok(fakes.trace.includes('activate'));
+});
+
+test('a piece that does not check is fetched elsewhere, nothing of it counts', async () => {
+  const fakes = new Fakes();
+  let bad = true;
+  fakes.replayFails = (segment) => {
+    if (segment !== 3 || !bad) return null;
+    bad = false;
+    return new RekindleError('CHECKSUM_MISMATCH', 'bad piece');
+  };
+  await fakes.run();
+  assert.deepEqual(
+    fakes.fetches.filter((fetch) => fetch.endsWith('/3')),
+    ['7/3', '8/3'],
+  );
+  assert.equal(fakes.reports[0]?.objects, 30);
+});
+
+test('a segment that is not ready is asked for again, a silent backup once more', async () => {
+  const fakes = new Fakes();
+  fakes.answers.set('7/1', (attempt) =>
+    attempt < 3 ? new RekindleError('SEGMENT_NOT_READY', 'later') : piece(1),
+  );
+  fakes.answers.set('7/2', () => new RekindleError('TIMEOUT', 'silent'));
+  fakes.answers.set('8/2', (attempt) =>
+    attempt < 2 ? new RekindleError('CONNECTION_LOST', 'gone') : piece(2),
+  );
+  await fakes.run();
+  assert.equal(fakes.fetches.filter((fetch) => fetch === '7/1').length, 3);
+  assert.equal(fakes.fetches.filter((fetch) => fetch === '7/2').length, 2);
+  assert.ok(fakes.trace.includes('activate'));
+});
+
+test('all replicas bad: reported as failed, everything taken back', async () => {
+  const fakes = new Fakes();
+  for (const key of ['7/2', '8/2']) {
+    fakes.answers.set(key, () => new RekindleError('CHECKSUM_MISMATCH', 'rot'));
+  }
+  fakes.verdict = () => false;
+  await fakes.run();
+  assert.equal(fakes.reports[0]?.ok, false);
+  assert.match(fakes.reports[0]?.error ?? '', /segment 2/);
+  assert.deepEqual(fakes.trace.slice(-3), ['drained', 'abort', 'free 1']);
+  assert.ok(!fakes.trace.includes('commit'));
+});
+
+test('out of memory fails the partition at once', async () => {
+  const fakes = new Fakes();
+  fakes.replayFails = () => new RekindleError('OUT_OF_MEMORY', 'full');
+  fakes.verdict = () => false;
+  await fakes.run();
+  assert.match(fakes.reports[0]?.error ?? '', /OUT_OF_MEMORY/);
+  assert.ok(fakes.trace.includes('abort'));
+});
+
+test('the report is repeated until there is a definite answer', async () => {
+  const fakes = new Fakes();
+  fakes.verdict = (attempt) =>
+    attempt < 3 ? new RekindleError('COORDINATOR_UNAVAILABLE', 'restarting') : true;
+  await fakes.run();
+  assert.equal(fakes.reports.length, 3);
+  assert.equal(fakes.trace.at(-1), 'activate');
+});
+
+test('a no after the commit frees replicas only behind a newer durable digest', async () => {
+  const fakes = new Fakes();
+  fakes.verdict = () => false;
+  await fakes.run();
+  const tail = fakes.trace.slice(fakes.trace.indexOf('durable 5000') + 1);
+  assert.deepEqual(tail, ['drained', 'abort', 'rollHead', 'durable 9000', 'free 1']);
+});
+
+test('stopping without an answer takes nothing back: the coordinator may count on it', async () => {
+  const fakes = new Fakes();
+  fakes.verdict = () => new RekindleError('COORDINATOR_UNAVAILABLE', 'down');
+  fakes.master.start(request(1));
+  const limitMs = performance.now() + 5_000;
+  while (fakes.reports.length === 0 && performance.now() < limitMs) await sleep(2);
+  await fakes.master.stop();
+  assert.ok(!fakes.trace.includes('abort'));
+  assert.ok(!fakes.trace.includes('activate'));
+});
+
+test('a lost open side replica is forbidden before the ownership is claimed', async () => {
+  const fakes = new Fakes();
+  fakes.lostOpenReplica = true;
+  await fakes.run();
+  assert.deepEqual(fakes.trace.slice(-3), ['durable 5000', 'min open raised', 'activate']);
+});
+
+test('a repeated RECOVER starts nothing; a newer generation replaces the older', async () => {
+  const fakes = new Fakes();
+  fakes.master.start(request(1));
+  fakes.master.start(request(1));
+  assert.equal(fakes.master.running, 1);
+  await fakes.run(2);
+  const activated = fakes.trace.filter((line) => line === 'activate').length;
+  assert.equal(activated, 1, 'one generation is served');
+  assert.ok(fakes.trace.indexOf('abort') < fakes.trace.indexOf('activate'));
+});
