@@ -10,7 +10,7 @@ mod master;
 use napi_derive::napi;
 
 /// CRC-32C.
-#[napi]
+#[napi(js_name = "crc32c")]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     rekindle_core::crc32c::crc32c(bytes)
 }
