@@ -214,7 +214,7 @@ impl MasterCore {
     }
 
     /// A segment's memory.
-    #[napi]
+    #[napi(ts_return_type = "Uint8Array")]
     pub fn segment_bytes<'env>(&mut self, env: &'env Env, segment_id: f64) -> Result<Object<'env>> {
         let (id, segment) = guard("segmentBytes", || {
             let id = whole(segment_id)?;

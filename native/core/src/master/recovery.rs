@@ -13,7 +13,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Master;
 use super::log::Purpose;
-use super::replay::{Replay, ReplayWorker, Replayed};
+use super::replay::{Replay, ReplayWorker, Replayed, erase_entries};
+use super::segment::Segment;
 use super::tablets::{SlotRange, Tablet};
 use crate::status::Status;
 
@@ -44,8 +45,8 @@ pub struct Recovery {
     none_running: Condvar,
     /// By thread of the pool; a worker's lock is taken by its thread alone while it replays.
     workers: Box<[Mutex<ReplayWorker>]>,
-    /// Ids of the side segments as of `finish_replay`.
-    sides: Mutex<Vec<u64>>,
+    /// All side segments.
+    sides: Mutex<Vec<Arc<Segment>>>,
 }
 
 impl Recovery {
@@ -142,6 +143,7 @@ impl Recovery {
             let mut replay = Replay {
                 objects: &self.master.objects,
                 tablets: &self.tablets,
+                sides: &self.sides,
                 cancelled: &self.cancelled,
                 worker: &mut worker,
             };
@@ -161,18 +163,11 @@ impl Recovery {
         replayed
     }
 
-    /// Side segments so far, ascending. Does not wait for a replay that is running: the list may
-    /// then miss segments that it is about to open.
+    /// Side segments so far, ascending.
     pub fn side_segments(&self) -> Vec<u64> {
-        let mut sides = self.sides.lock();
-        for worker in &self.workers {
-            if let Some(worker) = worker.try_lock() {
-                sides.extend(worker.sides.iter().map(|side| side.id));
-            }
-        }
-        sides.sort_unstable();
-        sides.dedup();
-        sides.clone()
+        let mut ids: Vec<u64> = self.sides.lock().iter().map(|side| side.id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Nothing more is replayed: takes the markers out of the table, closes all side segments.
@@ -269,15 +264,28 @@ impl Recovery {
             }
             committed
         };
-        let mut ids = Vec::new();
         for worker in &self.workers {
-            ids.extend(worker.lock().take_back(&self.master.objects, !committed));
+            let mut worker = worker.lock();
+            worker.close();
+            worker.markers.clear();
+        }
+        let objects = &self.master.objects;
+        let freed = if committed {
+            Vec::new()
+        } else {
+            self.side_segments()
+        };
+        let sides = std::mem::take(&mut *self.sides.lock());
+        for side in &sides {
+            erase_entries(objects, side);
+        }
+        for id in &freed {
+            // SAFETY: all slots into it are cleared; readers are kept out by the serving lock.
+            unsafe { objects.free_segment(*id) };
         }
         for tablet in &self.tablets {
             serving.tablets.remove(&tablet.range);
         }
-        self.sides.lock().clear();
-        ids.sort_unstable();
-        Ok(if committed { Vec::new() } else { ids })
+        Ok(freed)
     }
 }

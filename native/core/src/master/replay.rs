@@ -9,6 +9,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use super::execute::tombstone_of;
 use super::hash_table::prefetch;
 use super::log::RESERVE_SEGLETS;
@@ -48,8 +50,6 @@ pub struct Marker {
 #[derive(Default)]
 pub struct ReplayWorker {
     open: Option<Arc<Segment>>,
-    /// Side segments that this thread has opened.
-    pub sides: Vec<Arc<Segment>>,
     /// Markers that this thread has put into the table.
     pub markers: Vec<Marker>,
     parsed: Vec<Parsed>,
@@ -69,6 +69,8 @@ pub struct Replay<'a> {
     pub objects: &'a Objects,
     /// The partition, sorted.
     pub tablets: &'a [Arc<Tablet>],
+    /// All side segments of the recovery, in the order in which they were opened.
+    pub sides: &'a Mutex<Vec<Arc<Segment>>>,
     /// Set when the recovery is taken back.
     pub cancelled: &'a AtomicBool,
     /// Of this thread.
@@ -298,8 +300,7 @@ impl Replay<'_> {
             let fresh = self
                 .objects
                 .open_segment(None, RESERVE_SEGLETS, timestamp)?;
-            fresh.end_opening();
-            self.worker.sides.push(Arc::clone(&fresh));
+            self.sides.lock().push(Arc::clone(&fresh));
             if let Some(full) = self.worker.open.replace(fresh) {
                 full.close();
             }
@@ -315,28 +316,10 @@ impl ReplayWorker {
             open.close();
         }
     }
-
-    /// Takes the entries of its side segments out of the table and frees the segments; returns
-    /// their ids.
-    pub fn take_back(&mut self, objects: &Objects, free: bool) -> Vec<u64> {
-        self.close();
-        self.markers.clear();
-        let sides = std::mem::take(&mut self.sides);
-        for side in &sides {
-            erase_entries(objects, side);
-        }
-        let ids: Vec<u64> = sides.iter().map(|side| side.id).collect();
-        if free {
-            for id in &ids {
-                // SAFETY: all slots into it were cleared; the caller keeps readers out.
-                unsafe { objects.free_segment(*id) };
-            }
-        }
-        ids
-    }
 }
 
-fn erase_entries(objects: &Objects, side: &Segment) {
+/// Takes the entries of a side segment out of the table.
+pub fn erase_entries(objects: &Objects, side: &Segment) {
     // SAFETY: the segment is alive.
     let bytes = unsafe { side.bytes() };
     for item in EntryIterator::new(bytes) {

@@ -118,6 +118,10 @@ impl Segment {
             key: &[],
             value: &value,
         }]);
+        if kind == SegmentKind::Side {
+            // Others may see it at once; a head's opening goes on with three more entries.
+            segment.end_opening();
+        }
         Ok(segment)
     }
 
@@ -221,6 +225,7 @@ impl Segment {
         let mut marks = self.marks.lock();
         if marks.is_empty() {
             let end = self.opening_bytes();
+            assert!(end > 0, "a visible segment has its opening");
             // SAFETY: this segment is alive, hence not freed.
             let checksum = crc32c::crc32c(&unsafe { self.bytes() }[..end]);
             marks.push(Certificate { end, checksum });
