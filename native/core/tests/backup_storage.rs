@@ -480,3 +480,45 @@ fn foreign_or_locked_directories_are_refused_untouched() {
     }
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
 }
+
+#[test]
+fn of_two_frames_with_the_same_replica_one_is_kept_and_one_freed() {
+    let directory = Directory::new();
+    let bytes = random_bytes(&mut Random::new(14), 50_000);
+    {
+        let mut disk = Disk::open(&directory, options(&directory, 2, false));
+        for segment_id in [1, 2] {
+            let status = disk.write(1, segment_id, 1, 0, &bytes, Some(&bytes), OPEN | CLOSE);
+            assert_eq!(status, Status::Ok);
+        }
+    }
+    let frames = std::fs::read(directory.path().join("frames")).expect("frames");
+    overwrite(&directory, FRAME_BYTES, &frames[..FRAME_BYTES]);
+    for _ in 0..2 {
+        let mut disk = Disk::open(&directory, options(&directory, 2, false));
+        assert_eq!(disk.storage.replicas().len(), 1);
+        assert_eq!(disk.storage.load().0, 1);
+        assert!(disk.read(1, 1).expect("reads") == bytes);
+        assert_eq!(
+            disk.write(1, 3, 1, 0, &bytes, Some(&bytes), OPEN),
+            Status::Ok
+        );
+        disk.free(1, &[3]).expect("frees");
+    }
+}
+
+#[test]
+fn close_flushes_unlocks_and_refuses() {
+    let directory = Directory::new();
+    let bytes = random_bytes(&mut Random::new(15), 100);
+    let mut disk = Disk::open(&directory, options(&directory, 2, true));
+    assert_eq!(
+        disk.write(1, 1, 1, 0, &bytes, Some(&bytes), OPEN),
+        Status::Ok
+    );
+    disk.storage.close();
+    assert_eq!(disk.write(1, 1, 1, 100, &[1], None, 0), Status::Internal);
+    assert_eq!(disk.free(1, &[1]), Err(Status::Internal));
+    let again = Disk::open(&directory, options(&directory, 2, true));
+    assert!(again.read(1, 1).expect("reads") == bytes);
+}

@@ -3,6 +3,10 @@
 //! Rule: numbers from JavaScript are checked before they become ids, callbacks of the storage reach
 //! JavaScript through thread-safe functions only, and every error carries a decimal status number
 //! as its `code`.
+#![cfg_attr(
+    test,
+    allow(dead_code, reason = "functions are not registered in test builds")
+)]
 
 use napi::bindgen_prelude::{
     Env, Float64Array, Function, Object, ToNapiValue, Uint8Array, Unknown,

@@ -100,8 +100,8 @@ pub(super) struct Shared {
     pub compress_wake: Condvar,
     pub pool: Arc<BufferPool>,
     sink: Mutex<Sink>,
-    /// Holds the lock on the directory.
-    _directory: File,
+    /// Holds the lock on the directory until `close`.
+    directory: Mutex<Option<File>>,
 }
 
 /// The receiver of finished writes, or what finished before there was one.
@@ -181,7 +181,7 @@ impl BackupStorage {
             compress_wake: Condvar::new(),
             pool,
             sink: Mutex::new(Sink::default()),
-            _directory: directory,
+            directory: Mutex::new(Some(directory)),
         });
         let recoveries = Recoveries::new(Arc::clone(&shared), piece_cache_bytes);
         let storage = Self {
@@ -453,7 +453,8 @@ impl BackupStorage {
         stats
     }
 
-    /// Flushes what is queued and ends the threads; idempotent. Later calls are refused.
+    /// Flushes what is queued, ends the threads and unlocks the directory; idempotent. Later calls
+    /// are refused.
     pub fn close(&self) {
         self.shared.state.lock().stopping = true;
         self.shared.io_wake.notify_all();
@@ -465,6 +466,7 @@ impl BackupStorage {
                 self.shared.state.lock().counters.panics += 1;
             }
         }
+        drop(self.shared.directory.lock().take());
     }
 }
 
