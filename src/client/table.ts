@@ -313,7 +313,7 @@ function rejectBits({ ifVersion, ifAbsent, ifExists }: Condition): number {
 
 /** The failure of a slice, with indexes into the whole list. */
 function placed(error: RekindleError, first: number, count: number): RekindleError {
-  const failures = (error.details?.['failures'] ?? []) as { index: number }[];
+  const failures = (error.details?.failures ?? []) as { index: number }[];
   return new RekindleError(error.code, error.message, {
     cause: error,
     outcome: error.outcome,

@@ -215,7 +215,10 @@ export class WsLink implements RpcLink {
     // A reply to a call that has ended (deadline, signal) finds nothing.
     const call = this.#calls.get(callId);
     if (call === undefined || !this.#take(call)) return;
-    if (status === 0) return call.resolve(body);
+    if (status === 0) {
+      call.resolve(body);
+      return;
+    }
     try {
       call.reject(RekindleError.fromReply(status, JSON.parse(body.toString())));
     } catch (thrown) {
@@ -250,7 +253,10 @@ export class WsLink implements RpcLink {
   #dialSoon(): void {
     if (this.#connection !== null || this.#retryTimer !== null || this.#closed) return;
     const delayMs = this.#dialNotBeforeMs - performance.now();
-    if (delayMs <= 0) return this.#dial();
+    if (delayMs <= 0) {
+      this.#dial();
+      return;
+    }
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = null;
       if (this.#wanted()) this.#dial();
