@@ -21,6 +21,11 @@ export const MESSAGE_OPERATIONS_MAX = 1_024;
 /** A message goes over it only if a single operation does. */
 const MESSAGE_OPERATION_BYTES_MAX = 1_048_576;
 const MESSAGES_IN_FLIGHT_MAX = 16;
+/**
+ * After which the map is asked whether the owner has changed; a handshake that takes longer goes
+ * on meanwhile, and the next attempt finds it done.
+ */
+const CONNECT_MS = 250;
 
 export interface SessionRuntime {
   readonly clientId: number;
@@ -38,6 +43,7 @@ export class MasterSession {
   readonly #queue = new OperationQueue();
   #messagesInFlight = 0;
   #flushScheduled = false;
+  #connecting = false;
   messagesSent = 0;
 
   constructor(serverId: number, link: RpcLink, runtime: SessionRuntime) {
@@ -47,7 +53,7 @@ export class MasterSession {
   }
 
   get idle(): boolean {
-    return this.#messagesInFlight === 0 && this.#queue.peek() === undefined;
+    return this.#messagesInFlight === 0 && !this.#connecting && this.#queue.peek() === undefined;
   }
 
   enqueue(operation: Operation): void {
@@ -66,12 +72,36 @@ export class MasterSession {
   }
 
   #flush(): void {
+    if (!this.#link.connected) {
+      void this.#connect();
+      return;
+    }
     while (this.#messagesInFlight < MESSAGES_IN_FLIGHT_MAX) {
       const operations = this.#takeMessage();
       if (operations.length === 0) break;
       void this.#send(operations);
     }
     this.#link.flush();
+  }
+
+  /**
+   * Operations are encoded only for an open connection: one that ends while it waits here was
+   * certainly not applied. Never rejects.
+   */
+  async #connect(): Promise<void> {
+    if (this.#connecting) return;
+    this.#connecting = true;
+    try {
+      await this.#link.connect({ timeoutMs: CONNECT_MS });
+    } catch (thrown) {
+      const error = asRekindleError(thrown);
+      for (let operation = this.#queue.shift(); operation; operation = this.#queue.shift()) {
+        this.#runtime.lost(operation, error);
+      }
+    } finally {
+      this.#connecting = false;
+    }
+    if (this.#queue.peek() !== undefined) this.#flush();
   }
 
   #takeMessage(): Operation[] {

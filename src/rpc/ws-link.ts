@@ -40,6 +40,7 @@ const BACKOFF_MS_MAX = 1_000;
 const BUSY_RETRY_MS = 20;
 /** A peer that is silent for so long after a call has timed out is taken for dead. */
 const SILENCE_MS_MAX = 2_000;
+const NOTHING = new Uint8Array(0);
 const EMPTY_BODY: readonly Uint8Array[] = [];
 const CALL_ID_MAX = 0xffff_ffff;
 
@@ -86,6 +87,11 @@ export class WsLink implements RpcLink {
 
   get outstandingBytes(): number {
     return this.#outstandingBytes;
+  }
+
+  async connect(options?: CallOptions): Promise<void> {
+    // Waits like a call, but `#send` ends it instead of sending.
+    if (!this.#connected) await this.callBinary('HELLO', EMPTY_BODY, options);
   }
 
   async call<K extends JsonRpcName>(
@@ -191,6 +197,10 @@ export class WsLink implements RpcLink {
   }
 
   #send(call: PendingCall): void {
+    if (call.name === 'HELLO') {
+      if (this.#take(call)) call.resolve(NOTHING);
+      return;
+    }
     const now = performance.now();
     const budgetMs = Math.max(1, Math.min(0xffff_ffff, Math.floor(call.deadlineMs - now)));
     call.sent = true;
