@@ -208,8 +208,7 @@ export class OperationRouter implements SessionRuntime {
       }
     }
     const address = tablet.address ?? '';
-    const link = this.#options.pool.link(address, tablet.serverId);
-    const session = new MasterSession(tablet.serverId, link, this);
+    const session = new MasterSession(tablet.serverId, address, this.#options.pool, this);
     this.#sessions.set(tablet.serverId, session);
     return session;
   }

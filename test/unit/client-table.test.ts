@@ -64,6 +64,9 @@ test('bad input is refused before anything is sent', async () => {
   await rejectsWith(table.put('k', 5 as never), 'INVALID_ARGUMENT');
   await rejectsWith(table.get('k', { timeoutMs: 0 }), 'INVALID_ARGUMENT');
   await rejectsWith(table.getMany(['a', '']), 'INVALID_KEY');
+  await rejectsWith(table.get(undefined as never), 'INVALID_ARGUMENT');
+  await rejectsWith(table.putMany([['k', undefined as never]]), 'INVALID_ARGUMENT');
+  await rejectsWith(table.with(json).put('k', undefined), 'INVALID_ARGUMENT', 'not-applied');
   assert.throws(() => client.table(''), { code: 'INVALID_ARGUMENT' });
   assert.equal(cluster.servers[0]!.master.requests.length, 0);
   await table.put(Buffer.alloc(65_535, 1), Buffer.alloc(1_048_576, 2));
@@ -279,6 +282,11 @@ test('unknown hosts, wrong clusters and closed clients are typed errors', async 
   await Promise.all([client.close(), rejectsWith(put, 'CLIENT_CLOSED', 'unknown')]);
   await rejectsWith(table.get('k'), 'CLIENT_CLOSED', 'not-applied');
   await rejectsWith(client.status(), 'CLIENT_CLOSED');
+
+  const third = await connect(cluster.url);
+  const unsent = third.table('t').put('k', 'v');
+  await Promise.all([third.close(), rejectsWith(unsent, 'CLIENT_CLOSED', 'not-applied')]);
+  await new Promise((resolve) => setImmediate(resolve));
 });
 
 test('the coordinator may be away: data goes on, unknown tables say so by the deadline', async () => {
@@ -304,4 +312,18 @@ test('await using closes the client', async () => {
     await client.createTable('t');
   }
   await rejectsWith(kept.listTables(), 'CLIENT_CLOSED');
+});
+
+test('queued operations are bounded and say no', async () => {
+  const { cluster, client } = await start();
+  const { master } = cluster.servers[0]!;
+  const table = await client.createTable('t');
+  master.intercept = () => true;
+  const value = Buffer.alloc(1_000_000);
+  const puts = Array.from({ length: 300 }, (_, i) => table.put(`k${i}`, value, { timeoutMs: 500 }));
+  const ends = await Promise.allSettled(puts);
+  const codes = ends.map((end) => (end.status === 'rejected' ? end.reason.code : 'done'));
+  assert.equal(codes.filter((code) => code === 'RETRY').length, 32, 'those over 256 MiB');
+  assert.equal(codes.filter((code) => code === 'TIMEOUT').length, 268);
+  assert.equal(client.stats().operationBytes, 0);
 });

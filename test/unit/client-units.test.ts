@@ -1,5 +1,6 @@
 /** Parts of the SDK that need no network: connection strings, rpc ids, queues, retry decisions. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { parseConnectionString } from '../../src/client/connection-string.js';
 import { attemptMs, nextStep, waitMs } from '../../src/client/retry-policy.js';
@@ -86,7 +87,7 @@ test('answers lead to the right next step', () => {
   assert.equal(waitMs('RETRY', 30, 0), 30);
   assert.equal(waitMs('NOT_ENOUGH_BACKUPS', 0, 0), 50);
   assert.ok(waitMs('RETRY', 65_535, 0.99) <= 1_250);
-  assert.equal(attemptMs(0), 1_000);
+  assert.equal(attemptMs(0), 2_000);
   assert.equal(attemptMs(60), 8_000);
   assert.equal(backoffMs(0, 20, 1_000, 0), 20);
   assert.equal(backoffMs(500, 20, 1_000, 0), 1_000);
@@ -109,4 +110,21 @@ test('a deadline set expires each member once, earliest first, and keeps later o
   await until('expired', () => expired.length === 2);
   assert.deepEqual(expired, ['first', 'second']);
   assert.deepEqual(set.drain(), [late]);
+});
+
+test('the SDK loads neither the server side nor the native core', () => {
+  const seen = new Set<string>();
+  const packages = new Set<string>();
+  const visit = (file: URL): void => {
+    if (seen.has(file.href)) return;
+    seen.add(file.href);
+    for (const [, name = ''] of readFileSync(file, 'utf8').matchAll(/ from '([^']+)';/g)) {
+      if (name.startsWith('.')) visit(new URL(name, file));
+      else packages.add(name);
+    }
+  };
+  visit(new URL('../../src/client/index.js', import.meta.url));
+  assert.ok(seen.size > 10);
+  const foreign = [...packages].filter((name) => !name.startsWith('node:'));
+  assert.deepEqual(foreign, ['ws']);
 });
