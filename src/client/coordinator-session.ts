@@ -117,7 +117,7 @@ function unavailable(address: string, cause: RekindleError): RekindleError {
 }
 
 function redirectOf(error: RekindleError): string | null {
-  const coordinator = error.details?.['coordinator'];
+  const coordinator = error.details?.coordinator;
   if (typeof coordinator !== 'string' || addressProblem(coordinator) !== null) return null;
   return coordinator;
 }

@@ -12,7 +12,7 @@ import {
   writeExecuteHeader,
   writeOperation,
 } from '../rpc/execute-codec.js';
-import type { RpcLink } from '../rpc/transport.js';
+import type { LinkPool, RpcLink } from '../rpc/transport.js';
 import type { Operation } from './operation.js';
 import { OperationQueue } from './operation-queue.js';
 import { attemptMs } from './retry-policy.js';
@@ -21,6 +21,11 @@ export const MESSAGE_OPERATIONS_MAX = 1_024;
 /** A message goes over it only if a single operation does. */
 const MESSAGE_OPERATION_BYTES_MAX = 1_048_576;
 const MESSAGES_IN_FLIGHT_MAX = 16;
+/**
+ * After which the map is asked whether the owner has changed; a handshake that takes longer goes
+ * on meanwhile, and the next attempt finds it done.
+ */
+const CONNECT_MS = 250;
 
 export interface SessionRuntime {
   readonly clientId: number;
@@ -33,21 +38,24 @@ export interface SessionRuntime {
 
 export class MasterSession {
   readonly serverId: number;
-  readonly #link: RpcLink;
+  readonly #pool: LinkPool;
+  readonly #address: string;
   readonly #runtime: SessionRuntime;
   readonly #queue = new OperationQueue();
   #messagesInFlight = 0;
   #flushScheduled = false;
+  #connecting = false;
   messagesSent = 0;
 
-  constructor(serverId: number, link: RpcLink, runtime: SessionRuntime) {
+  constructor(serverId: number, address: string, pool: LinkPool, runtime: SessionRuntime) {
     this.serverId = serverId;
-    this.#link = link;
+    this.#address = address;
+    this.#pool = pool;
     this.#runtime = runtime;
   }
 
   get idle(): boolean {
-    return this.#messagesInFlight === 0 && this.#queue.peek() === undefined;
+    return this.#messagesInFlight === 0 && !this.#connecting && this.#queue.peek() === undefined;
   }
 
   enqueue(operation: Operation): void {
@@ -66,12 +74,48 @@ export class MasterSession {
   }
 
   #flush(): void {
+    if (this.#queue.peek() === undefined) return;
+    let link: RpcLink;
+    try {
+      // Asked for each time, since a pool may replace a link that was idle.
+      link = this.#pool.link(this.#address, this.serverId);
+    } catch (thrown) {
+      this.#loseQueue(asRekindleError(thrown));
+      return;
+    }
+    if (!link.connected) {
+      void this.#connect(link);
+      return;
+    }
     while (this.#messagesInFlight < MESSAGES_IN_FLIGHT_MAX) {
       const operations = this.#takeMessage();
       if (operations.length === 0) break;
-      void this.#send(operations);
+      void this.#send(link, operations);
     }
-    this.#link.flush();
+    link.flush();
+  }
+
+  /**
+   * Operations are encoded only for an open connection: one that ends while it waits here was
+   * certainly not applied. Never rejects.
+   */
+  async #connect(link: RpcLink): Promise<void> {
+    if (this.#connecting) return;
+    this.#connecting = true;
+    try {
+      await link.connect({ timeoutMs: CONNECT_MS });
+    } catch (thrown) {
+      this.#loseQueue(asRekindleError(thrown));
+    } finally {
+      this.#connecting = false;
+    }
+    if (this.#queue.peek() !== undefined) this.#flush();
+  }
+
+  #loseQueue(error: RekindleError): void {
+    for (let operation = this.#queue.shift(); operation; operation = this.#queue.shift()) {
+      this.#runtime.lost(operation, error);
+    }
   }
 
   #takeMessage(): Operation[] {
@@ -89,7 +133,7 @@ export class MasterSession {
   }
 
   /** Never rejects. */
-  async #send(operations: Operation[]): Promise<void> {
+  async #send(link: RpcLink, operations: Operation[]): Promise<void> {
     let bytes = EXECUTE_HEADER_BYTES;
     let attempts = 0;
     let deadlineMs = 0;
@@ -114,7 +158,7 @@ export class MasterSession {
     let reply: Uint8Array | null = null;
     let error: RekindleError | null = null;
     try {
-      reply = await this.#link.callBinary('EXECUTE', [body], { timeoutMs });
+      reply = await link.callBinary('EXECUTE', [body], { timeoutMs });
     } catch (thrown) {
       error = asRekindleError(thrown);
     }

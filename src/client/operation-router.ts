@@ -87,7 +87,8 @@ export class OperationRouter implements SessionRuntime {
     const refusal = this.#refusal(operation, signal);
     if (refusal !== null) {
       operation.ended = true;
-      return operation.sink.failed(operation.index, refusal);
+      operation.sink.failed(operation.index, refusal);
+      return;
     }
     this.#operationBytes += operation.bytes;
     this.#live.add(operation);
@@ -108,22 +109,30 @@ export class OperationRouter implements SessionRuntime {
   route(operation: Operation): void {
     if (operation.ended) return;
     const { table } = operation;
-    if (table.tableId === 0) return this.tables.park(operation);
+    if (table.tableId === 0) {
+      this.tables.park(operation);
+      return;
+    }
     if (operation.tableId !== table.tableId) {
       if (operation.everSent && operation.isMutation) {
         const problem = `table ${table.name} was dropped and created anew`;
-        return this.fail(operation, operation.failure('TABLE_NOT_FOUND', problem));
+        this.fail(operation, operation.failure('TABLE_NOT_FOUND', problem));
+        return;
       }
       operation.tableId = table.tableId;
       operation.slot = hashKey(table.tableId, operation.key);
     }
     const tablet = TableMap.tabletOf(table, operation.slot);
     if (tablet === undefined || tablet.status !== 'normal' || tablet.address === null) {
-      return this.tables.park(operation);
+      this.tables.park(operation);
+      return;
     }
     if (operation.isMutation && operation.rpcId === 0) {
       const rpcId = this.#tracker.next();
-      if (rpcId === 0) return this.#withoutId.push(operation);
+      if (rpcId === 0) {
+        this.#withoutId.push(operation);
+        return;
+      }
       operation.rpcId = rpcId;
     }
     this.#session(tablet).enqueue(operation);
@@ -131,19 +140,35 @@ export class OperationRouter implements SessionRuntime {
 
   answered(operation: Operation, reader: ExecuteReplyReader, serverId: number): void {
     const { status } = reader;
-    if (status === 0) return this.#done(operation, reader);
-    if (status === OBJECT_NOT_FOUND && operation.reject === 0) {
-      if (operation.op === OP_READ) return this.#finish(operation, undefined);
-      if (operation.op === OP_REMOVE) return this.#finish(operation, { version: 0 });
+    if (status === 0) {
+      this.#done(operation, reader);
+      return;
     }
-    const error = operation.refusal(statusCode(status), serverId, reader.version);
-    if (nextStep(error.code) === 'fail') return this.fail(operation, error);
+    if (status === OBJECT_NOT_FOUND && operation.reject === 0) {
+      if (operation.op === OP_READ) {
+        this.#finish(operation, undefined);
+        return;
+      }
+      if (operation.op === OP_REMOVE) {
+        this.#finish(operation, { version: 0 });
+        return;
+      }
+    }
+    // Absence is a version too (0), for those who asked for one.
+    const absent = status === OBJECT_NOT_FOUND && operation.givenVersion !== 0;
+    const code = absent ? 'WRONG_VERSION' : statusCode(status);
+    const error = operation.refusal(code, serverId, reader.version);
+    if (nextStep(error.code) === 'fail') {
+      this.fail(operation, error);
+      return;
+    }
     this.#tryAgain(operation, error, reader.retryAfterMs);
   }
 
   lost(operation: Operation, error: RekindleError): void {
     if (nextStep(error.code) === 'fail') {
-      return this.fail(operation, operation.failure(error.code, error.message, error));
+      this.fail(operation, operation.failure(error.code, error.message, error));
+      return;
     }
     this.#tryAgain(operation, error, error.retryAfterMs ?? 0);
   }
@@ -183,21 +208,24 @@ export class OperationRouter implements SessionRuntime {
       }
     }
     const address = tablet.address ?? '';
-    const link = this.#options.pool.link(address, tablet.serverId);
-    const session = new MasterSession(tablet.serverId, link, this);
+    const session = new MasterSession(tablet.serverId, address, this.#options.pool, this);
     this.#sessions.set(tablet.serverId, session);
     return session;
   }
 
   #done(operation: Operation, reader: ExecuteReplyReader): void {
     const { version } = reader;
-    if (operation.form === 'version') return this.#finish(operation, { version });
+    if (operation.form === 'version') {
+      this.#finish(operation, { version });
+      return;
+    }
     let value: unknown;
     try {
       value = operation.codec.decode(reader.takeValue());
     } catch (cause) {
       const problem = `table ${operation.table.name}: the codec cannot decode the value`;
-      return this.fail(operation, new RekindleError('INVALID_ARGUMENT', problem, { cause }));
+      this.fail(operation, new RekindleError('INVALID_ARGUMENT', problem, { cause }));
+      return;
     }
     this.#finish(operation, operation.form === 'value' ? value : { value, version });
   }

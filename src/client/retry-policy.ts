@@ -10,6 +10,8 @@ export type NextStep = 'fail' | 'refresh' | 'wait';
 export function nextStep(code: StatusCode): NextStep {
   switch (code) {
     case 'UNKNOWN_TABLET':
+    // From a master; the coordinator has the last word.
+    case 'TABLE_NOT_FOUND':
     case 'WRONG_SERVER':
     case 'CONNECTION_LOST':
     case 'SHUTTING_DOWN':
@@ -35,7 +37,7 @@ export function waitMs(code: StatusCode, retryAfterMs: number, random: number): 
   return Math.min(WAIT_MS_MAX, Math.max(asked, retryAfterMs)) * (1 + random / 4);
 }
 
-const ATTEMPT_MS_FIRST = 1_000;
+const ATTEMPT_MS_FIRST = 2_000;
 const ATTEMPT_MS_MAX = 8_000;
 
 /**

@@ -83,7 +83,7 @@ class Single implements ResultSink {
 
 interface Draft {
   op: number;
-  key: Key;
+  key: Uint8Array;
   value: Uint8Array | null;
   condition: Condition;
 }
@@ -108,33 +108,32 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
 
   /** The value, or undefined if there is no object. */
   get(key: Key, options: OperationOptions = {}): Promise<Read | undefined> {
-    return this.#one(read(key), 'value', options);
+    return this.#one(OP_READ, key, undefined, NO_CONDITION, 'value', options);
   }
 
   getEntry(key: Key, options: OperationOptions = {}): Promise<Entry<Read> | undefined> {
-    return this.#one(read(key), 'entry', options);
+    return this.#one(OP_READ, key, undefined, NO_CONDITION, 'entry', options);
   }
 
   put(key: Key, value: Write, options: WriteOptions = {}): Promise<WriteResult> {
-    return this.#one(() => this.#write(key, value, options), 'version', options);
+    return this.#one(OP_WRITE, key, value, options, 'version', options);
   }
 
   /** Deleting what is not there is no error. */
   delete(key: Key, options: WriteOptions = {}): Promise<WriteResult> {
-    const draft = { op: OP_REMOVE, key, value: null, condition: options };
-    return this.#one(draft, 'version', options);
+    return this.#one(OP_REMOVE, key, undefined, options, 'version', options);
   }
 
   /** Values in the order of the keys, undefined where there is no object. */
   getMany(keys: Iterable<Key>, options: OperationOptions = {}): Promise<(Read | undefined)[]> {
-    return this.#many(keys, (key) => read(key), 'value', options);
+    return this.#many(keys, (key) => withoutValue(OP_READ, key, NO_CONDITION), 'value', options);
   }
 
   getManyEntries(
     keys: Iterable<Key>,
     options: OperationOptions = {},
   ): Promise<(Entry<Read> | undefined)[]> {
-    return this.#many(keys, (key) => read(key), 'entry', options);
+    return this.#many(keys, (key) => withoutValue(OP_READ, key, NO_CONDITION), 'entry', options);
   }
 
   /**
@@ -155,29 +154,43 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
 
   /** As `putMany`. */
   deleteMany(keys: Iterable<Key>, options: OperationOptions = {}): Promise<WriteResult[]> {
-    const draft = (key: Key): Draft => ({ op: OP_REMOVE, key, value: null, condition: {} });
+    const draft = (key: Key): Draft => withoutValue(OP_REMOVE, key, NO_CONDITION);
     return this.#many(keys, draft, 'version', options);
   }
 
   #write(key: Key, value: Write, condition: Condition): Draft {
-    const bytes = this.#codec.encode(value);
+    let bytes: Uint8Array;
+    try {
+      bytes = this.#codec.encode(value);
+    } catch (cause) {
+      const problem = `table ${this.name}: the codec cannot encode the value`;
+      throw new RekindleError('INVALID_ARGUMENT', problem, { cause });
+    }
     if (!(bytes instanceof Uint8Array)) throw invalidArgument('a value is bytes or a string');
-    return { op: OP_WRITE, key, value: bytes, condition };
+    if (bytes.length > VALUE_BYTES_MAX) {
+      const problem = `a value has at most ${VALUE_BYTES_MAX} bytes, this one ${bytes.length}`;
+      throw new RekindleError('VALUE_TOO_LARGE', problem);
+    }
+    return { op: OP_WRITE, key: keyBytes(key), value: bytes, condition };
   }
 
   #one<Result>(
-    draft: Draft | (() => Draft),
+    op: number,
+    key: Key,
+    value: Write | undefined,
+    condition: Condition,
     form: ResultForm,
     options: OperationOptions,
   ): Promise<Result> {
     return new Promise<Result>((resolve, reject) => {
-      const ready = typeof draft === 'function' ? draft() : draft;
+      const draft =
+        op === OP_WRITE
+          ? this.#write(key, value as Write, condition)
+          : withoutValue(op, key, condition);
       const deadlineMs = this.#deadlineMs(options);
       const sink = new Single(resolve, reject);
-      this.#context.router.submit(
-        this.#operation(ready, form, deadlineMs, sink, 0),
-        options.signal,
-      );
+      const operation = this.#operation(draft, form, deadlineMs, sink, 0);
+      this.#context.router.submit(operation, options.signal);
     });
   }
 
@@ -255,32 +268,18 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     return performance.now() + timeoutMs;
   }
 
-  /** Throws `INVALID_KEY`, `VALUE_TOO_LARGE` or `INVALID_ARGUMENT` before anything is sent. */
   #operation(
-    draft: Draft,
+    { op, key, value, condition }: Draft,
     form: ResultForm,
     deadlineMs: number,
     sink: ResultSink,
     index: number,
   ): Operation {
-    const { op, value, condition } = draft;
-    const key = typeof draft.key === 'string' ? Buffer.from(draft.key) : draft.key;
-    if (!(key instanceof Uint8Array)) throw invalidArgument('a key is bytes or a string');
-    if (key.length < 1 || key.length > KEY_BYTES_MAX) {
-      const problem = `a key has 1 to ${KEY_BYTES_MAX} bytes, this one ${key.length}`;
-      throw new RekindleError('INVALID_KEY', problem);
-    }
-    if (value !== null && value.length > VALUE_BYTES_MAX) {
-      const problem = `a value has at most ${VALUE_BYTES_MAX} bytes, this one ${value.length}`;
-      throw new RekindleError('VALUE_TOO_LARGE', problem);
-    }
-    const reject = op === OP_READ ? 0 : rejectBits(condition);
-    const given = condition.ifVersion ?? 0;
     return new Operation(
       this.#entry,
       op,
-      reject,
-      given,
+      op === OP_READ ? 0 : rejectBits(condition),
+      condition.ifVersion ?? 0,
       key,
       value,
       deadlineMs,
@@ -294,8 +293,16 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
 
 const NO_CONDITION: Condition = {};
 
-function read(key: Key): Draft {
-  return { op: OP_READ, key, value: null, condition: NO_CONDITION };
+function withoutValue(op: number, key: Key, condition: Condition): Draft {
+  return { op, key: keyBytes(key), value: null, condition };
+}
+
+function keyBytes(key: Key): Uint8Array {
+  const bytes = typeof key === 'string' ? Buffer.from(key) : key;
+  if (!(bytes instanceof Uint8Array)) throw invalidArgument('a key is bytes or a string');
+  if (bytes.length >= 1 && bytes.length <= KEY_BYTES_MAX) return bytes;
+  const problem = `a key has 1 to ${KEY_BYTES_MAX} bytes, this one ${bytes.length}`;
+  throw new RekindleError('INVALID_KEY', problem);
 }
 
 function rejectBits({ ifVersion, ifAbsent, ifExists }: Condition): number {
@@ -313,7 +320,7 @@ function rejectBits({ ifVersion, ifAbsent, ifExists }: Condition): number {
 
 /** The failure of a slice, with indexes into the whole list. */
 function placed(error: RekindleError, first: number, count: number): RekindleError {
-  const failures = (error.details?.['failures'] ?? []) as { index: number }[];
+  const failures = (error.details?.failures ?? []) as { index: number }[];
   return new RekindleError(error.code, error.message, {
     cause: error,
     outcome: error.outcome,

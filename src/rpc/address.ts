@@ -1,4 +1,7 @@
-/** `host:port` as text: the one place that says what an address is. IPv6 hosts stand in brackets. */
+/**
+ * What an address is: `host:port` as text, IPv6 hosts in brackets. Links and connection strings
+ * ask here, so that both refuse the same nonsense.
+ */
 
 const ADDRESS = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})$/;
 

@@ -149,7 +149,8 @@ export class EndpointTraffic {
     if (body.length + HEADER_BYTES > MESSAGE_BYTES_MAX) {
       const problem = `reply of ${body.length} bytes is over the message limit`;
       const error = new RekindleError('REQUEST_TOO_LARGE', problem);
-      return this.fail(connection, opcode, callId, error);
+      this.fail(connection, opcode, callId, error);
+      return;
     }
     this.#send(connection, KIND_REPLY, opcode, 0, callId, body);
   }
@@ -245,7 +246,10 @@ export class EndpointTraffic {
   }
 
   #sent(connection: EndpointConnection, result: number, bytes: number): void {
-    if (result === SEND_DROPPED) return this.#closeSlowReader(connection);
+    if (result === SEND_DROPPED) {
+      this.#closeSlowReader(connection);
+      return;
+    }
     this.#bytesOut += bytes;
     if (result === SEND_BUFFERED && connection.socket !== null) {
       this.#noteUnread(connection, connection.socket.getBufferedAmount());

@@ -150,11 +150,13 @@ export class LinkConnection {
     const problem = isBinary ? readHeader(data, header) : 'text message';
     if (problem !== null) {
       const error = new RekindleError('PROTOCOL_MISMATCH', `${this.address}: ${problem}`);
-      return this.#end(error);
+      this.#end(error);
+      return;
     }
     const isError = header.kind === KIND_ERROR_REPLY;
     if (!isError && header.kind !== KIND_REPLY) {
-      return this.#end(new RekindleError('PROTOCOL_MISMATCH', `${this.address} sent a request`));
+      this.#end(new RekindleError('PROTOCOL_MISMATCH', `${this.address} sent a request`));
+      return;
     }
     const body = data.subarray(HEADER_BYTES);
     if (this.#established) this.#events.reply(header.callId, isError ? header.status : 0, body);
@@ -164,11 +166,15 @@ export class LinkConnection {
   #onHelloReply(status: number, body: Buffer): void {
     try {
       const json: unknown = JSON.parse(body.toString());
-      if (status !== 0) return this.#end(RekindleError.fromReply(status, json));
+      if (status !== 0) {
+        this.#end(RekindleError.fromReply(status, json));
+        return;
+      }
       const reply = json as Messages['HELLO']['reply'];
       if (reply.protocol < PROTOCOL.min || reply.protocol > PROTOCOL.max) {
         const problem = `${this.address} chose protocol ${reply.protocol}`;
-        return this.#end(new RekindleError('PROTOCOL_MISMATCH', problem));
+        this.#end(new RekindleError('PROTOCOL_MISMATCH', problem));
+        return;
       }
       this.#established = true;
       clearTimeout(this.#handshakeTimer);

@@ -67,6 +67,11 @@ export interface RpcLink {
   readonly connected: boolean;
   /** Reply of the newest handshake. */
   readonly remote: EndpointIdentity | null;
+  /**
+   * Connects if need be. For callers whose message must not leave late: they encode it when this
+   * has resolved, and send it in the same turn.
+   */
+  connect(options?: CallOptions): Promise<void>;
   /** Calls and waits: `TIMEOUT`, `CONNECTION_LOST`, `ABORTED` or the server's error. */
   call<K extends JsonRpcName>(
     name: K,

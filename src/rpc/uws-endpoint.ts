@@ -258,16 +258,29 @@ export class UwsEndpoint implements RpcEndpoint {
   }
 
   #onMessage(connection: EndpointConnection, bytes: Uint8Array, isBinary: boolean): void {
-    if (!isBinary) return this.#reject(connection, 'text message');
+    if (!isBinary) {
+      this.#reject(connection, 'text message');
+      return;
+    }
     const header = this.#header;
     const problem = readHeader(bytes, header);
-    if (problem !== null) return this.#reject(connection, problem);
-    if (header.kind !== KIND_REQUEST) return this.#reject(connection, 'a reply to a server');
+    if (problem !== null) {
+      this.#reject(connection, problem);
+      return;
+    }
+    if (header.kind !== KIND_REQUEST) {
+      this.#reject(connection, 'a reply to a server');
+      return;
+    }
     const { opcode, callId } = header;
     const body = bytes.subarray(HEADER_BYTES);
     if (connection.peer === null) {
-      if (opcode !== RPC.HELLO.opcode) return this.#reject(connection, 'first message is no HELLO');
-      return this.#onHello(connection, callId, body);
+      if (opcode !== RPC.HELLO.opcode) {
+        this.#reject(connection, 'first message is no HELLO');
+        return;
+      }
+      this.#onHello(connection, callId, body);
+      return;
     }
     const name = rpcByOpcode(opcode);
     const serve = this.#handlers.get(opcode);
@@ -276,10 +289,14 @@ export class UwsEndpoint implements RpcEndpoint {
         'UNSUPPORTED_OPCODE',
         `${name ?? `opcode ${opcode}`} is not served here`,
       );
-      return this.#traffic.fail(connection, opcode, callId, error);
+      this.#traffic.fail(connection, opcode, callId, error);
+      return;
     }
     const refusal = this.#traffic.admit(connection, bytes.length);
-    if (refusal !== null) return this.#traffic.fail(connection, opcode, callId, refusal);
+    if (refusal !== null) {
+      this.#traffic.fail(connection, opcode, callId, refusal);
+      return;
+    }
     const budgetMs = header.deadlineMs === 0 ? RPC[name].timeoutMs : header.deadlineMs;
     const call = new ServedCall(
       connection,
@@ -306,7 +323,8 @@ export class UwsEndpoint implements RpcEndpoint {
       const answer = answerHello(hello, identity, this.#options.features ?? []);
       if (!(answer instanceof RekindleError)) {
         if (connection.path !== pathOfRole(hello.role)) {
-          return this.#reject(connection, `role ${hello.role} on path ${connection.path}`);
+          this.#reject(connection, `role ${hello.role} on path ${connection.path}`);
+          return;
         }
         this.#unproven.delete(connection);
         connection.peer = {
@@ -315,7 +333,8 @@ export class UwsEndpoint implements RpcEndpoint {
           remoteAddress: connection.remoteAddress,
         };
         const reply = Buffer.from(JSON.stringify(answer));
-        return this.#traffic.reply(connection, opcode, callId, reply);
+        this.#traffic.reply(connection, opcode, callId, reply);
+        return;
       }
       error = answer;
     } catch (thrown) {
@@ -330,7 +349,8 @@ export class UwsEndpoint implements RpcEndpoint {
     try {
       body = Buffer.from(JSON.stringify(reply ?? {}));
     } catch (thrown) {
-      return this.#failed(name, call, thrown);
+      this.#failed(name, call, thrown);
+      return;
     }
     call.reply(body);
   }

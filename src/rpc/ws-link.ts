@@ -40,6 +40,7 @@ const BACKOFF_MS_MAX = 1_000;
 const BUSY_RETRY_MS = 20;
 /** A peer that is silent for so long after a call has timed out is taken for dead. */
 const SILENCE_MS_MAX = 2_000;
+const NOTHING = new Uint8Array(0);
 const EMPTY_BODY: readonly Uint8Array[] = [];
 const CALL_ID_MAX = 0xffff_ffff;
 
@@ -86,6 +87,11 @@ export class WsLink implements RpcLink {
 
   get outstandingBytes(): number {
     return this.#outstandingBytes;
+  }
+
+  async connect(options?: CallOptions): Promise<void> {
+    // Waits like a call, but `#send` ends it instead of sending.
+    if (!this.#connected) await this.callBinary('HELLO', EMPTY_BODY, options);
   }
 
   async call<K extends JsonRpcName>(
@@ -191,6 +197,10 @@ export class WsLink implements RpcLink {
   }
 
   #send(call: PendingCall): void {
+    if (call.name === 'HELLO') {
+      if (this.#take(call)) call.resolve(NOTHING);
+      return;
+    }
     const now = performance.now();
     const budgetMs = Math.max(1, Math.min(0xffff_ffff, Math.floor(call.deadlineMs - now)));
     call.sent = true;
@@ -215,7 +225,10 @@ export class WsLink implements RpcLink {
     // A reply to a call that has ended (deadline, signal) finds nothing.
     const call = this.#calls.get(callId);
     if (call === undefined || !this.#take(call)) return;
-    if (status === 0) return call.resolve(body);
+    if (status === 0) {
+      call.resolve(body);
+      return;
+    }
     try {
       call.reject(RekindleError.fromReply(status, JSON.parse(body.toString())));
     } catch (thrown) {
@@ -250,7 +263,10 @@ export class WsLink implements RpcLink {
   #dialSoon(): void {
     if (this.#connection !== null || this.#retryTimer !== null || this.#closed) return;
     const delayMs = this.#dialNotBeforeMs - performance.now();
-    if (delayMs <= 0) return this.#dial();
+    if (delayMs <= 0) {
+      this.#dial();
+      return;
+    }
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = null;
       if (this.#wanted()) this.#dial();

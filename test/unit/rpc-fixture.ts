@@ -79,6 +79,7 @@ export async function rejectsWith(
   assert.fail(`resolved instead of ${code}`);
 }
 
+const REPLY_BYTES_MAX = 8_000_000;
 const NOTHING = new Uint8Array(0);
 
 export function result(code: StatusCode, more: Partial<ExecuteResult> = {}): ExecuteResult {
@@ -100,9 +101,14 @@ export class FakeMaster {
     const request = decodeExecuteRequest(Buffer.from(call.body));
     this.requests.push(request);
     if (this.intercept(call)) return;
-    const results = request.operations.map((operation) =>
-      this.execute(request.clientId, operation),
-    );
+    let replyBytes = 0;
+    const results = request.operations.map((operation) => {
+      // As the real one: what finds no room in the reply is asked for again.
+      if (replyBytes > REPLY_BYTES_MAX) return result('RETRY');
+      const each = this.execute(request.clientId, operation);
+      replyBytes += each.value.length;
+      return each;
+    });
     call.reply(encodeExecuteReply(results));
   };
 

@@ -141,8 +141,8 @@ test('peers that break the protocol are closed and logged once', async () => {
   assert.deepEqual(await probe(address, 'text'), []);
   assert.deepEqual(await probe(address, Buffer.from('garbage of some length')), []);
   assert.deepEqual(await probe(address, null), [], 'silent: closed after the HELLO time');
-  await until('all gone', () => endpoint.stats()['connections'] === 0);
-  assert.equal(endpoint.stats()['protocolErrors'], 6);
+  await until('all gone', () => endpoint.stats().connections === 0);
+  assert.equal(endpoint.stats().protocolErrors, 6);
   assert.equal(lines.length, 1, JSON.stringify(lines));
 });
 
@@ -172,7 +172,7 @@ test('a message over the limit closes the connection', async () => {
   await new Promise((resolve) => socket.on('open', resolve));
   socket.on('error', () => assert.ok(true));
   socket.send(Buffer.alloc(17 * 1024 * 1024));
-  await until('closed', () => endpoint.stats()['connections'] === 0);
+  await until('closed', () => endpoint.stats().connections === 0);
 });
 
 test('a client that never reads is cut off and memory stays bounded', async () => {
@@ -201,14 +201,14 @@ test('a client that never reads is cut off and memory stays bounded', async () =
   await new Promise((resolve) => socket.once('message', resolve));
   transport?.pause();
   let worstUnread = 0;
-  for (let i = 0; i < 200 && endpoint.stats()['connections'] === 1; i++) {
+  for (let i = 0; i < 200 && endpoint.stats().connections === 1; i++) {
     socket.send(message(RPC.EXECUTE.opcode, 'x'));
     await new Promise((resolve) => setTimeout(resolve, 2));
-    worstUnread = Math.max(worstUnread, endpoint.stats()['unreadBytes'] ?? 0);
+    worstUnread = Math.max(worstUnread, endpoint.stats().unreadBytes ?? 0);
   }
-  await until('cut off', () => endpoint.stats()['connections'] === 0);
+  await until('cut off', () => endpoint.stats().connections === 0);
   assert.ok(worstUnread <= 9_100_000, `${worstUnread} bytes buffered`);
-  assert.equal(endpoint.stats()['unreadBytes'], 0);
+  assert.equal(endpoint.stats().unreadBytes, 0);
   assert.equal(lines.filter(({ message: text }) => /does not read/.test(text)).length, 1);
   socket.terminate();
 });

@@ -1,0 +1,130 @@
+/** Parts of the SDK that need no network: connection strings, rpc ids, queues, retry decisions. */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { parseConnectionString } from '../../src/client/connection-string.js';
+import { attemptMs, nextStep, waitMs } from '../../src/client/retry-policy.js';
+import { RpcTracker } from '../../src/client/rpc-tracker.js';
+import { backoffMs } from '../../src/rpc/backoff.js';
+import { DeadlineSet } from '../../src/rpc/deadline-set.js';
+import { until } from './rpc-fixture.js';
+
+test('connection strings are understood', () => {
+  assert.deepEqual(parseConnectionString('rekindle://a:1,b.example:65535,[::1]:7/'), {
+    addresses: ['a:1', 'b.example:65535', '[::1]:7'],
+    clusterId: null,
+    timeoutMs: null,
+  });
+  const cluster = '11111111-2222-4333-8444-ABCDEFABCDEF';
+  const parsed = parseConnectionString(`rekindle://h:1?cluster=${cluster}&timeoutMs=250`);
+  assert.equal(parsed.clusterId, cluster.toLowerCase());
+  assert.equal(parsed.timeoutMs, 250);
+});
+
+test('connection strings with nonsense are refused', () => {
+  for (const url of [
+    '',
+    'redis://h:1',
+    'rekindle://',
+    'rekindle://h',
+    'rekindle://h:0',
+    'rekindle://h:70000',
+    'rekindle://h:1,,g:2',
+    'rekindle://h:1/path',
+    'rekindle://user@h:1',
+    'rekindle://h:1/?cluster=x',
+    'rekindle://h:1/?timeoutMs=0',
+    'rekindle://h:1/?timeoutMs=-5',
+    'rekindle://h:1/?timeout=5',
+    'rekindle://h:1/?timeoutMs=5?cluster=x',
+    undefined as unknown as string,
+  ]) {
+    assert.throws(() => parseConnectionString(url), { code: 'INVALID_ARGUMENT' }, String(url));
+  }
+});
+
+test('ackId is the end of the finished prefix, in any order of finishing', () => {
+  let state = Number(process.env.SEED ?? 20_260_101);
+  const seed = state;
+  const random = (): number => {
+    state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0;
+    return state / 2 ** 32;
+  };
+  const tracker = new RpcTracker(64);
+  const outstanding = new Set<number>();
+  let newest = 0;
+  for (let step = 0; step < 20_000; step++) {
+    if (random() < 0.5) {
+      const id = tracker.next();
+      if (id === 0) {
+        assert.equal(newest - tracker.ackId, 64, `SEED=${seed} npm test: full means full`);
+      } else {
+        assert.equal(id, ++newest);
+        outstanding.add(id);
+      }
+    } else if (outstanding.size > 0) {
+      const ids = [...outstanding];
+      const id = ids[Math.floor(random() * ids.length)]!;
+      outstanding.delete(id);
+      tracker.finish(id);
+    }
+    const expected = outstanding.size === 0 ? newest : Math.min(...outstanding) - 1;
+    assert.equal(tracker.ackId, expected, `SEED=${seed} npm test`);
+  }
+  assert.throws(() => tracker.finish(newest + 1), { code: 'INTERNAL' });
+});
+
+test('answers lead to the right next step', () => {
+  for (const code of ['UNKNOWN_TABLET', 'CONNECTION_LOST', 'WRONG_SERVER', 'TIMEOUT'] as const) {
+    assert.equal(nextStep(code), 'refresh', code);
+  }
+  for (const code of ['RETRY', 'NOT_ENOUGH_BACKUPS'] as const) {
+    assert.equal(nextStep(code), 'wait', code);
+  }
+  for (const code of ['OUT_OF_MEMORY', 'WRONG_VERSION', 'STALE_RPC', 'INTERNAL'] as const) {
+    assert.equal(nextStep(code), 'fail', code);
+  }
+  assert.equal(waitMs('RETRY', 30, 0), 30);
+  assert.equal(waitMs('NOT_ENOUGH_BACKUPS', 0, 0), 50);
+  assert.ok(waitMs('RETRY', 65_535, 0.99) <= 1_250);
+  assert.equal(attemptMs(0), 2_000);
+  assert.equal(attemptMs(60), 8_000);
+  assert.equal(backoffMs(0, 20, 1_000, 0), 20);
+  assert.equal(backoffMs(500, 20, 1_000, 0), 1_000);
+  assert.equal(backoffMs(500, 20, 1_000, 1), 500);
+});
+
+test('a deadline set expires each member once, earliest first, and keeps later ones', async () => {
+  const expired: string[] = [];
+  const set = new DeadlineSet<{ deadlineMs: number; name: string }>(({ name }) =>
+    expired.push(name),
+  );
+  const now = performance.now();
+  const late = { deadlineMs: now + 60_000, name: 'late' };
+  const gone = { deadlineMs: now + 20, name: 'gone' };
+  set.add(late);
+  set.add({ deadlineMs: now + 60, name: 'second' });
+  set.add({ deadlineMs: now + 30, name: 'first' });
+  set.add(gone);
+  assert.equal(set.delete(gone), true);
+  await until('expired', () => expired.length === 2);
+  assert.deepEqual(expired, ['first', 'second']);
+  assert.deepEqual(set.drain(), [late]);
+});
+
+test('the SDK loads neither the server side nor the native core', () => {
+  const seen = new Set<string>();
+  const packages = new Set<string>();
+  const visit = (file: URL): void => {
+    if (seen.has(file.href)) return;
+    seen.add(file.href);
+    for (const [, name = ''] of readFileSync(file, 'utf8').matchAll(/ from '([^']+)';/g)) {
+      if (name.startsWith('.')) visit(new URL(name, file));
+      else packages.add(name);
+    }
+  };
+  visit(new URL('../../src/client/index.js', import.meta.url));
+  assert.ok(seen.size > 10);
+  const foreign = [...packages].filter((name) => !name.startsWith('node:'));
+  assert.deepEqual(foreign, ['ws']);
+});
