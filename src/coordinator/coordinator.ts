@@ -1,8 +1,8 @@
 /**
- * The coordinator as it runs: RPC handlers and timers around the machines of this folder. The rule:
- * a change is decided on the committed state, committed in one transaction, and only then does anybody
- * hear of it; whatever has to follow is derived from the committed state, so that a successor
- * does it too.
+ * The coordinator as it runs: RPC handlers and timers around the machines of this folder. The
+ * rule: a change is decided on the committed state, committed in one transaction, and only then
+ * does anybody hear of it; whatever has to follow is derived from the committed state, so that a
+ * successor does it too.
  *
  * Links, endpoint and storage are given by the caller, who also closes endpoint and links.
  */

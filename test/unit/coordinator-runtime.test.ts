@@ -117,8 +117,21 @@ class FakeServer {
     }
   }
 
+  /** Reports success, again and again until the coordinator of the moment answers. */
   async finish(recover: RequestOf<'RECOVER'> | undefined): Promise<boolean> {
     assert.ok(recover);
+    for (let attempt = 0; attempt < 1_000; attempt++) {
+      try {
+        return await this.report(recover);
+      } catch (error) {
+        if (!(error instanceof RekindleError) || !error.retryable) throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    return assert.fail('no coordinator takes the report');
+  }
+
+  private async report(recover: RequestOf<'RECOVER'>): Promise<boolean> {
     const { committed } = await this.cluster.endpoint.call('RECOVERY_MASTER_FINISHED', {
       recoveryId: recover.recoveryId,
       partitionId: recover.partition.partitionId,
@@ -219,9 +232,10 @@ class FakeCluster implements LinkPool {
   }
 
   async start(): Promise<void> {
+    const storage = await LmdbStorage.open(this.directory);
     this.endpoint = new FakeEndpoint();
     this.links.clear();
-    this.coordinator = new Coordinator(this.options(await LmdbStorage.open(this.directory)));
+    this.coordinator = new Coordinator(this.options(storage));
     await this.coordinator.start();
   }
 
