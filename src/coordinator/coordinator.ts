@@ -1,8 +1,8 @@
 /**
- * The coordinator as it runs: RPC handlers and timers around the machines of this folder. The rule:
- * a change is decided on the committed state, committed in one transaction, and only then does anybody
- * hear of it; whatever has to follow is derived from the committed state, so that a successor
- * does it too.
+ * The coordinator as it runs: RPC handlers and timers around the machines of this folder. The
+ * rule: a change is decided on the committed state, committed in one transaction, and only then
+ * does anybody hear of it; whatever has to follow is derived from the committed state, so that a
+ * successor does it too.
  *
  * Links, endpoint and storage are given by the caller, who also closes endpoint and links.
  */
@@ -17,7 +17,7 @@ import { clusterWarnings } from './cluster-warnings.js';
 import type { CoordinatorContext, Log } from './context.js';
 import { CoordinatorState, type Decision } from './coordinator-state.js';
 import type { ExternalStorage } from './external-storage/external-storage.js';
-import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
+import { answersWithoutId, FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
 import { RecoveryManager } from './recovery-manager.js';
 import { decideCrash, decideEnlist, decideRecoveryInfo } from './server-list.js';
 import { ServerListPusher } from './server-list-pusher.js';
@@ -168,7 +168,8 @@ export class Coordinator implements CoordinatorContext {
       return await this.monitor.link(server).call(name, request, options);
     } catch (error) {
       const { code, message } = asRekindleError(error);
-      if (code === 'CONNECTION_LOST' || code === 'WRONG_SERVER' || code === 'TIMEOUT') {
+      const lost = code === 'CONNECTION_LOST' || code === 'WRONG_SERVER' || code === 'TIMEOUT';
+      if (lost && !answersWithoutId(error)) {
         this.monitor.suspect(serverId, `${name} failed: ${message}`);
       }
       throw error;

@@ -154,26 +154,47 @@ export class FailureMonitor {
 export function probeOutcomeOf(error: unknown): ProbeOutcome {
   if (isRefusal(error)) return 'refused';
   if (!(error instanceof RekindleError)) return 'silent';
-  // Somebody else answers at this address: the process that had it is gone.
-  if (error.code === 'WRONG_SERVER' || error.code === 'WRONG_CLUSTER') return 'refused';
+  if (error.code === 'WRONG_CLUSTER') return 'refused';
+  // Another server has this address: the process that had it is gone.
+  if (error.code === 'WRONG_SERVER') return answersWithoutId(error) ? 'silent' : 'refused';
   const unanswered = ['TIMEOUT', 'CONNECTION_LOST', 'ABORTED', 'CLIENT_CLOSED'];
   return unanswered.includes(error.code) ? 'silent' : 'alive';
 }
 
+/**
+ * A process answers that does not know its server id yet: perhaps the very server that is meant,
+ * since its id is committed before it hears of it. That proves nothing.
+ */
+export function answersWithoutId(error: unknown): boolean {
+  if (!(error instanceof RekindleError) || error.code !== 'WRONG_SERVER') return false;
+  return !causes(error).some(({ details }) => typeof details?.serverId === 'number');
+}
+
+interface Failure {
+  code?: unknown;
+  message?: unknown;
+  cause?: unknown;
+  details?: { code?: unknown; serverId?: unknown };
+}
+
 const CAUSES_MAX = 8;
 
-function isRefusal(error: unknown): boolean {
-  let at: unknown = error;
-  for (let depth = 0; depth < CAUSES_MAX && at instanceof Object; depth++) {
-    const { code, message, cause, details } = at as {
-      code?: unknown;
-      message?: unknown;
-      cause?: unknown;
-      details?: { code?: unknown };
-    };
-    if (code === 'ECONNREFUSED' || details?.code === 'ECONNREFUSED') return true;
-    if (typeof message === 'string' && message.includes('ECONNREFUSED')) return true;
-    at = cause;
+/** The error and what caused it, outermost first. */
+function causes(error: unknown): Failure[] {
+  const found: Failure[] = [];
+  let at = error;
+  while (at instanceof Object && found.length < CAUSES_MAX) {
+    found.push(at);
+    at = (at as Failure).cause;
   }
-  return false;
+  return found;
+}
+
+function isRefusal(error: unknown): boolean {
+  return causes(error).some(
+    ({ code, message, details }) =>
+      code === 'ECONNREFUSED' ||
+      details?.code === 'ECONNREFUSED' ||
+      (typeof message === 'string' && message.includes('ECONNREFUSED')),
+  );
 }

@@ -110,8 +110,9 @@ function replicasBySegment(
 
 /**
  * The digest with the lowest segment id among the valid open replicas. A segment that some backup
- * has closed is passed over: either its close was under way, then the next head is open on all its
- * backups, or it is the copy of an old segment that was being replaced, whose digest is out of date.
+ * has closed is passed over: either its close was under way, then the next head is open on all
+ * its backups, or it is the copy of an old segment that was being replaced, whose digest is out
+ * of date.
  */
 function findHead(
   reports: ReadonlyMap<number, BackupReport>,
@@ -135,8 +136,9 @@ function findHead(
 }
 
 /**
- * Closed replicas are all equal; primaries go first since their backups read them unasked. Of open
- * ones only those with the highest (epoch, length) are used, so that all partitions see the same bytes.
+ * Closed replicas are all equal; primaries go first since their backups read them unasked. Of
+ * open ones only those with the highest (epoch, length) are used, so that all partitions see the
+ * same bytes.
  */
 function chooseReplicas(segmentId: number, replicas: readonly Replica[]): LogSegment | null {
   const closed = replicas.filter((replica) => replica.closed);

@@ -267,6 +267,7 @@ export class RecoveryManager {
     await this.context.faultPoint('recover-release-1');
     const released = await this.context.commit((state) => decideRelease(state, recoveryId));
     if (!released) {
+      // The machine asks when every partition is done and nothing is owned, and asks once.
       throw new RekindleError(
         'INTERNAL',
         `recovery ${recoveryId} is done, but server ${crashedServerId} still owns tablets`,

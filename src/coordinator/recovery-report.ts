@@ -101,8 +101,8 @@ export class RecoveryProgress {
   }
 
   /**
-   * Phases 4 to 6 overlap: each is given the time by which its slowest partition ended later than the
-   * phase before, so the sum of all is the total.
+   * Phases 4 to 6 overlap: each is given the time by which its slowest partition ended later than
+   * the phase before, so the sum of all is the total.
    */
   private phases(): RecoveryReport['phases'] {
     const { suspectedAtMs, crashedAtMs } = this.recovery;

@@ -1,11 +1,11 @@
 /**
  * The recovery of one crashed master as a pure machine: after every event it looks at what is
- * committed (the view) and at what it knows of backups and recovery masters, and says what to do next.
- * What survives a restart of the coordinator is in the view; the rest is found out again.
+ * committed (the view) and at what it knows of backups and recovery masters, and says what to do
+ * next. What survives a restart of the coordinator is in the view; the rest is found out again.
  *
- * Rules: no RECOVER before the log is proved complete and the plan is committed; no RECOVER
- * whose generation is not committed; a failure costs the partition that it hits and no other.
- * I/O and timers belong to `recovery-runner.ts`, the report to `recovery-report.ts`.
+ * Rules: no RECOVER before the log is proved complete and the plan is committed; no RECOVER whose
+ * generation is not committed; a failure costs the partition that it hits and no other. I/O and
+ * timers belong to `recovery-runner.ts`, the report to `recovery-report.ts`.
  */
 import type { RecoveryPartition, RecoveryTablet, ServerEntry } from '../rpc/messages.js';
 import type { RequestOf } from '../rpc/table.js';
@@ -101,7 +101,8 @@ export class Recovery {
   private log: DiscoveredLog | null = null;
   private firstCompleteAtMs: number | null = null;
   private commitPending = false;
-  private releasePending = false;
+  /** Asked for once: nothing is left to be decided after it. */
+  private releaseAsked = false;
   /** Grows when the partitions are announced again, under the same ids. */
   private round = 1;
   /** Generations up to these were given out by an earlier coordinator process. */
@@ -149,7 +150,6 @@ export class Recovery {
       backup.partitionsRetryAtMs = nowMs + this.timings.retryMs;
     } else if (event.kind === 'committed') {
       this.commitPending = false;
-      this.releasePending = false;
     } else if (event.kind === 'recover-sent' || event.kind === 'recover-lost') {
       const partition = this.partition(event.partitionId);
       if (partition.sentGeneration !== event.generation) return;
@@ -162,9 +162,9 @@ export class Recovery {
   }
 
   /**
-   * The partition gets a new generation later, and the log is listed again before that: replicas that
-   * could not be read may be gone, others may have come. Backups that know the partitions go on
-   * with them; only if that does not help are they told again.
+   * The partition gets a new generation later, and the log is listed again before that: replicas
+   * that could not be read may be gone, others may have come. Backups that know the partitions go
+   * on with them; only if that does not help are they told again.
    */
   private partitionFailed(
     event: Extract<RecoveryEvent, { kind: 'partition-failed' }>,
@@ -231,8 +231,8 @@ export class Recovery {
       partitions === null ? view.tablets.length === 0 : partitions.every((p) => p.state === 'done');
     if (over) {
       this.waitingFor = null;
-      if (!this.releasePending) effects.push({ kind: 'release' });
-      this.releasePending = true;
+      if (!this.releaseAsked) effects.push({ kind: 'release' });
+      this.releaseAsked = true;
       return;
     }
     this.fence(nowMs, effects);
@@ -398,8 +398,8 @@ export class Recovery {
   }
 
   /**
-   * The segments with the backups that know the partitions. null while a backup has yet to answer, or
-   * if a segment has none: a recovery master would only fail on it.
+   * The segments with the backups that know the partitions. null while a backup has yet to
+   * answer, or if a segment has none: a recovery master would only fail on it.
    */
   private readySegments(): RequestOf<'RECOVER'>['segments'] | null {
     if (this.log === null) return null;
@@ -413,7 +413,7 @@ export class Recovery {
   }
 }
 
-/** The least loaded master, another one than `last` if there is one; ties turn with the recovery. */
+/** The least loaded master, not `last` if there is another; ties turn with the recovery. */
 function lightest(load: ReadonlyMap<number, number>, turn: number, last: number | null): number {
   const ids = [...load.keys()].sort((a, b) => a - b);
   const candidates = ids.length > 1 ? ids.filter((id) => id !== last) : ids;

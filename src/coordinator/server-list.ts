@@ -88,7 +88,7 @@ function checkCluster(state: CoordinatorState, clusterId: string | null): void {
     'WRONG_CLUSTER',
     `this server holds data of cluster ${clusterId}, but this is the coordinator of ` +
       `${empty ? 'the new, empty cluster' : 'cluster'} ${own}; nothing was changed. Point the ` +
-      `server at the coordinator of ${clusterId}. If that coordinator's state is lost, restore it ` +
+      `server at the coordinator of ${clusterId}. If the state of that one is lost, restore it ` +
       'from the copy in the data directory of a server with ' +
       '`rekindle coordinator --restore FILE`. Only to give up the data, empty the directory.',
     { details: { serverClusterId: clusterId, coordinatorClusterId: own } },

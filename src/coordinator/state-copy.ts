@@ -46,7 +46,7 @@ export async function restoreState(
   if (used.length > 0) {
     throw new RekindleError(
       'INVALID_ARGUMENT',
-      'this coordinator already has servers or tables; a copy is restored into an empty storage only',
+      'this coordinator has servers or tables already; a copy is restored into an empty storage',
     );
   }
   const pairs = parsePairs(copy.state).map(({ key, value }) =>

@@ -1,7 +1,8 @@
 /**
- * Finishes what `tables.ts` committed: sends tablets of tables in creation to their masters until the
- * table can become visible, and takes tablets of dropped tables away. Each table has one loop, which
- * looks at the committed state again in each turn, so it does the same after a restart.
+ * Finishes what `tables.ts` committed: sends tablets of tables in creation to their masters until
+ * the table can become visible, and takes tablets of dropped tables away. Each table has one
+ * loop, which looks at the committed state again in each turn, so it does the same after a
+ * restart.
  */
 import { RekindleError } from '../rpc/errors.js';
 import type { CoordinatorContext } from './context.js';

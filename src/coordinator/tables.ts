@@ -1,7 +1,8 @@
 /**
- * Decisions about tables and the ownership of tablets. A table's tablets always cover all slots once,
- * in order; a table is visible from the commit that makes it `normal` to the one that makes
- * it `dropping`; an owner is replaced only by compare-and-set against the owner that is committed.
+ * Decisions about tables and the ownership of tablets. A table's tablets always cover all slots
+ * once, in order; a table is visible from the commit that makes it `normal` to the one that makes
+ * it `dropping`; an owner is replaced only by compare-and-set against the owner that is
+ * committed.
  *
  * Pure: state in, writes out. The RPCs to masters are sent by `table-operations.ts`.
  */
@@ -133,7 +134,8 @@ export function decideReassignCreating(
 
 /**
  * Makes a created table visible. `acknowledged` names the owner that took each tablet; if one of
- * them is not the owner or not up at this very commit, nothing happens: no client has seen the table.
+ * them is not the owner or not up at this very commit, nothing happens: no client has seen the
+ * table.
  */
 export function decideCreated(
   state: CoordinatorState,
@@ -270,8 +272,8 @@ function ownershipWrites(
 }
 
 /**
- * Replaces the owner of `range`, splitting the tablet around it. null if the range is not inside one
- * tablet of `fromServerId` with the creation point that the plan saw.
+ * Replaces the owner of `range`, splitting the tablet around it. null if the range is not inside
+ * one tablet of `fromServerId` with the creation point that the plan saw.
  */
 export function moveRange(
   tablets: readonly TabletRecord[],

@@ -172,6 +172,8 @@ class Scene {
   machine: Recovery;
   nowMs = 0;
   released = false;
+  /** Asked for by the present machine. */
+  private releases = 0;
   private servers = 0;
 
   constructor(readonly owners = 4) {
@@ -215,6 +217,7 @@ class Scene {
   /** As after a restart: nothing is left but the committed state. */
   restart(): void {
     this.pending.length = 0;
+    this.releases = 0;
     this.machine = this.newMachine();
     this.step({ kind: 'look' });
   }
@@ -231,6 +234,7 @@ class Scene {
       minimumOpen: NONE,
     };
     for (const effect of this.machine.step(event, view, this.nowMs)) {
+      if (effect.kind === 'release') assert.equal(++this.releases, 1, 'released once');
       if (effect.kind !== 'wake') this.pending.push(effect);
     }
   }
@@ -553,9 +557,8 @@ test('random failures of everybody, in any order', (t) => {
     try {
       randomRun(seed);
     } catch (error) {
-      t.diagnostic(
-        `seed ${seed}: REKINDLE_SEED=${seed} node --test build/test/unit/coordinator-recovery.test.js`,
-      );
+      const file = 'build/test/unit/coordinator-recovery.test.js';
+      t.diagnostic(`seed ${seed}: REKINDLE_SEED=${seed} node --test ${file}`);
       throw error;
     }
   }

@@ -117,8 +117,21 @@ class FakeServer {
     }
   }
 
+  /** Reports success, again and again until the coordinator of the moment answers. */
   async finish(recover: RequestOf<'RECOVER'> | undefined): Promise<boolean> {
     assert.ok(recover);
+    for (let attempt = 0; attempt < 1_000; attempt++) {
+      try {
+        return await this.report(recover);
+      } catch (error) {
+        if (!(error instanceof RekindleError) || !error.retryable) throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    return assert.fail('no coordinator takes the report');
+  }
+
+  private async report(recover: RequestOf<'RECOVER'>): Promise<boolean> {
     const { committed } = await this.cluster.endpoint.call('RECOVERY_MASTER_FINISHED', {
       recoveryId: recover.recoveryId,
       partitionId: recover.partition.partitionId,
@@ -157,7 +170,8 @@ class FakeLink implements RpcLink {
       throw new RekindleError('CONNECTION_LOST', 'refused', { cause, outcome: 'not-applied' });
     }
     if (this.expectServerId !== null && server.serverId !== this.expectServerId) {
-      throw new RekindleError('WRONG_SERVER', 'another server');
+      const serverId = server.serverId === 0 ? null : server.serverId;
+      throw new RekindleError('WRONG_SERVER', 'another server', { details: { serverId } });
     }
     this.connected = true;
     return structuredClone(server.answer(name, structuredClone(request)) as ReplyOf<K>);
@@ -219,9 +233,10 @@ class FakeCluster implements LinkPool {
   }
 
   async start(): Promise<void> {
+    const storage = await LmdbStorage.open(this.directory);
     this.endpoint = new FakeEndpoint();
     this.links.clear();
-    this.coordinator = new Coordinator(this.options(await LmdbStorage.open(this.directory)));
+    this.coordinator = new Coordinator(this.options(storage));
     await this.coordinator.start();
   }
 
@@ -353,6 +368,27 @@ test('a killed server is noticed, recovered and leaves the list; its report stay
     assert.equal(ping.member, false);
     const living = cluster.servers.filter(({ alive }) => alive);
     await until('backups hear of the end', () => living.every((s) => s.completed.length === 1));
+  }));
+
+test('a server that does not know its new id yet is not taken for dead', () =>
+  withCluster(async (cluster) => {
+    const server = new FakeServer(cluster, 1);
+    cluster.servers.push(server);
+    const serverId = await server.enlist();
+    server.serverId = 0;
+    const hint = { serverId, reason: 'test' };
+    await cluster.endpoint.call('HINT_SERVER_CRASHED', hint);
+    for (let turn = 0; turn < 20; turn++) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      assert.ok((await cluster.endpoint.call('VERIFY_MEMBERSHIP', { serverId })).member);
+    }
+    server.serverId = serverId;
+    await until('it has the list', () => server.list?.servers.length === 1);
+    server.serverId = serverId + 1;
+    await until('another process has its address', async () => {
+      const { member } = await cluster.endpoint.call('VERIFY_MEMBERSHIP', { serverId });
+      return !member;
+    });
   }));
 
 test('a coordinator that restarts in the middle of a recovery finishes it', () =>
