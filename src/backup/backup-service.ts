@@ -6,8 +6,9 @@
  * *before* it lists replicas, so that no later write can be acknowledged behind the list. Storage
  * and group commit are the core's.
  */
-import { asNativeError } from '../native/index.js';
+
 import type { BackupCore } from '../native/contract.js';
+import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';

@@ -2,8 +2,9 @@
  * Runs the ReplicaGarbageCollector every few seconds: frees, unfences, asks masters. One pass at
  * a time; what fails is tried again by the next pass.
  */
-import { asNativeError } from '../native/index.js';
+
 import type { BackupCore } from '../native/contract.js';
+import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import type { ServerList } from '../rpc/messages.js';
 import type { RpcLink } from '../rpc/transport.js';

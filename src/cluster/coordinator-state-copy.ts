@@ -56,8 +56,7 @@ export class CoordinatorStateCopy {
     const newest = this.#newest;
     if (newest !== null && newest.clusterId === copy.clusterId) {
       const older =
-        copy.term < newest.term ||
-        (copy.term === newest.term && copy.revision < newest.revision);
+        copy.term < newest.term || (copy.term === newest.term && copy.revision < newest.revision);
       if (older) return;
     }
     await mkdir(this.#directory, { recursive: true });

@@ -6,8 +6,9 @@
  * appended is never said to be not applied. While the master is stopped (it may be a zombie)
  * every EXECUTE answers RETRY.
  */
-import { asNativeError } from '../native/index.js';
+
 import type { MasterCore } from '../native/contract.js';
+import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
@@ -146,9 +147,7 @@ export class MasterService {
     return {};
   }
 
-  #dropTablet(
-    request: RequestOf<'DROP_TABLET_OWNERSHIP'>,
-  ): ReplyOf<'DROP_TABLET_OWNERSHIP'> {
+  #dropTablet(request: RequestOf<'DROP_TABLET_OWNERSHIP'>): ReplyOf<'DROP_TABLET_OWNERSHIP'> {
     this.#options.checkTerm(request.term);
     const { tableId, startSlot, endSlot } = request;
     try {

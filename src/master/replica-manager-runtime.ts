@@ -6,14 +6,14 @@
  * in that turn: this is the group commit. Segment bytes go to the socket as a view of the core's
  * memory, so nothing of a segment may be released while a write of it is under way (`release`).
  */
-import { setImmediate as yieldTurn, setTimeout as sleep } from 'node:timers/promises';
+import { setTimeout as sleep, setImmediate as yieldTurn } from 'node:timers/promises';
 import type { MasterCore } from '../native/contract.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
 import {
-  type ReplicaManager,
   ReplicaManager as Manager,
+  type ReplicaManager,
   type ReplicaManagerEffect,
   type ReplicaManagerEvent,
 } from './replica-manager.js';
@@ -160,8 +160,7 @@ export class ReplicaManagerRuntime {
 
   /** Resolves when all these segments are closed on all their backups. */
   waitReplicated(segmentIds: readonly number[], timeoutMs: number): Promise<void> {
-    const done = () =>
-      segmentIds.every((id) => this.#manager.segment(id)?.closeCommitted ?? false);
+    const done = () => segmentIds.every((id) => this.#manager.segment(id)?.closeCommitted ?? false);
     return this.#wait(done, timeoutMs, 'side segments are not replicated in time');
   }
 
@@ -325,11 +324,7 @@ export class ReplicaManagerRuntime {
     if (link === null) {
       throw new RekindleError('CONNECTION_LOST', `server ${write.serverId} is not in the list`);
     }
-    const header = encodeBackupWriteHeader(
-      this.#options.serverId,
-      write,
-      write.replicaIndex === 0,
-    );
+    const header = encodeBackupWriteHeader(this.#options.serverId, write, write.replicaIndex === 0);
     const parts =
       write.end === write.offset
         ? [header]

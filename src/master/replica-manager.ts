@@ -191,10 +191,7 @@ export class ReplicaManager {
     this.#heads.push({ segment, position });
   }
 
-  #extend(
-    event: Extract<ReplicaManagerEvent, { kind: 'extended' }>,
-    nowMs: number,
-  ): void {
+  #extend(event: Extract<ReplicaManagerEvent, { kind: 'extended' }>, nowMs: number): void {
     const segment = this.#segments.get(event.segmentId);
     invariant(segment !== undefined, 'only an announced segment grows');
     segment.step(

@@ -124,7 +124,10 @@ class World {
       replicas: R,
       durability: 'fsync',
       allowSameHost: false,
-      servers: [entry(ownServerId, 'own'), ...alive.map((d) => entry(d.serverId, `h${d.serverId}`))],
+      servers: [
+        entry(ownServerId, 'own'),
+        ...alive.map((d) => entry(d.serverId, `h${d.serverId}`)),
+      ],
     };
     this.perform(this.manager.step({ kind: 'serverList', list }, this.nowMs));
   }

@@ -1,0 +1,196 @@
+/** The backup's RPCs over a fake core: who may write, when an answer leaves, what fencing orders. */
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { BackupService } from '../../src/backup/backup-service.js';
+import { ReplicaGarbageCollector } from '../../src/backup/replica-garbage-collector.js';
+import { encodeBackupWriteHeader } from '../../src/master/replica-manager-runtime.js';
+import type { BackupCore, BackupReplica } from '../../src/native/contract.js';
+import type { Log } from '../../src/ops/log.js';
+import { RekindleError } from '../../src/rpc/errors.js';
+import type { ServerEntry, ServerList } from '../../src/rpc/messages.js';
+import { STATUS } from '../../src/rpc/status.js';
+import type { BinaryCall } from '../../src/rpc/transport.js';
+
+const silent: Log = {
+  debug: () => undefined,
+  info: () => undefined,
+  warn: () => undefined,
+  error: () => undefined,
+  with: () => silent,
+};
+
+function list(version: number, servers: [number, 'up' | 'crashed'][], clusterId = 'c'): ServerList {
+  const entry = ([serverId, status]: [number, 'up' | 'crashed']): ServerEntry => ({
+    serverId,
+    address: 'h:1',
+    host: `h${serverId}`,
+    rack: null,
+    master: true,
+    backup: true,
+    status,
+    memoryBytes: 1,
+  });
+  return {
+    version,
+    clusterId,
+    term: 1,
+    replicas: 3,
+    durability: 'fsync',
+    allowSameHost: false,
+    servers: servers.map(entry),
+  };
+}
+
+const masterId = 5 + 3 * 2 ** 32;
+
+function replica(segmentId: number, over: Partial<BackupReplica> = {}): BackupReplica {
+  return {
+    masterId,
+    segmentId,
+    epoch: 0,
+    length: 100,
+    closed: true,
+    primary: false,
+    fromRestart: false,
+    ...over,
+  };
+}
+
+class FakeCore {
+  trace: string[] = [];
+  status = 0;
+  tokens: number[] = [];
+  done: (done: Float64Array) => void = () => undefined;
+  replicas = (): BackupReplica[] => {
+    this.trace.push('replicas');
+    return [replica(1), replica(2, { length: 0, closed: false }), replica(3, { masterId: 99 })];
+  };
+  write = (_body: Uint8Array, token: number): number => {
+    this.tokens.push(token);
+    return this.status;
+  };
+  onDone = (callback: (done: Float64Array) => void): void => {
+    this.done = callback;
+  };
+  load = (results: Float64Array): void => {
+    results[0] = 17;
+    results[1] = 2_048;
+  };
+  fence = async (): Promise<void> => {
+    await new Promise((resolve) => setImmediate(resolve));
+    this.trace.push('fenced');
+  };
+  digests = async () => [];
+}
+
+function service(core: FakeCore, highestTerm = 0): BackupService {
+  return new BackupService({
+    core: core as unknown as BackupCore,
+    checkTerm: (term) => {
+      if (term < highestTerm) throw new RekindleError('FENCED', 'old leader');
+    },
+    log: silent,
+  });
+}
+
+function writeCall(out: string[], name: string): BinaryCall {
+  const header = encodeBackupWriteHeader(
+    masterId,
+    {
+      segmentId: 1,
+      replicaIndex: 0,
+      serverId: 7,
+      token: 1,
+      epoch: 0,
+      offset: 0,
+      end: 0,
+      checksum: 0,
+      open: true,
+      close: false,
+      certified: false,
+    },
+    true,
+  );
+  return {
+    peer: { role: 'server', serverId: masterId, remoteAddress: '' },
+    body: header,
+    deadlineMs: 0,
+    reply: (body) => out.push(`${name} ok ${Buffer.from(body).toString('hex')}`),
+    fail: (error) => out.push(`${name} ${error.code}`),
+  };
+}
+
+test('a write is answered when the core says that it is durable, with its load', () => {
+  const core = new FakeCore();
+  const backup = service(core);
+  backup.applyServerList(list(1, [[masterId, 'up']]));
+  const out: string[] = [];
+  backup.write(writeCall(out, 'a'));
+  backup.write(writeCall(out, 'b'));
+  assert.deepEqual(out, []);
+  const [first = 0, second = 0] = core.tokens;
+  core.done(new Float64Array([second, STATUS.DISK_ERROR.number, first, 0]));
+  assert.deepEqual(out, ['b DISK_ERROR', 'a ok 1100000002000000']);
+});
+
+test('masters that are not up in the list may not write, nor do refusals wait', () => {
+  const core = new FakeCore();
+  const backup = service(core);
+  const out: string[] = [];
+  backup.write(writeCall(out, 'unknown'));
+  backup.applyServerList(list(1, [[masterId, 'crashed']]));
+  backup.write(writeCall(out, 'crashed'));
+  backup.applyServerList(list(2, [[masterId, 'up']]));
+  core.status = STATUS.FENCED.number;
+  backup.write(writeCall(out, 'fenced'));
+  assert.deepEqual(out, [
+    'unknown CALLER_NOT_IN_CLUSTER',
+    'crashed CALLER_NOT_IN_CLUSTER',
+    'fenced FENCED',
+  ]);
+  assert.equal(backup.counters().writesWaiting, 0);
+});
+
+test('replicas are listed after the fence is durable, without those that hold nothing yet', async () => {
+  const core = new FakeCore();
+  const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
+  const reply = await service(core).startReadingData(request);
+  assert.deepEqual(core.trace, ['fenced', 'replicas']);
+  assert.deepEqual(
+    reply.replicas.map(({ segmentId }) => segmentId),
+    [1],
+  );
+  await assert.rejects(service(core, 3).startReadingData(request), { code: 'FENCED' });
+});
+
+test('garbage: only masters that two lists of our cluster do not have any more', () => {
+  const collector = new ReplicaGarbageCollector('c');
+  const replicas = [replica(1), replica(2)];
+  const removed = () => collector.collect(replicas, []).removedMasters;
+  assert.deepEqual(removed(), [], 'no list proves nothing');
+  collector.applyServerList(list(9, [], 'another'));
+  assert.deepEqual([...removed(), ...removed()], [], 'a foreign list proves nothing');
+  collector.applyServerList(list(5, [[masterId, 'crashed']]));
+  assert.deepEqual([...removed(), ...removed()], [], 'its recovery is not over');
+  collector.applyServerList(list(6, []));
+  collector.applyServerList(list(4, [[masterId, 'up']]));
+  assert.deepEqual(removed(), []);
+  assert.deepEqual(removed(), [{ masterId, segmentIds: [1, 2] }]);
+});
+
+test('garbage: a master that is up is asked about replicas from before the start only', () => {
+  const collector = new ReplicaGarbageCollector('c');
+  collector.applyServerList(list(1, [[masterId, 'up']]));
+  const replicas = [replica(1, { fromRestart: true }), replica(2)];
+  const { questions, removedMasters } = collector.collect(replicas, [masterId]);
+  assert.deepEqual(questions, [{ masterId, segmentIds: [1] }]);
+  assert.deepEqual(removedMasters, []);
+});
+
+test('garbage: the fence of a removed master goes even if it left no replica', () => {
+  const collector = new ReplicaGarbageCollector('c');
+  collector.applyServerList(list(1, []));
+  collector.collect([], [masterId]);
+  const { removedMasters } = collector.collect([], [masterId]);
+  assert.deepEqual(removedMasters, [{ masterId, segmentIds: [] }]);
+});
