@@ -33,7 +33,7 @@ export function recoveryTable(report: RecoveryReport): string {
   rows.push(['', 'total', formatMs(report.totalMs)]);
   const moved =
     `${report.segments} segments, ${formatBytes(report.bytes)}, ` +
-    `${formatCount(report.objects)} objects in ${report.partitions.length} partitions: ` +
+    `${formatCount(report.objects)} objects, partitions: ${report.partitions.length}; ` +
     `${megabytesPerSecond(report).toFixed(1)} MB/s, ` +
     `${formatCount(Math.round(objectsPerSecond(report)))} objects/s`;
   return `${textTable(['', 'phase', 'time'], rows)}\n${moved}`;

@@ -2,12 +2,12 @@
 import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
-import { run } from './command-runner.js';
 import { COORDINATOR_PORT_DEFAULT, integer, option, parseDurability } from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,
   readyJsonOption,
+  runService,
   serve,
   watchParent,
 } from './service-lifetime.js';
@@ -65,7 +65,7 @@ export function coordinatorCommand(): Command {
     .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
     .addOption(readyJsonOption())
     .addOption(exitWithParentOption())
-    .action((options: CoordinatorCommandOptions) => run(() => coordinate(options)))
+    .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
     .addHelpText(
       'after',
       `

@@ -1,12 +1,12 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
 import { startServer } from '../cluster/server.js';
-import { run } from './command-runner.js';
 import { integer, option, parseAddress, parseMemoryBytes } from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,
   readyJsonOption,
+  runService,
   serve,
   watchParent,
 } from './service-lifetime.js';
@@ -62,7 +62,7 @@ export function serverCommand(): Command {
     .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
     .addOption(readyJsonOption())
     .addOption(exitWithParentOption())
-    .action((options: ServerCommandOptions) => run(() => serveData(options)))
+    .action((options: ServerCommandOptions) => runService(() => serveData(options)))
     .addHelpText(
       'after',
       `

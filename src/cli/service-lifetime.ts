@@ -4,7 +4,7 @@
  * `--exit-with-parent`, the end of the process when the parent's end of stdin is gone.
  */
 import { Option } from 'commander';
-import { EXIT_OK, printLine, untilSignal } from './command-runner.js';
+import { EXIT_OK, printLine, run, untilSignal } from './command-runner.js';
 
 export interface LifetimeOptions {
   readyJson?: boolean;
@@ -26,6 +26,15 @@ export function watchParent(options: LifetimeOptions): void {
   process.stdin.once('end', gone).once('close', gone).once('error', gone).resume();
 }
 
+/**
+ * Runs a service and ends the process with it: a start that failed must not hang on the parent's
+ * pipe, or on a thread that the failed part has left behind.
+ */
+export async function runService(body: () => Promise<number>): Promise<never> {
+  await run(body);
+  process.exit();
+}
+
 /** Says ready, waits for a signal, stops. */
 export async function serve(
   options: LifetimeOptions,
@@ -37,7 +46,5 @@ export async function serve(
   else await printLine(`rekindle ${name} is ready on port ${port}; Ctrl-C stops it`);
   await signalled;
   await service.stop();
-  // The parent's pipe keeps the event loop alive.
-  process.stdin.destroy();
   return EXIT_OK;
 }
