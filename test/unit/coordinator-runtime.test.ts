@@ -177,6 +177,8 @@ class FakeLink implements RpcLink {
     return structuredClone(server.answer(name, structuredClone(request)) as ReplyOf<K>);
   }
   callBinary = (): Promise<Uint8Array> => assert.fail('no binary calls');
+  connect = (): Promise<never> => assert.fail('the coordinator calls without connecting first');
+  flush = (): void => assert.fail('the coordinator does not flush links');
   onLost(listener: (error: RekindleError) => void): void {
     this.listeners.push(listener);
   }
