@@ -434,6 +434,11 @@ impl Serving {
         tablet.count(records, bytes);
     }
 
+    /// Whether the table may still refer to tombstones.
+    pub fn has_pending_tombstones(&self) -> bool {
+        !self.pending_tombstones.is_empty()
+    }
+
     /// Everything below `position` is durable: answers about keys removed there need not wait.
     ///
     /// # Errors

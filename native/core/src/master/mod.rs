@@ -152,8 +152,8 @@ impl Master {
             Some(tablet) => tablet.records(),
         };
         serving.tablets.remove(&range);
-        // Tombstones go by themselves when they are durable; objects need a walk.
-        if records > 0 {
+        // A tombstone left behind would outlive the tablet's versions if it came back.
+        if records > 0 || serving.has_pending_tombstones() {
             let arena = &self.objects.arena;
             self.objects.table.retain(
                 |offset| prefetch(arena.pointer(offset)),
