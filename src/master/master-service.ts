@@ -179,7 +179,7 @@ export class MasterService {
         retryAfterMs: overloadRetryMs,
       });
     }
-    if (!replication.canWrite() && !(core.isReadOnly?.(body) ?? false)) {
+    if (!replication.canWrite() && !core.isReadOnly(body)) {
       return new RekindleError('NOT_ENOUGH_BACKUPS', 'the log cannot be replicated at present', {
         retryAfterMs: stoppedRetryMs,
       });

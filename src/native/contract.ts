@@ -35,11 +35,10 @@ export interface MasterCore {
    */
   execute(body: Uint8Array, reply: Uint8Array, nowMs: number, results: Float64Array): void;
   /**
-   * True if the EXECUTE body holds reads only; looks at the op bytes, executes nothing. False for
-   * a body that cannot be parsed. Optional until the addon has it: without it every message is
-   * taken for a mutation.
+   * True if the EXECUTE body holds reads only; executes nothing. False for a body that cannot be
+   * parsed.
    */
-  isReadOnly?(body: Uint8Array): boolean;
+  isReadOnly(body: Uint8Array): boolean;
 
   /** Opens the first head; idempotent. */
   openLog(): void;

@@ -133,6 +133,12 @@ impl MasterCore {
         Ok(tablets.into_iter().map(convert).collect())
     }
 
+    /// Whether an EXECUTE body changes nothing.
+    #[napi]
+    pub fn is_read_only(&self, body: &[u8]) -> Result<bool> {
+        guard("isReadOnly", || Ok(Master::is_read_only(body)))
+    }
+
     /// Executes an EXECUTE body.
     #[napi]
     pub fn execute(

@@ -78,6 +78,20 @@ impl Mapping {
         self.base.as_ptr()
     }
 
+    /// Gives memory to the pages of [offset, offset + bytes) without changing what they hold. A
+    /// kernel that cannot (before 5.14) costs speed only, at the first use of each page.
+    pub fn populate(&self, offset: usize, bytes: usize) {
+        let end = self.bytes.min(offset.saturating_add(bytes));
+        if offset >= end {
+            return;
+        }
+        // SAFETY: the range lies within the mapping, and populating changes no contents.
+        let _populated = unsafe {
+            let start = self.base.as_ptr().add(offset).cast();
+            libc::madvise(start, end - offset, libc::MADV_POPULATE_WRITE)
+        };
+    }
+
     /// Gives the pages back to the system; they read as zeros from now on.
     pub fn release_pages(&self) {
         // SAFETY: the range is ours; anonymous pages come back as zeros.
@@ -194,6 +208,11 @@ impl Arena {
     /// Bytes of log memory.
     pub fn bytes(&self) -> usize {
         self.seglets.len() * SEGLET_BYTES
+    }
+
+    /// See [`Mapping::populate`].
+    pub fn populate(&self, offset: usize, bytes: usize) {
+        self.memory.populate(offset, bytes);
     }
 
     /// Gives all pages back to the system; for a master that is closed.

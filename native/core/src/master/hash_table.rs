@@ -307,6 +307,16 @@ impl HashTable {
         overflow.next - self.overflow_first - overflow.free.len()
     }
 
+    /// Bytes of the buckets that every key may hit first.
+    pub fn bucket_bytes(&self) -> usize {
+        self.buckets * size_of::<Bucket>()
+    }
+
+    /// See [`Mapping::populate`].
+    pub fn populate(&self, offset: usize, bytes: usize) {
+        self.memory.populate(offset, bytes);
+    }
+
     /// Gives all pages back to the system; for a master that is closed.
     pub fn release_pages(&self) {
         self.memory.release_pages();

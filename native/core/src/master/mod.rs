@@ -11,6 +11,7 @@ pub mod hash_table;
 pub mod log;
 pub mod message;
 pub mod objects;
+mod pretouch;
 pub mod recovery;
 pub mod replay;
 pub mod segment;
@@ -28,6 +29,7 @@ use self::arena::{Arena, SEGMENT_SEGLETS};
 use self::execute::{Executed, Serving};
 use self::hash_table::prefetch;
 use self::log::{Purpose, RESERVE_SEGLETS};
+use self::message::{OperationKind, Request};
 use self::objects::Objects;
 use self::recovery::Recovery;
 use self::segment::{Certificate, Segment};
@@ -102,13 +104,19 @@ impl Master {
         {
             return Err(Status::InvalidArgument);
         }
-        Ok(Arc::new(Self {
+        let master = Arc::new(Self {
             objects: Objects::new(server_id, memory_bytes)?,
             pool: WorkerPool::new(replay_threads)?,
             replay_threads,
             closed: AtomicBool::new(false),
             serving: Mutex::default(),
-        }))
+        });
+        pretouch::pretouch(&master)?;
+        Ok(master)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     fn serving(&self) -> Result<MutexGuard<'_, Serving>, Status> {
@@ -177,6 +185,16 @@ impl Master {
                 records: tablet.records(),
             })
             .collect())
+    }
+
+    /// Whether an EXECUTE body changes nothing, so that it may be executed without backups. False
+    /// for one that is malformed.
+    pub fn is_read_only(body: &[u8]) -> bool {
+        Request::parse(body).is_ok_and(|request| {
+            request
+                .operations()
+                .all(|operation| operation.kind == OperationKind::Read)
+        })
     }
 
     /// Executes an EXECUTE body; `now_ms` is since 1970.
