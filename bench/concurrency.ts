@@ -44,7 +44,11 @@ export async function repeatFor(
   let sequence = 0;
   let operations = 0;
   const loop = async (): Promise<void> => {
-    while (performance.now() < end) operations += await operation(sequence++);
+    while (performance.now() < end) {
+      // Not `operations += await …`: that reads the sum before it waits, and loses the others'.
+      const count = await operation(sequence++);
+      operations += count;
+    }
   };
   await Promise.all(Array.from({ length: inFlight }, loop));
   const ms = performance.now() - start;
