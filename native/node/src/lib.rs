@@ -5,6 +5,7 @@
 
 mod backup;
 mod errors;
+mod malloc;
 mod master;
 
 use napi_derive::napi;

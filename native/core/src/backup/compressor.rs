@@ -50,7 +50,9 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
     if !lz4_image::probe(bytes) {
         return false;
     }
-    let mut image = shared.pool.take();
+    let Ok(mut image) = shared.pool.take() else {
+        return false;
+    };
     let Some(stored) = lz4_image::encode(bytes, image.bytes_mut()) else {
         return false;
     };

@@ -64,7 +64,7 @@ pub(super) fn read_from_disk(
         };
         result.map_err(|_| Status::DiskError)
     };
-    let mut buffer = pool.take();
+    let mut buffer = pool.take()?;
     match location.codec {
         Codec::Raw => {
             let floor = block_floor(length);
@@ -75,7 +75,7 @@ pub(super) fn read_from_disk(
             }
         }
         Codec::Lz4 => {
-            let mut image = pool.take();
+            let mut image = pool.take()?;
             let end = block_ceiling(stored);
             assert!(end <= SEGMENT_BYTES, "decode_slot checks the limit");
             read(&mut image.bytes_mut()[..end], data)?;

@@ -2,16 +2,21 @@
 //!
 //! Rule: a buffer is append-only while shared. Bytes below the owner's `received` length never
 //! change until the last reference is gone, so readers need no lock. The pool keeps at most
-//! [`IDLE_MAX`] idle buffers; how many are in use is bounded by their users.
+//! `IDLE_MAX` idle buffers; how many are in use is bounded by their users.
 
 use crate::backup::frame::BLOCK_BYTES;
 use crate::entry::SEGMENT_BYTES;
+use crate::mapping::Mapping;
+use crate::status::Status;
 use parking_lot::Mutex;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-const IDLE_MAX: usize = 4;
+/// Idle buffers kept; what a recovery opens at once on a small cluster.
+const IDLE_MAX: usize = 16;
+/// Buffers that have their memory before the first segment is opened.
+const WARM: usize = 4;
 
 /// Zero-filled memory that starts at a multiple of a block.
 pub(super) struct AlignedBytes {
@@ -64,7 +69,7 @@ impl Drop for AlignedBytes {
 
 /// Idle buffers.
 pub(super) struct BufferPool {
-    idle: Mutex<Vec<AlignedBytes>>,
+    idle: Mutex<Vec<Mapping>>,
 }
 
 impl BufferPool {
@@ -74,13 +79,37 @@ impl BufferPool {
         })
     }
 
+    /// Makes the first buffers, memory included, off the threads that serve.
+    pub fn warm(&self) {
+        for _ in 0..WARM {
+            let Ok(memory) = Mapping::reserve(SEGMENT_BYTES) else {
+                return;
+            };
+            memory.populate(0, SEGMENT_BYTES);
+            self.give_back(memory);
+        }
+    }
+
     /// A buffer with arbitrary contents.
-    pub fn take(self: &Arc<Self>) -> SegmentBuffer {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn take(self: &Arc<Self>) -> Result<SegmentBuffer, Status> {
         let idle = self.idle.lock().pop();
-        let memory = idle.unwrap_or_else(|| AlignedBytes::new(SEGMENT_BYTES));
-        SegmentBuffer {
+        let memory = match idle {
+            Some(memory) => memory,
+            None => Mapping::reserve(SEGMENT_BYTES)?,
+        };
+        Ok(SegmentBuffer {
             memory: Some(memory),
             pool: Arc::clone(self),
+        })
+    }
+
+    fn give_back(&self, memory: Mapping) {
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_MAX {
+            idle.push(memory);
         }
     }
 }
@@ -88,21 +117,20 @@ impl BufferPool {
 /// One segment's memory; goes back to the pool when dropped.
 pub(super) struct SegmentBuffer {
     /// Present until drop.
-    memory: Option<AlignedBytes>,
+    memory: Option<Mapping>,
     pool: Arc<BufferPool>,
 }
 
 impl SegmentBuffer {
-    fn memory(&self) -> &AlignedBytes {
+    fn memory(&self) -> &Mapping {
         self.memory.as_ref().expect("present until drop")
     }
 
     /// Everything, for a sole owner.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory
-            .as_mut()
-            .expect("present until drop")
-            .bytes_mut()
+        let base = self.memory().base();
+        // SAFETY: initialised memory of this length, and `&mut self` excludes other references.
+        unsafe { std::slice::from_raw_parts_mut(base, SEGMENT_BYTES) }
     }
 
     /// Appends at `offset`.
@@ -113,12 +141,12 @@ impl SegmentBuffer {
     pub unsafe fn append(&self, offset: usize, bytes: &[u8]) {
         let memory = self.memory();
         assert!(
-            offset + bytes.len() <= memory.length,
+            offset + bytes.len() <= SEGMENT_BYTES,
             "append stays inside the segment"
         );
         // SAFETY: the range is inside the allocation and, by the contract, not borrowed.
         unsafe {
-            let target = memory.start.as_ptr().add(offset);
+            let target = memory.base().add(offset);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
         }
     }
@@ -129,9 +157,9 @@ impl SegmentBuffer {
     /// Nobody appends below `length` while the slice lives.
     pub unsafe fn prefix(&self, length: usize) -> &[u8] {
         let memory = self.memory();
-        assert!(length <= memory.length, "prefix stays inside the segment");
+        assert!(length <= SEGMENT_BYTES, "prefix stays inside the segment");
         // SAFETY: initialised memory inside the allocation that, by the contract, does not change.
-        unsafe { std::slice::from_raw_parts(memory.start.as_ptr(), length) }
+        unsafe { std::slice::from_raw_parts(memory.base(), length) }
     }
 }
 
@@ -140,9 +168,6 @@ impl Drop for SegmentBuffer {
         let Some(memory) = self.memory.take() else {
             return;
         };
-        let mut idle = self.pool.idle.lock();
-        if idle.len() < IDLE_MAX {
-            idle.push(memory);
-        }
+        self.pool.give_back(memory);
     }
 }

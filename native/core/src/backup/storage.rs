@@ -171,6 +171,7 @@ impl BackupStorage {
         let mut state = State::new(options.frames_max, superblock);
         let pool = BufferPool::new();
         restart::scan(&file, &pool, &mut state).map_err(disk)?;
+        pool.warm();
         let piece_cache_bytes = options.piece_cache_bytes;
         let shared = Arc::new(Shared {
             file,

@@ -174,8 +174,8 @@ impl State {
     }
 
     fn open_replica(&mut self, write: &Write<'_>, pool: &Arc<BufferPool>) -> Result<(), Status> {
+        let buffer: Arc<SegmentBuffer> = Arc::new(pool.take()?);
         let frame = self.frames.allocate().ok_or(Status::NoFreeFrame)?;
-        let buffer: Arc<SegmentBuffer> = Arc::new(pool.take());
         let replaced = self.replicas.remove(&write.key).map(Box::new);
         let replica = Replica {
             id: self.new_replica_id(),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::arena::Mapping;
+use crate::mapping::Mapping;
 use crate::status::Status;
 
 const SLOTS: usize = 8;
