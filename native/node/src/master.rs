@@ -1,14 +1,16 @@
 //! Handles of the master half: `MasterCore` and `RecoveryCore` of `src/native/contract.ts`.
 //!
-//! Rules: one call per message; views of segments hold the arena, so they never dangle, and each
-//! segment has one view (V8 wants one backing store per address). `close` drops the views; a
+//! Rules: one call per message; views of segments hold the arena, so they never dangle. They are
+//! parts of few large views: V8 collects garbage for each 8 MiB of external memory that it learns
+//! of, and wants one backing store per address. `close` drops the views; a
 //! `MasterCore` that is not closed keeps its memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use napi::bindgen_prelude::{
-    BufferSlice, Env, Float64ArraySlice, JsValue, Object, ObjectRef, Uint8Array, Uint8ArraySlice,
+    BufferSlice, Env, Float64ArraySlice, FnArgs, Function, JsObjectValue, JsValue, Object,
+    ObjectRef, Uint8Array, Uint8ArraySlice,
 };
 use napi_derive::napi;
 use rekindle_core::entry::SEGMENT_BYTES;
@@ -18,6 +20,10 @@ use rekindle_core::master::{Master, MasterOptions as CoreOptions};
 use rekindle_core::status::Status;
 
 use crate::errors::{Result, border, error, guard, rejection, store, whole};
+
+/// Log memory of one view; segments do not reach across. Node 20 allows 4 GiB.
+const REGION_BYTES: usize = 1 << 30;
+const _: () = assert!(REGION_BYTES.is_multiple_of(SEGMENT_BYTES), "whole segments");
 
 /// How a master is made.
 #[napi(object)]
@@ -82,7 +88,7 @@ fn numbers(ids: Vec<u64>) -> Vec<f64> {
 #[napi]
 pub struct MasterCore {
     master: Arc<Master>,
-    views: HashMap<u64, ObjectRef<false>>,
+    regions: HashMap<usize, ObjectRef<false>>,
 }
 
 #[napi]
@@ -99,7 +105,7 @@ impl MasterCore {
         })?;
         Ok(Self {
             master,
-            views: HashMap::new(),
+            regions: HashMap::new(),
         })
     }
 
@@ -222,18 +228,28 @@ impl MasterCore {
     /// A segment's memory.
     #[napi(ts_return_type = "Uint8Array")]
     pub fn segment_bytes<'env>(&mut self, env: &'env Env, segment_id: f64) -> Result<Object<'env>> {
-        let (id, segment) = guard("segmentBytes", || {
-            let id = whole(segment_id)?;
-            Ok((id, self.master.segment(id)?))
+        let offset = guard("segmentBytes", || {
+            Ok(self.master.segment(whole(segment_id)?)?.offset)
         })?;
-        if let Some(view) = self.views.get(&id) {
-            return view.get_value(env).map_err(border);
+        let region = self.region(env, offset / REGION_BYTES)?;
+        let start = (offset % REGION_BYTES) as f64;
+        let subarray: Function<'_, FnArgs<(f64, f64)>, Object<'env>> =
+            region.get_named_property("subarray").map_err(border)?;
+        subarray
+            .apply(region, (start, start + SEGMENT_BYTES as f64).into())
+            .map_err(border)
+    }
+
+    fn region<'env>(&mut self, env: &'env Env, index: usize) -> Result<Object<'env>> {
+        if let Some(region) = self.regions.get(&index) {
+            return region.get_value(env).map_err(border);
         }
         let arena = Arc::clone(self.master.arena());
-        let start = arena.pointer(segment.offset);
+        let start = arena.pointer(index * REGION_BYTES);
+        let length = REGION_BYTES.min(arena.bytes() - index * REGION_BYTES);
         // SAFETY: the view holds the arena, so its bytes stay mapped as long as it lives.
         let view = unsafe {
-            BufferSlice::from_external(env, start, SEGMENT_BYTES, arena, |_, arena| drop(arena))
+            BufferSlice::from_external(env, start, length, arena, |_, arena| drop(arena))
         };
         let view = view.map_err(border)?;
         if view.as_ptr() != start.cast_const() {
@@ -245,7 +261,7 @@ impl MasterCore {
         let object = view.to_unknown().coerce_to_object().map_err(border)?;
         let kept = object.create_ref::<false>().map_err(border)?;
         let object = kept.get_value(env).map_err(border)?;
-        self.views.insert(id, kept);
+        self.regions.insert(index, kept);
         Ok(object)
     }
 
@@ -294,7 +310,7 @@ impl MasterCore {
     #[napi]
     pub fn close(&mut self, env: &Env) -> Result<()> {
         guard("close", || self.master.close())?;
-        for (_, view) in self.views.drain() {
+        for (_, view) in self.regions.drain() {
             view.unref(env).map_err(border)?;
         }
         Ok(())
