@@ -2,10 +2,12 @@
 //! a virtual machine, touched ones 7 to 14, and a recovery wants them at once.
 //!
 //! A first part is touched before the master serves, the rest by a thread of the lowest priority
-//! that ends when it is done or the master is gone.
+//! that ends when it is done or the master is gone. It rests three times as long as it works, since
+//! kernels that group tasks by session ignore priorities between processes.
 
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Instant;
 
 use super::Master;
 use crate::status::Status;
@@ -13,6 +15,8 @@ use crate::status::Status;
 /// Log memory touched before the master serves.
 const FIRST_BYTES: usize = 32 << 20;
 const STEP_BYTES: usize = 2 << 20;
+/// Rest after each step, as a multiple of what it took.
+const REST_FACTOR: u32 = 3;
 const LOWEST_PRIORITY: libc::c_int = 19;
 
 /// Touches the first part now and starts the thread for the rest.
@@ -45,11 +49,14 @@ fn touch_rest(master: &Weak<Master>) {
         if finished || master.is_closed() {
             return;
         }
+        let started = Instant::now();
         // The table first: every write of any key may touch any of its pages.
         if offset < table.bucket_bytes() {
             table.populate(offset, STEP_BYTES.min(table.bucket_bytes() - offset));
         }
         arena.populate(offset, STEP_BYTES);
         offset += STEP_BYTES;
+        drop(master);
+        thread::sleep(started.elapsed() * REST_FACTOR);
     }
 }
