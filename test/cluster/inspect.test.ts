@@ -6,9 +6,10 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { waitFor } from '../../bench/cluster-health.js';
 import { Dataset } from '../../bench/dataset.js';
 import { writeDataset } from '../../bench/dataset-transfer.js';
-import type { FolderReport } from '../../src/ops/inspector/data-folder.js';
+import { type FolderReport, inspectDataFolder } from '../../src/ops/inspector/data-folder.js';
 import { BLOCK_BYTES, DATA_OFFSET, FRAME_BYTES } from '../../src/ops/inspector/frame.js';
 import { rekindle, withCluster, withFolder } from './fixture.js';
 
@@ -32,11 +33,18 @@ function flipByte(path: string, offset: number): void {
 
 test('the folder of a stopped server is inspected', { timeout: 240_000 }, async () => {
   await withCluster({ readyTimeoutMs: 30_000 }, async (cluster, client) => {
-    const dataset = new Dataset('object', 120_000, 500);
-    await writeDataset(await client.createTable('kept', { span: 4 }), dataset);
+    const table = await client.createTable('kept', { span: 4 });
+    const text = 'A text that compresses well. '.repeat(3_000);
+    const textKeys = Array.from({ length: 600 }, (_, index) => `text-${index}`);
+    await Promise.all(textKeys.map((key) => table.put(key, text)));
+    await writeDataset(table, new Dataset('object', 120_000, 500));
+    const folder = join(cluster.dataDirectory, 'server-1');
+    await waitFor('compression of a closed replica', 60_000, async () => {
+      const { frames } = inspectDataFolder(folder);
+      return frames.some(({ replica }) => replica?.codec === 'lz4') || undefined;
+    });
     await cluster.killAll('SIGTERM');
 
-    const folder = join(cluster.dataDirectory, 'server-1');
     const report = await inspected(folder, 0);
     assert.equal(report.superblock?.clusterId, report.stateCopy?.clusterId);
     const replicas = report.frames.flatMap(({ replica }) => (replica === null ? [] : [replica]));
@@ -44,10 +52,11 @@ test('the folder of a stopped server is inspected', { timeout: 240_000 }, async 
     const closed = replicas.find(({ state, counts }) => state === 'closed' && counts.OBJECT);
     assert.ok(closed !== undefined, 'a segment was filled');
     assert.ok(closed.digest !== null && closed.kind === 'log');
+    assert.ok(replicas.some(({ state, codec }) => state === 'closed' && codec === 'lz4'));
 
-    const text = await rekindle(['inspect', folder]);
-    assert.deepEqual([text.code, text.stderr], [0, '']);
-    assert.match(text.stdout, /all checksums match/);
+    const shown = await rekindle(['inspect', folder]);
+    assert.deepEqual([shown.code, shown.stderr], [0, '']);
+    assert.match(shown.stdout, /all checksums match/);
 
     const damagedFrame = report.frames.find(({ replica }) => replica === closed)?.frame;
     assert.ok(damagedFrame !== undefined);

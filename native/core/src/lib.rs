@@ -11,5 +11,6 @@ pub mod backup;
 pub mod crc32c;
 pub mod entry;
 pub mod key_hash;
+mod little_endian;
 pub mod master;
 pub mod status;

@@ -4,7 +4,7 @@
  */
 import crc32cSigned from 'crc-32/crc32c.js';
 
-/** CRC-32C of a byte string whose first part has the checksum `prefix` and whose rest is `bytes`. */
+/** CRC-32C of a byte string whose first part has the checksum `prefix` and the rest is `bytes`. */
 export function crc32c(bytes: Uint8Array, prefix = 0): number {
   return crc32cSigned.buf(bytes, prefix) >>> 0;
 }
