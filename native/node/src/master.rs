@@ -1,8 +1,8 @@
 //! Handles of the master half: `MasterCore` and `RecoveryCore` of `src/native/contract.ts`.
 //!
 //! Rules: one call per message; views of segments hold the arena, so they never dangle, and each
-//! segment has one view (V8 wants one backing store per address). `close` drops the views; a
-//! `MasterCore` that is not closed keeps its memory.
+//! place in the arena has one view, whichever segment lies there (V8 wants one backing store per
+//! address). `close` drops the views; a `MasterCore` that is not closed keeps its memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ fn numbers(ids: Vec<u64>) -> Vec<f64> {
 #[napi]
 pub struct MasterCore {
     master: Arc<Master>,
-    views: HashMap<u64, ObjectRef<false>>,
+    views: HashMap<usize, ObjectRef<false>>,
 }
 
 #[napi]
@@ -222,11 +222,8 @@ impl MasterCore {
     /// A segment's memory.
     #[napi(ts_return_type = "Uint8Array")]
     pub fn segment_bytes<'env>(&mut self, env: &'env Env, segment_id: f64) -> Result<Object<'env>> {
-        let (id, segment) = guard("segmentBytes", || {
-            let id = whole(segment_id)?;
-            Ok((id, self.master.segment(id)?))
-        })?;
-        if let Some(view) = self.views.get(&id) {
+        let segment = guard("segmentBytes", || self.master.segment(whole(segment_id)?))?;
+        if let Some(view) = self.views.get(&segment.offset) {
             return view.get_value(env).map_err(border);
         }
         let arena = Arc::clone(self.master.arena());
@@ -245,7 +242,7 @@ impl MasterCore {
         let object = view.to_unknown().coerce_to_object().map_err(border)?;
         let kept = object.create_ref::<false>().map_err(border)?;
         let object = kept.get_value(env).map_err(border)?;
-        self.views.insert(id, kept);
+        self.views.insert(segment.offset, kept);
         Ok(object)
     }
 
