@@ -17,7 +17,7 @@ import type { Durability } from '../src/rpc/messages.js';
 import { ChaosChecker, chaosValue } from './chaos-checker.js';
 import { waitUntilWhole } from './cluster-health.js';
 import { randomStream } from './dataset.js';
-import { type BenchOptions, type BenchResult, machineLine } from './report.js';
+import { type BenchOptions, type BenchResult, machineLine, metric } from './report.js';
 
 export interface ChaosOptions extends BenchOptions {
   kills: number;
@@ -212,12 +212,6 @@ function result(
       : 'FAILED',
     `repeat with: ${repeat}`,
   ].join('\n');
-  const metric = (name: string, unit: string, value: number, higherIsBetter = false) => ({
-    name,
-    unit,
-    value,
-    higherIsBetter,
-  });
   return {
     name: 'chaos',
     parameters: { kills, seed, servers, durability, memoryBytes, downAtOnce, quick },

@@ -15,7 +15,7 @@ import { waitForRecovery, waitUntilWhole } from './cluster-health.js';
 import { Dataset } from './dataset.js';
 import { countWrong, writeDataset } from './dataset-transfer.js';
 import { megabytesPerSecond, objectsPerSecond, recoveryTable } from './recovery-table.js';
-import { type BenchOptions, type BenchResult, machineLine } from './report.js';
+import { type BenchOptions, type BenchResult, machineLine, metric } from './report.js';
 
 export interface RecoveryBenchOptions extends BenchOptions {
   /** Bytes of values on the master that dies. */
@@ -144,12 +144,6 @@ function result(options: RecoveryBenchOptions, outcome: Outcome): BenchResult {
     `a reading client went without an answer for ${formatMs(unavailableMs)} at most`,
     wrong === 0 ? `all ${formatCount(count)} objects are right` : `${wrong} OBJECTS ARE WRONG`,
   ].join('\n');
-  const metric = (name: string, unit: string, value: number, higherIsBetter = false) => ({
-    name,
-    unit,
-    value,
-    higherIsBetter,
-  });
   const { bytes, valueBytes, servers, durability, quick } = options;
   return {
     name: 'recovery',

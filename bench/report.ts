@@ -16,6 +16,10 @@ export interface Metric {
   higherIsBetter: boolean;
 }
 
+export function metric(name: string, unit: string, value: number, higherIsBetter = false): Metric {
+  return { name, unit, value, higherIsBetter };
+}
+
 export interface BenchResult {
   name: string;
   parameters: Record<string, string | number | boolean>;

@@ -14,6 +14,7 @@ import { deleteCommand } from './delete.js';
 import { demoCommand } from './demo.js';
 import { devCommand } from './dev.js';
 import { getCommand } from './get.js';
+import { inspectCommand } from './inspect.js';
 import { putCommand } from './put.js';
 import { serverCommand } from './server.js';
 import { statusCommand } from './status.js';
@@ -56,6 +57,7 @@ Exit codes: 0 yes, 1 no (absent, degraded, different), 2 the command failed.`,
     coordinatorCommand(),
     serverCommand(),
     statusCommand(),
+    inspectCommand(),
     tableCommand(),
     getCommand(),
     putCommand(),

@@ -28,6 +28,7 @@ import { CoordinatorSession } from './coordinator-session.js';
 import { CoordinatorStateCopy } from './coordinator-state-copy.js';
 import { callUntilAnswered, enlist } from './enlistment.js';
 import { HandlerTable } from './handler-table.js';
+import { checkListenAddress } from './listen-address.js';
 import { Membership } from './membership.js';
 
 const segmentBytes = 8 * 1024 * 1024;
@@ -101,18 +102,9 @@ function checkOptions(options: ServerOptions): void {
   const refuse = (text: string): never => {
     throw new RekindleError('INVALID_ARGUMENT', text);
   };
-  if (options.insecure !== true && !isLoopback(options.host)) {
-    refuse(
-      `${options.host} is not loopback: there is no authentication yet, so listening there ` +
-        'needs --insecure',
-    );
-  }
+  checkListenAddress(options.host, options.insecure === true);
   if (options.memoryBytes < memoryBytesMin) refuse('a server needs at least 64 MiB of memory');
   if (options.master === false && options.backup === false) refuse('a server needs a role');
-}
-
-function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host);
 }
 
 class Server implements RunningServer {

@@ -1,4 +1,4 @@
-/** The backup's RPCs over a fake core: who may write, when an answer leaves, what fencing orders. */
+/** The backup's RPCs over a fake core: who may write, when answers leave, what fencing orders. */
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { BackupService } from '../../src/backup/backup-service.js';
@@ -151,7 +151,7 @@ test('masters that are not up in the list may not write, nor do refusals wait', 
   assert.equal(backup.counters().writesWaiting, 0);
 });
 
-test('replicas are listed after the fence is durable, without those that hold nothing yet', async () => {
+test('replicas are listed after the fence is durable, without those still empty', async () => {
   const core = new FakeCore();
   const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
   const reply = await service(core).startReadingData(request);

@@ -191,7 +191,7 @@ test('a new incarnation at the old address is not taken for the old one', async 
   assert.match(late.message, /server 99/);
 });
 
-test('deadlines: sent and silent is unknown, reads never are, refusals keep their code', async () => {
+test('deadlines: sent and silent is unknown, a read never, a refusal keeps its code', async () => {
   const { cluster, client } = await start();
   const { master } = cluster.servers[0]!;
   const table = await client.createTable('t');
@@ -289,7 +289,7 @@ test('unknown hosts, wrong clusters and closed clients are typed errors', async 
   await new Promise((resolve) => setImmediate(resolve));
 });
 
-test('the coordinator may be away: data goes on, unknown tables say so by the deadline', async () => {
+test('the coordinator may be away: data goes on, unknown tables say so in time', async () => {
   const { cluster, client } = await start();
   const table = await client.createTable('t');
   await cluster.coordinator.close();

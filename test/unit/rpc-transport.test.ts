@@ -12,6 +12,7 @@ import { RPC } from '../../src/rpc/table.js';
 import type { BinaryCall } from '../../src/rpc/transport.js';
 import { UwsEndpoint } from '../../src/rpc/uws-endpoint.js';
 import { WsLink, type WsLinkOptions } from '../../src/rpc/ws-link.js';
+import { helloBody } from '../cluster/raw-connection.js';
 import { CLUSTER, rejectsWith, startEndpoint, until } from './rpc-fixture.js';
 
 const CLIENT: LinkIdentity = { role: 'client', clusterId: null, serverId: null };
@@ -124,16 +125,8 @@ function probe(address: string, data: Buffer | string | null): Promise<Buffer[]>
 
 test('peers that break the protocol are closed and logged once', async () => {
   const { address, lines, endpoint } = await start({ limits: { helloTimeoutMs: 200 } });
-  const hello = {
-    protocol: { min: 2, max: 9 },
-    features: [],
-    role: 'client',
-    clusterId: null,
-    serverId: null,
-    expectServerId: null,
-    credential: null,
-  };
-  const [refusal] = await probe(address, message(RPC.HELLO.opcode, JSON.stringify(hello)));
+  const hello = helloBody({ protocol: { min: 2, max: 9 } });
+  const [refusal] = await probe(address, message(RPC.HELLO.opcode, hello.toString()));
   assert.equal(refusal?.readUInt16LE(6), 15, 'PROTOCOL_MISMATCH');
   assert.match(refusal.subarray(HEADER_BYTES).toString(), /protocol 2 to 9/);
   assert.deepEqual(await probe(address, message(RPC.PING.opcode, '{}')), []);
@@ -188,16 +181,7 @@ test('a client that never reads is cut off and memory stays bounded', async () =
   });
   await new Promise((resolve) => socket.on('open', resolve));
   socket.on('error', () => assert.ok(true));
-  const hello = {
-    protocol: { min: 1, max: 1 },
-    features: [],
-    role: 'client',
-    clusterId: null,
-    serverId: null,
-    expectServerId: null,
-    credential: null,
-  };
-  socket.send(message(RPC.HELLO.opcode, JSON.stringify(hello)));
+  socket.send(message(RPC.HELLO.opcode, helloBody().toString()));
   await new Promise((resolve) => socket.once('message', resolve));
   transport?.pause();
   let worstUnread = 0;

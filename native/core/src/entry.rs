@@ -5,6 +5,7 @@
 //! [`EntryView::parse`] or [`EntryIterator`].
 
 use crate::crc32c::crc32c;
+use crate::little_endian::{u32_at, u64_at};
 use crate::status::Status;
 
 /// Bytes of a segment.
@@ -106,20 +107,6 @@ pub struct EntryView<'a> {
     bytes: &'a [u8],
     key_length: usize,
     entry_type: EntryType,
-}
-
-#[inline(always)]
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut field = [0u8; 4];
-    field.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(field)
-}
-
-#[inline(always)]
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut field = [0u8; 8];
-    field.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(field)
 }
 
 impl<'a> EntryView<'a> {

@@ -1,7 +1,9 @@
-//! The key hash: MurmurHash3_x86_128 (Austin Appleby, public domain) seeded with the whole table id,
-//! of which the first 64 bits are used. `docs/formats.md` §1 says why 32-bit lanes.
+//! The key hash: the first 64 bits of MurmurHash3_x86_128 (Austin Appleby, public domain), seeded
+//! with the whole table id. `docs/formats.md` §1 says why 32-bit lanes.
 //!
 //! `src/rpc/key-hash.ts` is the same function; golden vectors hold the two together.
+
+use crate::little_endian::u32_at;
 
 const C1: u32 = 0x239b_961b;
 const C2: u32 = 0xab0e_9789;
@@ -22,11 +24,6 @@ fn final_mix(mut h: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-#[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 /// The 64-bit hash of a key in a table.
 #[inline]
 pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
@@ -34,25 +31,25 @@ pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
     let (mut h1, mut h2, mut h3, mut h4) = (low, high, low, high);
     let mut blocks = key.chunks_exact(16);
     for block in &mut blocks {
-        h1 ^= mix(word(block, 0), C1, 15, C2);
+        h1 ^= mix(u32_at(block, 0), C1, 15, C2);
         h1 = h1
             .rotate_left(19)
             .wrapping_add(h2)
             .wrapping_mul(5)
             .wrapping_add(0x561c_cd1b);
-        h2 ^= mix(word(block, 4), C2, 16, C3);
+        h2 ^= mix(u32_at(block, 4), C2, 16, C3);
         h2 = h2
             .rotate_left(17)
             .wrapping_add(h3)
             .wrapping_mul(5)
             .wrapping_add(0x0bca_a747);
-        h3 ^= mix(word(block, 8), C3, 17, C4);
+        h3 ^= mix(u32_at(block, 8), C3, 17, C4);
         h3 = h3
             .rotate_left(15)
             .wrapping_add(h4)
             .wrapping_mul(5)
             .wrapping_add(0x96cd_1c35);
-        h4 ^= mix(word(block, 12), C4, 18, C1);
+        h4 ^= mix(u32_at(block, 12), C4, 18, C1);
         h4 = h4
             .rotate_left(13)
             .wrapping_add(h1)
@@ -64,10 +61,10 @@ pub fn key_hash(table_id: u64, key: &[u8]) -> u64 {
         let mut tail = [0u8; 16];
         tail[..rest.len()].copy_from_slice(rest);
         // A lane without tail bytes mixes a zero word, which leaves it unchanged.
-        h4 ^= mix(word(&tail, 12), C4, 18, C1);
-        h3 ^= mix(word(&tail, 8), C3, 17, C4);
-        h2 ^= mix(word(&tail, 4), C2, 16, C3);
-        h1 ^= mix(word(&tail, 0), C1, 15, C2);
+        h4 ^= mix(u32_at(&tail, 12), C4, 18, C1);
+        h3 ^= mix(u32_at(&tail, 8), C3, 17, C4);
+        h2 ^= mix(u32_at(&tail, 4), C2, 16, C3);
+        h1 ^= mix(u32_at(&tail, 0), C1, 15, C2);
     }
     let length = key.len() as u32;
     (h1, h2, h3, h4) = (h1 ^ length, h2 ^ length, h3 ^ length, h4 ^ length);

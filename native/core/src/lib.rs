@@ -11,6 +11,7 @@ pub mod backup;
 pub mod crc32c;
 pub mod entry;
 pub mod key_hash;
+mod little_endian;
 mod mapping;
 pub mod master;
 pub mod status;

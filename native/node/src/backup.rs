@@ -24,21 +24,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::errors::{Code, border, coded, whole};
+
 /// Split pieces that are kept for recovery masters.
 const PIECE_CACHE_BYTES: usize = 1 << 30;
-/// Ids are integers that a double holds exactly.
-const ID_MAX: f64 = 9_007_199_254_740_992.0;
 
-type CodedError = napi::Error<String>;
+type CodedError = napi::Error<Code>;
 /// Named so that the `napi` macro sees a result.
 type Result<T, E = CodedError> = std::result::Result<T, E>;
 type Resolver<T> = Box<dyn FnOnce(Env) -> napi::Result<T> + Send>;
 type Settle<T> = Box<dyn FnOnce(Result<T>) + Send>;
 type DoneCallback = ThreadsafeFunction<Vec<f64>, Unknown<'static>, Float64Array, NapiStatus, false>;
-
-fn coded(status: Status, message: impl Into<String>) -> CodedError {
-    CodedError::new((status as u16).to_string(), message.into())
-}
 
 fn from_status(status: Status) -> CodedError {
     coded(status, status.to_string())
@@ -48,16 +44,12 @@ fn from_storage(error: StorageError) -> CodedError {
     coded(error.status, error.message)
 }
 
-fn internal(error: napi::Error) -> CodedError {
-    coded(Status::Internal, error.reason.to_string())
-}
-
 /// A promise and the function that settles it, once, from any thread.
 fn promise<'env, T>(env: &'env Env) -> Result<(Object<'env>, Settle<T>)>
 where
     T: ToNapiValue + Send + 'static,
 {
-    let (deferred, promise) = env.create_deferred::<T, Resolver<T>>().map_err(internal)?;
+    let (deferred, promise) = env.create_deferred::<T, Resolver<T>>().map_err(border)?;
     let settle = move |result: Result<T>| {
         deferred.resolve(Box::new(move |env| {
             result.map_err(|error| napi::Error::from(JsError::from(error).into_unknown(env)))
@@ -71,14 +63,7 @@ fn completion(settle: Settle<()>) -> Completion {
 }
 
 fn id(value: f64) -> Result<u64> {
-    if value.fract() == 0.0 && (0.0..ID_MAX).contains(&value) {
-        Ok(value as u64)
-    } else {
-        Err(coded(
-            Status::InvalidArgument,
-            format!("{value} is not an id"),
-        ))
-    }
+    whole(value).map_err(|status| coded(status, format!("{value} is not an id")))
 }
 
 fn slot(value: f64) -> Result<u32> {
@@ -314,7 +299,7 @@ impl BackupCore {
         let function: DoneCallback = callback
             .build_threadsafe_function::<Vec<f64>>()
             .build_callback(|context| Ok(Float64Array::new(context.value)))
-            .map_err(internal)?;
+            .map_err(border)?;
         self.storage.set_sink(Box::new(move |done| {
             let pair = |&(token, status): &(u64, Status)| [token as f64, f64::from(status as u16)];
             let pairs: Vec<f64> = done.iter().flat_map(pair).collect();

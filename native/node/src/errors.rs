@@ -18,12 +18,14 @@ impl AsRef<str> for Code {
 /// What every exported function returns.
 pub type Result<T> = std::result::Result<T, napi::Error<Code>>;
 
+/// An error with a status and words of its own.
+pub fn coded(status: Status, message: impl Into<String>) -> napi::Error<Code> {
+    napi::Error::new(Code((status as u16).to_string()), message.into())
+}
+
 /// The error that a status stands for; `call` says where.
 pub fn error(status: Status, call: &str) -> napi::Error<Code> {
-    napi::Error::new(
-        Code((status as u16).to_string()),
-        format!("{call}: {status}"),
-    )
+    coded(status, format!("{call}: {status}"))
 }
 
 /// The same as a rejection of a promise; only on the JavaScript thread.
@@ -33,10 +35,7 @@ pub fn rejection(env: Env, status: Status, call: &str) -> napi::Error {
 
 /// A failure of N-API itself.
 pub fn border(failure: napi::Error) -> napi::Error<Code> {
-    napi::Error::new(
-        Code((Status::Internal as u16).to_string()),
-        failure.reason.clone(),
-    )
+    coded(Status::Internal, failure.reason.to_string())
 }
 
 /// Runs the body of an exported function: no panic crosses the border.
@@ -49,8 +48,7 @@ pub fn guard<T>(call: &str, body: impl FnOnce() -> std::result::Result<T, Status
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("unknown panic");
-            let code = Code((Status::Internal as u16).to_string());
-            Err(napi::Error::new(code, format!("{call}: panic: {text}")))
+            Err(coded(Status::Internal, format!("{call}: panic: {text}")))
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::backup::storage::Shared;
 use crate::entry::{EntryIterator, EntryType};
 use crate::status::Status;
 
-use super::frame::{u32_at, u64_at};
+use crate::little_endian::{u32_at, u64_at};
 
 /// Entries of an opening: SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION.
 const OPENING_ENTRIES: usize = 4;

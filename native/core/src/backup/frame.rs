@@ -5,6 +5,7 @@
 
 use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
+use crate::little_endian::{u32_at, u64_at};
 
 /// Unit of all I/O.
 pub const BLOCK_BYTES: usize = 4096;
@@ -107,20 +108,6 @@ pub fn block_ceiling(length: usize) -> usize {
 
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     out[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-/// The little-endian u32 at `at`.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut field = [0u8; 4];
-    field.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(field)
-}
-
-/// The little-endian u64 at `at`.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut field = [0u8; 8];
-    field.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(field)
 }
 
 /// Writes a slot: the certificate and the last, partial block (`tail`, zero-padded).

@@ -1,9 +1,9 @@
 //! LZ4 images of closed replicas (`docs/formats.md` §4): blocks of 256 KiB, each with its lengths
 //! and checksum, so that damage is found before anything is decompressed.
 
-use crate::backup::frame::u32_at;
 use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
+use crate::little_endian::u32_at;
 use crate::status::Status;
 
 /// Raw bytes of a block.

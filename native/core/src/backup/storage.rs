@@ -1,8 +1,8 @@
 //! The handle of a backup's storage: opens it, takes requests, owns the threads.
 //!
-//! Rule: no call here waits for the disk except `open`, `read`, `digests` and `close`; everything else
-//! answers at once or through a callback that runs on a thread of the storage. Two processes never
-//! share a directory.
+//! Rule: no call here waits for the disk except `open`, `read`, `digests` and `close`; everything
+//! else answers at once or through a callback that runs on a thread of the storage. Two processes
+//! never share a directory.
 
 use crate::backup::compressor;
 use crate::backup::digest::Digest;

@@ -4,9 +4,10 @@
 //! Rule: storage whose superblock has another magic, format or segment size is never touched. A
 //! torn file is survived because the other one is whole.
 
-use crate::backup::frame::{BLOCK_BYTES, u32_at, u64_at};
+use crate::backup::frame::BLOCK_BYTES;
 use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
+use crate::little_endian::{u32_at, u64_at};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -4,11 +4,12 @@
 //! Repeats are idempotent: bytes below the received length are ignored, an older certificate is
 //! checked and then means nothing.
 
-use crate::backup::frame::{Codec, u32_at, u64_at};
+use crate::backup::frame::Codec;
 use crate::backup::segment_buffer::{BufferPool, SegmentBuffer};
 use crate::backup::state::{Certified, OpenMemory, Replica, ReplicaKey, State, TOKENS_MAX};
 use crate::crc32c;
 use crate::entry::SEGMENT_BYTES;
+use crate::little_endian::{u32_at, u64_at};
 use crate::status::Status;
 use std::sync::Arc;
 use std::time::Instant;

@@ -3,6 +3,7 @@
 //! Rules: a request is checked as a whole before any of it is executed; a reply always keeps 16
 //! bytes for each result that is still to come, so it can never be cut off.
 
+use crate::little_endian::{u32_at, u64_at};
 use crate::status::Status;
 
 /// Most operations of one message.
@@ -66,16 +67,6 @@ pub struct Request<'a> {
     /// Number of operations.
     pub count: usize,
     operations: &'a [u8],
-}
-
-#[inline(always)]
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
-}
-
-#[inline(always)]
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 impl<'a> Request<'a> {

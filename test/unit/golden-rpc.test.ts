@@ -1,6 +1,5 @@
-/** The byte vectors of `test/golden`, checked from TypeScript; the native core checks the same. */
+/** Vectors of `test/golden` for messages and keys; native/core/tests/golden.rs checks them too. */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import {
   decodeExecuteRequest,
@@ -10,14 +9,7 @@ import {
 } from '../../src/rpc/execute-codec.js';
 import { emptyHeader, readHeader, writeHeader } from '../../src/rpc/frame.js';
 import { hashKey, KeyHash } from '../../src/rpc/key-hash.js';
-
-/** Tests run compiled, elsewhere or in `build`: the vectors are found from the working directory. */
-function golden<T>(name: string): T {
-  return JSON.parse(readFileSync(`test/golden/${name}.json`, 'utf8')) as T;
-}
-
-const bytes = (hex: string): Buffer => Buffer.from(hex, 'hex');
-const hex = (value: Uint8Array): string => Buffer.from(value).toString('hex');
+import { bytesOf, golden, hexOf } from './golden-vectors.js';
 
 interface KeyVector {
   tableId: string;
@@ -32,7 +24,7 @@ test('key hashes equal their vectors', () => {
     const { keyRepeat } = vector;
     const key =
       keyRepeat === undefined
-        ? bytes(vector.key ?? '')
+        ? bytesOf(vector.key ?? '')
         : Buffer.alloc(keyRepeat.count, keyRepeat.byte);
     assert.equal(hashKey(Number(vector.tableId), key), vector.slot);
     const hash = BigInt(KeyHash.low) | (BigInt(KeyHash.slot) << 32n);
@@ -67,7 +59,7 @@ test('message headers equal their vectors, both ways', () => {
     const message = Buffer.alloc(16);
     const { kind, opcode, status, callId, deadlineMs } = fields;
     writeHeader(message, kind, opcode, status, callId, deadlineMs);
-    assert.equal(hex(message), expected);
+    assert.equal(hexOf(message), expected);
     const header = emptyHeader();
     assert.equal(readHeader(message, header), null);
     assert.deepEqual(header, fields);
@@ -76,7 +68,7 @@ test('message headers equal their vectors, both ways', () => {
 
 test('headers that are cut off or foreign are refused', () => {
   const header = emptyHeader();
-  const good = bytes('524b0100400000000100000088130000');
+  const good = bytesOf('524b0100400000000100000088130000');
   for (const [at, value] of [
     [0, 0x53],
     [1, 0],
@@ -115,17 +107,17 @@ test('EXECUTE requests equal their vectors, both ways', () => {
   const { request } = golden<ExecuteVectors>('execute');
   const operations = request.operations.map((operation) => ({
     ...operation,
-    key: bytes(operation.key),
-    value: operation.value === null ? null : bytes(operation.value),
+    key: bytesOf(operation.key),
+    value: operation.value === null ? null : bytesOf(operation.value),
   }));
   const { clientId, ackId } = request;
-  assert.equal(hex(encodeExecuteRequest({ clientId, ackId, operations })), request.bytes);
-  const decoded = decodeExecuteRequest(bytes(request.bytes));
+  assert.equal(hexOf(encodeExecuteRequest({ clientId, ackId, operations })), request.bytes);
+  const decoded = decodeExecuteRequest(bytesOf(request.bytes));
   assert.deepEqual(
     decoded.operations.map((operation) => ({
       ...operation,
-      key: hex(operation.key),
-      value: operation.value === null ? null : hex(operation.value),
+      key: hexOf(operation.key),
+      value: operation.value === null ? null : hexOf(operation.value),
     })),
     request.operations,
   );
@@ -133,7 +125,7 @@ test('EXECUTE requests equal their vectors, both ways', () => {
 });
 
 test('EXECUTE requests that are cut off anywhere are refused', () => {
-  const whole = bytes(golden<ExecuteVectors>('execute').request.bytes);
+  const whole = bytesOf(golden<ExecuteVectors>('execute').request.bytes);
   for (let length = 0; length < whole.length; length++) {
     assert.throws(() => decodeExecuteRequest(whole.subarray(0, length)), {
       code: 'MALFORMED_REQUEST',
@@ -143,13 +135,13 @@ test('EXECUTE requests that are cut off anywhere are refused', () => {
 
 test('EXECUTE replies equal their vectors, both ways', () => {
   const { reply } = golden<ExecuteVectors>('execute');
-  const results = reply.results.map((each) => ({ ...each, value: bytes(each.value) }));
-  assert.equal(hex(encodeExecuteReply(results)), reply.bytes);
-  const reader = new ExecuteReplyReader(bytes(reply.bytes));
+  const results = reply.results.map((each) => ({ ...each, value: bytesOf(each.value) }));
+  assert.equal(hexOf(encodeExecuteReply(results)), reply.bytes);
+  const reader = new ExecuteReplyReader(bytesOf(reply.bytes));
   assert.equal(reader.count, reply.results.length);
   for (const expected of reply.results) {
     reader.next();
     const { status, retryAfterMs, version } = reader;
-    assert.deepEqual({ status, retryAfterMs, version, value: hex(reader.takeValue()) }, expected);
+    assert.deepEqual({ status, retryAfterMs, version, value: hexOf(reader.takeValue()) }, expected);
   }
 });

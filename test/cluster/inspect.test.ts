@@ -1,0 +1,80 @@
+/**
+ * `rekindle inspect` reads what the native core has written: a stopped server's folder is whole,
+ * its closed replicas are LZ4 images that lz4-napi decompresses, and one flipped byte is found.
+ */
+import assert from 'node:assert/strict';
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { waitFor } from '../../bench/cluster-health.js';
+import { Dataset } from '../../bench/dataset.js';
+import { writeDataset } from '../../bench/dataset-transfer.js';
+import { type FolderReport, inspectDataFolder } from '../../src/ops/inspector/data-folder.js';
+import { BLOCK_BYTES, DATA_OFFSET, FRAME_BYTES } from '../../src/ops/inspector/frame.js';
+import { rekindle, withCluster, withFolder } from './fixture.js';
+
+async function inspected(folder: string, exitCode: number): Promise<FolderReport> {
+  const { code, stdout, stderr } = await rekindle(['inspect', folder, '--json']);
+  assert.equal(code, exitCode, `${stdout}${stderr}`);
+  return JSON.parse(stdout) as FolderReport;
+}
+
+function flipByte(path: string, offset: number): void {
+  const file = openSync(path, 'r+');
+  try {
+    const byte = Buffer.alloc(1);
+    readSync(file, byte, 0, 1, offset);
+    byte.writeUInt8(byte.readUInt8(0) ^ 0x04);
+    writeSync(file, byte, 0, 1, offset);
+  } finally {
+    closeSync(file);
+  }
+}
+
+test('the folder of a stopped server is inspected', { timeout: 240_000 }, async () => {
+  await withCluster({ readyTimeoutMs: 30_000 }, async (cluster, client) => {
+    const table = await client.createTable('kept', { span: 4 });
+    const text = 'A text that compresses well. '.repeat(3_000);
+    const textKeys = Array.from({ length: 600 }, (_, index) => `text-${index}`);
+    await Promise.all(textKeys.map((key) => table.put(key, text)));
+    await writeDataset(table, new Dataset('object', 120_000, 500));
+    const folder = join(cluster.dataDirectory, 'server-1');
+    await waitFor('compression of a closed replica', 60_000, async () => {
+      const { frames } = inspectDataFolder(folder);
+      return frames.some(({ replica }) => replica?.codec === 'lz4') || undefined;
+    });
+    await cluster.killAll('SIGTERM');
+
+    const report = await inspected(folder, 0);
+    assert.equal(report.superblock?.clusterId, report.stateCopy?.clusterId);
+    const replicas = report.frames.flatMap(({ replica }) => (replica === null ? [] : [replica]));
+    assert.ok(replicas.some(({ state }) => state === 'open'));
+    const closed = replicas.find(({ state, counts }) => state === 'closed' && counts.OBJECT);
+    assert.ok(closed !== undefined, 'a segment was filled');
+    assert.ok(closed.digest !== null && closed.kind === 'log');
+    assert.ok(replicas.some(({ state, codec }) => state === 'closed' && codec === 'lz4'));
+
+    const shown = await rekindle(['inspect', folder]);
+    assert.deepEqual([shown.code, shown.stderr], [0, '']);
+    assert.match(shown.stdout, /all checksums match/);
+
+    const damagedFrame = report.frames.find(({ replica }) => replica === closed)?.frame;
+    assert.ok(damagedFrame !== undefined);
+    const offset = damagedFrame * FRAME_BYTES + DATA_OFFSET + BLOCK_BYTES + 5;
+    flipByte(join(folder, 'backup', 'frames'), offset);
+    const after = await inspected(folder, 1);
+    assert.equal(after.frames[damagedFrame]?.status, 'bad');
+    assert.deepEqual(
+      after.frames.filter(({ status }) => status === 'bad').map(({ frame }) => frame),
+      [damagedFrame],
+    );
+  });
+});
+
+test('a folder that is not one of a server is refused', async () => {
+  await withFolder(async (folder) => {
+    const { code, stderr } = await rekindle(['inspect', folder]);
+    assert.equal(code, 2);
+    assert.match(stderr, /not the data folder of a server/);
+  });
+});
