@@ -2,7 +2,13 @@
 import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
-import { COORDINATOR_PORT_DEFAULT, integer, option, parseDurability } from './option-parsers.js';
+import {
+  COORDINATOR_PORT_DEFAULT,
+  flag,
+  integer,
+  option,
+  parseDurability,
+} from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,
@@ -66,9 +72,9 @@ export function coordinatorCommand(): Command {
         parseDurability,
       ),
     )
-    .addOption(option('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
+    .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
-    .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
+    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
     .addOption(readyJsonOption())
     .addOption(exitWithParentOption())
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
