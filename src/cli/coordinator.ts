@@ -67,7 +67,7 @@ export function coordinatorCommand(): Command {
     .addOption(
       option(
         '--durability <mode>',
-        'fsync: acknowledged = on R disks; replicated: in R memories (default: as stored, or fsync)',
+        'fsync (default): acknowledged = on R disks; replicated: in R memories',
         'DURABILITY',
         parseDurability,
       ),

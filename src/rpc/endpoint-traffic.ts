@@ -154,7 +154,7 @@ export class EndpointTraffic {
     connection.unreadBytes = 0;
   }
 
-  /** Closes those whose peer has stopped to read; without it they could hold their bytes for ever. */
+  /** Closes those whose peer has stopped to read: else they could hold their bytes for ever. */
   closeStalled(nowMs: number): void {
     for (const connection of [...this.#unread]) {
       const stalledMs = nowMs - connection.readAtMs;
