@@ -2,7 +2,13 @@
 import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
-import { COORDINATOR_PORT_DEFAULT, integer, option, parseDurability } from './option-parsers.js';
+import {
+  COORDINATOR_PORT_DEFAULT,
+  flag,
+  integer,
+  option,
+  parseDurability,
+} from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,
@@ -16,8 +22,8 @@ interface CoordinatorCommandOptions extends LifetimeOptions {
   data: string;
   host: string;
   port: number;
-  replicas: number;
-  durability: Durability;
+  replicas?: number;
+  durability?: Durability;
   allowSameHost?: boolean;
   restore?: string;
   insecure?: boolean;
@@ -29,9 +35,10 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     dataDirectory: options.data,
     host: options.host,
     port: options.port,
-    replicas: options.replicas,
-    durability: options.durability,
-    allowSameHost: options.allowSameHost ?? false,
+    // Left out means as stored: a restart needs none of them.
+    ...(options.replicas === undefined ? {} : { replicas: options.replicas }),
+    ...(options.durability === undefined ? {} : { durability: options.durability }),
+    ...(options.allowSameHost === undefined ? {} : { allowSameHost: options.allowSameHost }),
     insecure: options.insecure ?? false,
     ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
   });
@@ -50,19 +57,24 @@ export function coordinatorCommand(): Command {
       ),
     )
     .addOption(
-      option('--replicas <n>', 'copies of every segment', 'REPLICAS', integer(1, 8)).default(3),
+      option(
+        '--replicas <n>',
+        'copies of every segment (default: as stored, or 3)',
+        'REPLICAS',
+        integer(1, 8),
+      ),
     )
     .addOption(
       option(
         '--durability <mode>',
-        'fsync: acknowledged = on R disks; replicated: in R memories',
+        'fsync (default): acknowledged = on R disks; replicated: in R memories',
         'DURABILITY',
         parseDurability,
-      ).default('fsync'),
+      ),
     )
-    .addOption(option('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
+    .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
-    .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
+    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
     .addOption(readyJsonOption())
     .addOption(exitWithParentOption())
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
@@ -73,6 +85,7 @@ Examples:
   $ rekindle coordinator --data /var/lib/rekindle/coordinator
   $ rekindle coordinator --data /srv/new --restore /srv/server-1/coordinator-state.json
 
-Replicas and durability are fixed at the first start of a data folder.`,
+Replicas, durability and --allow-same-host are fixed at the first start of a data folder; a restart
+need not repeat them.`,
     );
 }

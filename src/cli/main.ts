@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, CommanderError } from 'commander';
 import { benchCommand } from './bench.js';
-import { EXIT_FAILED, printError } from './command-runner.js';
+import { EXIT_FAILED, EXIT_OK, printError } from './command-runner.js';
 import { coordinatorCommand } from './coordinator.js';
 import { deleteCommand } from './delete.js';
 import { demoCommand } from './demo.js';
@@ -76,6 +76,12 @@ function inheriting(command: Command): Command {
   for (const subcommand of command.commands) inheriting(subcommand);
   return command;
 }
+
+/** A reader that has seen enough (`… | head`) ends the command quietly, as it ends any other. */
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(EXIT_OK);
+  throw error;
+});
 
 try {
   await program().exitOverride().parseAsync();

@@ -90,6 +90,20 @@ export function option<T>(
   return parse === undefined ? created : created.argParser(parse);
 }
 
+const YES = /^(1|true|yes|on)$/i;
+
+/**
+ * A flag that `REKINDLE_<NAME>` can set too. Commander takes any text for yes, and
+ * REKINDLE_INSECURE=0 must not open a server to the world: only 1, true, yes and on do.
+ */
+export function flag(flags: string, description: string, environmentName: string): Option {
+  const text = process.env[`REKINDLE_${environmentName}`];
+  const created = new Option(flags, description);
+  return text === undefined || YES.test(text.trim())
+    ? created.env(`REKINDLE_${environmentName}`)
+    : created;
+}
+
 export function urlOption(): Option {
   return option('-u, --url <url>', 'the cluster, as `rekindle dev` prints it', 'URL').default(
     URL_DEFAULT,

@@ -1,7 +1,7 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
 import { startServer } from '../cluster/server.js';
-import { integer, option, parseAddress, parseMemoryBytes } from './option-parsers.js';
+import { flag, integer, option, parseAddress, parseMemoryBytes } from './option-parsers.js';
 import {
   exitWithParentOption,
   type LifetimeOptions,
@@ -59,7 +59,7 @@ export function serverCommand(): Command {
     .addOption(
       option('--host-label <name>', 'placement label; default: the host name', 'HOST_LABEL'),
     )
-    .addOption(option('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
+    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
     .addOption(readyJsonOption())
     .addOption(exitWithParentOption())
     .action((options: ServerCommandOptions) => runService(() => serveData(options)))

@@ -71,7 +71,9 @@ export function statusText(status: ClusterStatus): string {
     const rest = ['bytes', 'total', 'waits for'];
     parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
   }
-  if (status.warnings.length > 0) parts.push('', ...status.warnings.map((w) => `warning: ${w}`));
+  const { warnings, notes } = status;
+  if (warnings.length > 0) parts.push('', ...warnings.map((warning) => `warning: ${warning}`));
+  if (notes.length > 0) parts.push('', ...notes.map((note) => `note: ${note}`));
   return parts.join('\n');
 }
 

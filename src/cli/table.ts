@@ -4,6 +4,7 @@ import { textTable } from '../ops/text-table.js';
 import type { TableInfo } from '../rpc/messages.js';
 import {
   type ClientOptions,
+  EXIT_NO,
   EXIT_OK,
   printJson,
   printLine,
@@ -19,8 +20,11 @@ interface TableOptions extends ClientOptions {
 async function create(name: string, options: TableOptions & { span: number }): Promise<number> {
   return withClient(options, async (client) => {
     await client.createTable(name, { span: options.span });
-    if (options.json) await printJson({ table: name, span: options.span });
-    else await printLine(`table ${name}`);
+    // As it is: a table that existed keeps the span that it has.
+    const table = (await client.listTables()).find((each) => each.name === name);
+    const span = table?.tablets.length ?? options.span;
+    if (options.json) await printJson({ table: name, span });
+    else await printLine(`table ${name}, ${span} tablets`);
     return EXIT_OK;
   });
 }
@@ -51,10 +55,11 @@ async function list(options: TableOptions): Promise<number> {
 
 async function drop(name: string, options: TableOptions): Promise<number> {
   return withClient(options, async (client) => {
-    await client.dropTable(name);
-    if (options.json) await printJson({ table: name, dropped: true });
-    else await printLine(`dropped ${name}`);
-    return EXIT_OK;
+    const dropped = await client.dropTable(name);
+    if (options.json) await printJson({ table: name, dropped });
+    else if (dropped) await printLine(`dropped ${name}`);
+    else process.stderr.write(`rekindle: no table "${name}"\n`);
+    return dropped ? EXIT_OK : EXIT_NO;
   });
 }
 
@@ -85,6 +90,7 @@ export function tableCommand(): Command {
     )
     .addCommand(
       subcommand('drop', 'drop a table and all its objects', 'rekindle table drop notes')
+        .addHelpText('after', '\nExit code 1 if there was no such table.')
         .argument('<name>')
         .action((name: string, options: TableOptions) => run(() => drop(name, options))),
     )

@@ -11,7 +11,12 @@ import { WsLinkPool } from '../rpc/link-pool.js';
 import type { ClusterStatus, Hello, TableInfo } from '../rpc/messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import { bytes } from './codec.js';
-import { checkTimeoutMs, invalidArgument, parseConnectionString } from './connection-string.js';
+import {
+  checkSignal,
+  checkTimeoutMs,
+  invalidArgument,
+  parseConnectionString,
+} from './connection-string.js';
 import { CoordinatorSession } from './coordinator-session.js';
 import { OperationRouter } from './operation-router.js';
 import { type OperationOptions, Table } from './table.js';
@@ -131,6 +136,7 @@ export class Client implements AsyncDisposable {
     if (this.#closed) {
       throw new RekindleError('CLIENT_CLOSED', 'the client is closed', { outcome: 'not-applied' });
     }
+    checkSignal(signal);
     return this.#coordinator.call(name, request, {
       timeoutMs: timeoutMs === undefined ? this.timeoutMs : checkTimeoutMs(timeoutMs),
       signal,

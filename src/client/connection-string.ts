@@ -61,3 +61,9 @@ export function checkTimeoutMs(timeoutMs: number): number {
   }
   return timeoutMs;
 }
+
+/** Looked at before anything is begun: a listener that cannot be removed would hold the call. */
+export function checkSignal(signal: AbortSignal | undefined): void {
+  if (signal === undefined || signal instanceof AbortSignal) return;
+  throw invalidArgument('signal is not an AbortSignal');
+}

@@ -129,7 +129,10 @@ function refusalText(code: StatusCode): string {
     case 'WRONG_VERSION':
       return 'the object has another version';
     case 'OUT_OF_MEMORY':
-      return 'the master has no room for the object';
+      return (
+        'the memory of the master is full: add servers and put new tables on them, or restart ' +
+        'servers with a larger --memory'
+      );
     case 'STALE_RPC':
       return 'an earlier attempt was acknowledged; whether it was applied is not known';
     default:

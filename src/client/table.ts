@@ -19,7 +19,7 @@ import {
 } from '../rpc/execute-codec.js';
 import { Batch } from './batch.js';
 import type { Codec } from './codec.js';
-import { checkTimeoutMs, invalidArgument } from './connection-string.js';
+import { checkSignal, checkTimeoutMs, invalidArgument } from './connection-string.js';
 import { Operation, type ResultForm, type ResultSink } from './operation.js';
 import type { OperationRouter } from './operation-router.js';
 import type { TableEntry } from './table-map.js';
@@ -145,10 +145,14 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     entries: Iterable<PutEntry<Write>>,
     options: OperationOptions = {},
   ): Promise<WriteResult[]> {
-    const draft = (entry: PutEntry<Write>): Draft =>
-      'key' in entry
+    const draft = (entry: PutEntry<Write>): Draft => {
+      if (typeof entry !== 'object' || entry === null) {
+        throw invalidArgument('an entry is [key, value] or {key, value}');
+      }
+      return 'key' in entry
         ? this.#write(entry.key, entry.value, entry)
         : this.#write(entry[0], entry[1], {});
+    };
     return this.#many(entries, draft, 'version', options);
   }
 
@@ -202,6 +206,10 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     options: OperationOptions,
   ): Promise<Result[]> {
     const deadlineMs = this.#deadlineMs(options);
+    // A string is iterable too, but nobody means its characters.
+    if (typeof items?.[Symbol.iterator] !== 'function' || typeof items === 'string') {
+      throw invalidArgument('keys and entries are given as an array or another iterable');
+    }
     const results: Result[] = [];
     let slice: Draft[] = [];
     let sliceBytes = 0;
@@ -263,6 +271,7 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
   }
 
   #deadlineMs(options: OperationOptions): number {
+    checkSignal(options.signal);
     const timeoutMs =
       options.timeoutMs === undefined ? this.#context.timeoutMs : checkTimeoutMs(options.timeoutMs);
     return performance.now() + timeoutMs;

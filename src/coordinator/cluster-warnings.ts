@@ -1,6 +1,6 @@
 /**
- * What an operator should know that numbers alone do not say. Empty means: nothing needs attention,
- * and the loss of one more server stops nothing.
+ * What an operator should know that numbers alone do not say. A warning is something that does not
+ * work as it should now: the cluster is degraded. A note is advice on a cluster that is healthy.
  */
 import type { RecoveryReport } from '../rpc/messages.js';
 import type { CoordinatorState } from './coordinator-state.js';
@@ -8,25 +8,40 @@ import { backupsFor } from './server-list.js';
 
 export const STATE_COPIES_WANTED = 2;
 
+/** Fewest backups that any master can choose from; null if there is no master. */
+function fewestBackups(state: CoordinatorState): number | null {
+  const masters = state.upServers().filter(({ master }) => master);
+  if (masters.length === 0) return null;
+  return Math.min(...masters.map(({ serverId }) => backupsFor(state, serverId)));
+}
+
+function placeOf(state: CoordinatorState): string {
+  return state.cluster.allowSameHost ? 'servers' : 'hosts';
+}
+
+/** Writes work, so this degrades nothing; but one loss stops them until the server is back. */
+export function clusterNotes(state: CoordinatorState): string[] {
+  const { replicas } = state.cluster;
+  if (fewestBackups(state) !== replicas) return [];
+  return [
+    `the cluster survives the loss of a server, but writes would wait for it: ` +
+      `${replicas + 2} ${placeOf(state)} with backups are needed to go on without one`,
+  ];
+}
+
 export function clusterWarnings(
   state: CoordinatorState,
   recoveries: readonly RecoveryReport[],
   stateCopies: number,
 ): string[] {
   const warnings: string[] = [];
-  const { replicas, allowSameHost } = state.cluster;
-  const place = allowSameHost ? 'servers' : 'hosts';
-  const masters = state.upServers().filter(({ master }) => master);
-  const fewest = Math.min(...masters.map(({ serverId }) => backupsFor(state, serverId)));
-  if (masters.length === 0) warnings.push('no master is up: nothing can be stored or read');
+  const { replicas } = state.cluster;
+  const place = placeOf(state);
+  const fewest = fewestBackups(state);
+  if (fewest === null) warnings.push('no master is up: nothing can be stored or read');
   else if (fewest < replicas) {
     warnings.push(
       `writes wait: a segment needs ${replicas} backups on other ${place}, a master has ${fewest}`,
-    );
-  } else if (fewest === replicas) {
-    warnings.push(
-      `the cluster survives the loss of a server, but writes would wait for it: ` +
-        `${replicas + 2} ${place} with backups are needed to go on without one`,
     );
   }
   if (stateCopies < STATE_COPIES_WANTED) {

@@ -13,7 +13,7 @@ import type { ClusterStatus } from '../rpc/messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
 import { type ClusterOptions, decideStart } from './cluster-start.js';
-import { clusterWarnings } from './cluster-warnings.js';
+import { clusterNotes, clusterWarnings } from './cluster-warnings.js';
 import type { CoordinatorContext, Log } from './context.js';
 import { CoordinatorState, type Decision } from './coordinator-state.js';
 import type { ExternalStorage } from './external-storage/external-storage.js';
@@ -352,6 +352,7 @@ export class Coordinator implements CoordinatorContext {
       recoveries,
       stateCopies,
       warnings: clusterWarnings(this.state, recoveries, stateCopies),
+      notes: clusterNotes(this.state),
     };
   }
 }

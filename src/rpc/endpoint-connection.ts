@@ -20,6 +20,8 @@ export class EndpointConnection {
   requestBytesInFlight = 0;
   /** Bytes sent that the peer had not read when we last looked. */
   unreadBytes = 0;
+  /** When the peer was last seen to take some of them. */
+  readAtMs = 0;
   /** Replies in the outbox: offset and length by turns. */
   readonly outbox: number[] = [];
 

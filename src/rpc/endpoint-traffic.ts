@@ -28,8 +28,14 @@ export interface EndpointLimits {
   requestBytesInFlightMax: number;
   /** Of all connections together. */
   requestBytesInFlightTotalMax: number;
-  /** A connection whose peer leaves more than this unread is closed. */
+  /** Requests of a connection with more than this unread are refused: replies come faster than
+   * they are read, and a peer that does read must not be taken for one that does not. */
+  unreadBytesBusy: number;
+  /** A connection whose peer leaves more than this unread is closed. Invariant: busy + one message
+   * + the replies that may be waiting for replication <= this. */
   unreadBytesMax: number;
+  /** A connection whose peer reads nothing of what waits for it for so long is closed. */
+  unreadTimeoutMs: number;
   unreadBytesTotalMax: number;
 }
 
@@ -40,7 +46,9 @@ export const LIMITS: EndpointLimits = {
   requestsInFlightMax: 10_000,
   requestBytesInFlightMax: 64 * MIB,
   requestBytesInFlightTotalMax: 512 * MIB,
-  unreadBytesMax: 32 * MIB,
+  unreadBytesBusy: 16 * MIB,
+  unreadBytesMax: 96 * MIB,
+  unreadTimeoutMs: 10_000,
   unreadBytesTotalMax: 512 * MIB,
 };
 
@@ -58,6 +66,8 @@ export class EndpointTraffic {
   readonly #log: EndpointLog;
   readonly #outbox = Buffer.allocUnsafeSlow(OUTBOX_BYTES);
   #outboxBytes = 0;
+  /** Connections with unread bytes. */
+  readonly #unread = new Set<EndpointConnection>();
   /** Connections that have replies in the outbox. */
   readonly #waiting: EndpointConnection[] = [];
   #flushScheduled = false;
@@ -112,7 +122,9 @@ export class EndpointTraffic {
           ? `${limits.requestBytesInFlightMax} request bytes in flight on this connection`
           : this.#requestBytesInFlight + bytes > limits.requestBytesInFlightTotalMax
             ? `${limits.requestBytesInFlightTotalMax} request bytes in flight at this server`
-            : null;
+            : connection.unreadBytes > limits.unreadBytesBusy
+              ? `${connection.unreadBytes} bytes of replies are still to be read`
+              : null;
     if (over !== null) {
       this.#requestsRefused += 1;
       return new RekindleError('RETRY', `too busy: ${over}`, { retryAfterMs: BUSY_RETRY_MS });
@@ -136,12 +148,22 @@ export class EndpointTraffic {
   forget(connection: EndpointConnection): void {
     this.#requestBytesInFlight -= connection.requestBytesInFlight;
     this.#unreadBytes -= connection.unreadBytes;
+    this.#unread.delete(connection);
     connection.requestsInFlight = 0;
     connection.requestBytesInFlight = 0;
     connection.unreadBytes = 0;
   }
 
+  /** Closes those whose peer has stopped to read: else they could hold their bytes for ever. */
+  closeStalled(nowMs: number): void {
+    for (const connection of [...this.#unread]) {
+      const stalledMs = nowMs - connection.readAtMs;
+      if (stalledMs > this.#limits.unreadTimeoutMs) this.#closeSlowReader(connection);
+    }
+  }
+
   onDrain(connection: EndpointConnection): void {
+    connection.readAtMs = performance.now();
     this.#noteUnread(connection, connection.socket?.getBufferedAmount() ?? 0);
   }
 
@@ -263,6 +285,12 @@ export class EndpointTraffic {
   }
 
   #noteUnread(connection: EndpointConnection, bytes: number): void {
+    if (bytes === 0) {
+      this.#unread.delete(connection);
+    } else if (!this.#unread.has(connection)) {
+      this.#unread.add(connection);
+      connection.readAtMs = performance.now();
+    }
     this.#unreadBytes += bytes - connection.unreadBytes;
     connection.unreadBytes = bytes;
   }

@@ -142,7 +142,10 @@ export interface ClusterStatus {
   recoveries: RecoveryReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
   stateCopies: number;
+  /** What does not work as it should: the cluster is degraded while there is one. */
   warnings: string[];
+  /** Advice on a cluster that works. */
+  notes: string[];
 }
 
 type Empty = Record<string, never>;

@@ -130,11 +130,54 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
   RECOVERY_COMPLETE: z.object({ recoveryId: id, crashedServerId: id }),
 };
 
+/** Requests that grow with the cluster; no other is longer than a few kilobytes. */
+const LARGE_REQUESTS: ReadonlySet<keyof Messages> = new Set<keyof Messages>([
+  'UPDATE_SERVER_LIST',
+  'STORE_COORDINATOR_STATE',
+  'RECOVER',
+  'IS_REPLICA_NEEDED',
+  'BACKUP_FREE',
+  'START_PARTITIONS',
+]);
+const SMALL_REQUEST_BYTES_MAX = 64 * 1024;
+const NESTING_MAX = 64;
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const [OPEN_LIST, OPEN_OBJECT, CLOSE_LIST, CLOSE_OBJECT] = [0x5b, 0x7b, 0x5d, 0x7d];
+
+/**
+ * `JSON.parse` takes seconds for millions of brackets, in which a server answers no ping and is
+ * declared crashed: one message of a stranger would do. So deep ones are refused unparsed.
+ */
+function isTooDeep(body: Uint8Array): boolean {
+  let depth = 0;
+  let inString = false;
+  for (let at = 0; at < body.length; at++) {
+    const byte = body[at]!;
+    if (byte === QUOTE) inString = !inString;
+    else if (inString) at += byte === BACKSLASH ? 1 : 0;
+    else if (byte === OPEN_LIST || byte === OPEN_OBJECT) depth += 1;
+    else if (byte === CLOSE_LIST || byte === CLOSE_OBJECT) depth -= 1;
+    if (depth > NESTING_MAX) return true;
+  }
+  return false;
+}
+
+function bodyProblem(name: keyof Messages, body: Uint8Array): string | null {
+  if (body.length <= SMALL_REQUEST_BYTES_MAX) return null;
+  if (!LARGE_REQUESTS.has(name)) {
+    return `${body.length} bytes, a request has at most ${SMALL_REQUEST_BYTES_MAX}`;
+  }
+  return isTooDeep(body) ? `nested deeper than ${NESTING_MAX}` : null;
+}
+
 /** Parses and checks a JSON request body. Throws `MALFORMED_REQUEST` that says what is wrong. */
 export function parseRequest<K extends keyof Messages>(
   name: K,
   body: Uint8Array,
 ): Messages[K]['request'] {
+  const problem = bodyProblem(name, body);
+  if (problem !== null) throw new RekindleError('MALFORMED_REQUEST', `${name}: ${problem}`);
   let json: unknown = {};
   if (body.length > 0) {
     try {

@@ -36,7 +36,7 @@ export interface UwsEndpointOptions {
   limits?: Partial<EndpointLimits>;
 }
 
-const HELLO_CHECK_MS = 250;
+const CHECK_MS = 250;
 /** Exclusive: a second process on the same port is an error, not a silent sharer. */
 const LISTEN_EXCLUSIVE = 1;
 const FREE_PORT_ATTEMPTS = 10;
@@ -90,7 +90,7 @@ export class UwsEndpoint implements RpcEndpoint {
   readonly #traffic: EndpointTraffic;
   readonly #complaints: ComplaintLog;
   #app: uws.TemplatedApp | null = null;
-  #helloTimer: NodeJS.Timeout | null = null;
+  #checkTimer: NodeJS.Timeout | null = null;
   #connectionsRefused = 0;
   #protocolErrors = 0;
   /** HTTP sockets that were answered and will be seen to close. */
@@ -145,7 +145,10 @@ export class UwsEndpoint implements RpcEndpoint {
     for (let attempt = 1; ; attempt++) {
       const chosen = port === 0 ? await freePort(host) : port;
       if (await listenOn(app, host, chosen)) {
-        this.#helloTimer = setInterval(() => this.#closeUnproven(), HELLO_CHECK_MS);
+        this.#checkTimer = setInterval(() => {
+          this.#closeUnproven();
+          this.#traffic.closeStalled(performance.now());
+        }, CHECK_MS);
         return chosen;
       }
       if (port !== 0 || attempt === FREE_PORT_ATTEMPTS) {
@@ -156,8 +159,8 @@ export class UwsEndpoint implements RpcEndpoint {
   }
 
   async close(): Promise<void> {
-    if (this.#helloTimer !== null) clearInterval(this.#helloTimer);
-    this.#helloTimer = null;
+    if (this.#checkTimer !== null) clearInterval(this.#checkTimer);
+    this.#checkTimer = null;
     this.#traffic.close();
     this.#app?.close();
     this.#app = null;

@@ -98,6 +98,8 @@ async function refusesHandshakes(port: number): Promise<void> {
   await refused(rawMessage(GET_TABLE, Buffer.from('{"name":"x"}'))); // before any HELLO
   await refused(rawMessage(HELLO, Buffer.from('not JSON')));
   await refused(randomBytes(3));
+  const deep = Buffer.alloc(5_000_000, '[');
+  await refused(rawMessage(HELLO, deep), STATUS.MALFORMED_REQUEST.number);
 }
 
 async function refusesBadJson(port: number): Promise<void> {
@@ -191,8 +193,54 @@ test('a client that never reads is cut off; memory stays bounded', OPTIONS, asyn
     }
     const grown = Math.round((peak - before) / MEBIBYTE);
     assert.ok(grown < 256, `grew by ${grown} MiB for 800 MiB of unread replies`);
+    const log = join(cluster.logDirectory, `server-${owner + 1}.log`);
+    const end = performance.now() + 30_000;
+    while (!readFileSync(log, 'utf8').includes('its peer does not read')) {
+      assert.ok(performance.now() < end, 'cut off within 30 s of silence');
+      await delay(100);
+    }
     connection.socket.resume();
     assert.ok(await connection.ends(30_000));
     await stillServes(client);
+  });
+});
+
+test('many large values at once are no reason to be cut off', OPTIONS, async () => {
+  await withCluster({}, async (cluster, client) => {
+    const table = await client.createTable('large', { span: 1 });
+    const keys = Array.from({ length: 30 }, (_, index) => `key ${index}`);
+    await table.putMany(keys.map((key, index) => [key, Buffer.alloc(MEBIBYTE, index)]));
+    const many = Array.from({ length: 200 }, (_, index) => keys[index % keys.length] ?? '');
+    const values = await Promise.all([table.getMany(many), table.getMany(many)]);
+    for (const [index, value] of values.flat().entries()) {
+      assert.equal(value?.length, MEBIBYTE);
+      assert.equal(value?.[MEBIBYTE - 1], (index % many.length) % keys.length);
+    }
+    for (let index = 0; index < cluster.serverCount; index++) {
+      const log = join(cluster.logDirectory, `server-${index + 1}.log`);
+      assert.doesNotMatch(readFileSync(log, 'utf8'), /does not read/);
+    }
+  });
+});
+
+test('a full server says so and what to do; it reads, deletes and lives', OPTIONS, async () => {
+  await withCluster({}, async (_cluster, client) => {
+    const table = await client.createTable('full', { span: 1 });
+    const value = Buffer.alloc(100_000, 1);
+    let stored = 0;
+    const fill = async (): Promise<void> => {
+      for (; stored < 2_000; stored++) await table.put(`key ${stored}`, value);
+    };
+    await assert.rejects(fill(), {
+      code: 'OUT_OF_MEMORY',
+      outcome: 'not-applied',
+      message: /memory/,
+    });
+    assert.ok(stored > 300, `${stored} objects of 100 KB in 64 MB`);
+    assert.equal((await table.get('key 0'))?.length, value.length);
+    const keys = Array.from({ length: stored }, (_, index) => `key ${index}`);
+    const deleted = await table.deleteMany(keys);
+    assert.ok(deleted.every(({ version }) => version > 0));
+    assert.ok((await table.getMany(keys)).every((each) => each === undefined));
   });
 });

@@ -1,8 +1,10 @@
 /** The commands as a user or a script runs them: what they print, and their exit codes. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { test } from 'node:test';
 import { waitForRecovery } from '../../bench/cluster-health.js';
-import { rekindle, withCluster } from './fixture.js';
+import { CLI, rekindle, withCluster, withFolder } from './fixture.js';
 
 const OPTIONS = { timeout: 240_000 };
 
@@ -47,9 +49,71 @@ test('objects, tables and status from the command line', OPTIONS, async () => {
     const serverId = cluster.serverId(0) ?? 0;
     await cluster.killServer(0);
     await waitForRecovery(client, serverId, 60_000);
-    assert.equal((await run('status')).code, 1, 'one more loss would stop writes');
+    const fewer = await run('status');
+    assert.equal(fewer.code, 0, 'that one more loss would stop writes is advice');
+    assert.match(fewer.stdout, /note: .*writes would wait/);
+    await cluster.killServer(1);
+    assert.equal((await run('status')).code, 1, 'three servers are too few for three replicas');
+    await cluster.restartServer(1);
     assert.equal((await run('table drop notes')).code, 0);
+    const again = await run('table drop notes --json');
+    assert.equal(again.code, 1);
+    assert.equal(JSON.parse(again.stdout).dropped, false);
   });
+});
+
+test('a coordinator starts again without the settings that it has stored', OPTIONS, async () => {
+  await withFolder(async (folder) => {
+    const settings = ['--replicas', '2', '--durability', 'replicated', '--allow-same-host'];
+    for (const given of [settings, [], ['--replicas', '2']]) {
+      const { code, line } = await startAndStop(['coordinator', '--data', folder, ...given]);
+      assert.match(line, /"ready":true/);
+      assert.equal(code, 0);
+    }
+    const other = ['coordinator', '--data', folder, '--port', '0', '--replicas', '3'];
+    const { code, stderr } = await rekindle(other);
+    assert.equal(code, 2);
+    assert.match(stderr, /replicas = 2/);
+  });
+});
+
+/** Starts a service on any port, waits for its ready line, sends SIGTERM. */
+async function startAndStop(
+  commandArguments: readonly string[],
+): Promise<{ code: number | null; line: string }> {
+  const child = spawn(
+    process.execPath,
+    [CLI, ...commandArguments, '--port', '0', '--ready-json', '--exit-with-parent'],
+    { stdio: ['pipe', 'pipe', 'ignore'] },
+  );
+  const ended = once(child, 'close');
+  const line = await Promise.race([
+    once(child.stdout, 'data').then(([piece]) => String(piece)),
+    ended.then(() => 'ended without a ready line'),
+  ]);
+  child.kill('SIGTERM');
+  const [code] = (await ended) as [number | null];
+  return { code, line };
+}
+
+test('a new cluster of the usual size is healthy, with a note', OPTIONS, async () => {
+  await withCluster({}, async ({ url }) => {
+    const status = await rekindle(['status', '--json'], { url });
+    assert.equal(status.code, 0, status.stdout);
+    const { healthy, warnings, notes } = JSON.parse(status.stdout);
+    assert.deepEqual([healthy, warnings, notes.length], [true, [], 1]);
+  });
+});
+
+test('a reader that goes away ends a command without a stack', OPTIONS, async () => {
+  const child = spawn(process.execPath, [CLI, '--help'], { stdio: ['ignore', 'pipe', 'pipe'] });
+  child.stdout.destroy();
+  let stderr = '';
+  child.stderr.setEncoding('utf8').on('data', (piece: string) => {
+    stderr += piece;
+  });
+  await once(child, 'close');
+  assert.equal(stderr, '');
 });
 
 test('mistakes of usage end with code 2 and say what is wrong', OPTIONS, async () => {

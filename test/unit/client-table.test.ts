@@ -55,6 +55,20 @@ test('typed tables by codec', async () => {
   await rejectsWith(table.with(json).get('bad'), 'INVALID_ARGUMENT');
 });
 
+test('what is no signal, list or entry is refused, and holds up no close', async () => {
+  const { client } = await start();
+  const table = await client.createTable('t');
+  const signal = {} as AbortSignal;
+  await rejectsWith(table.put('k', 'v', { signal }), 'INVALID_ARGUMENT', 'not-applied');
+  await rejectsWith(table.getMany(['k'], { signal }), 'INVALID_ARGUMENT');
+  await rejectsWith(client.status({ signal }), 'INVALID_ARGUMENT');
+  await rejectsWith(table.getMany('keys'), 'INVALID_ARGUMENT');
+  await rejectsWith(table.getMany(undefined as never), 'INVALID_ARGUMENT');
+  await rejectsWith(table.putMany([null as never]), 'INVALID_ARGUMENT');
+  assert.equal(client.stats().operations, 0);
+  await client.close();
+});
+
 test('bad input is refused before anything is sent', async () => {
   const { cluster, client } = await start();
   const table = await client.createTable('t');

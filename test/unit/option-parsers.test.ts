@@ -1,7 +1,9 @@
 /** What the command line accepts as numbers, sizes and addresses, and what it refuses. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { Command } from 'commander';
 import {
+  flag,
   integer,
   parseAddress,
   parseBytes,
@@ -40,5 +42,25 @@ test('durations and addresses', () => {
   assert.equal(parseAddress('[::1]:80'), '[::1]:80');
   for (const text of ['localhost', ':80', 'a:0', 'a:70000', 'a b:80', '::1:80']) {
     assert.throws(() => parseAddress(text), /not an address/, text);
+  }
+});
+
+test('a flag in the environment is set by a yes, not by any text', () => {
+  const name = 'REKINDLE_TEST_FLAG';
+  try {
+    for (const [text, isSet] of [
+      ['1', true],
+      ['TRUE', true],
+      ['0', false],
+      ['false', false],
+      ['', false],
+    ] as const) {
+      process.env[name] = text;
+      const command = new Command().addOption(flag('--test-flag', 'a flag', 'TEST_FLAG'));
+      command.parse([], { from: 'user' });
+      assert.equal(command.opts().testFlag ?? false, isSet, `"${text}"`);
+    }
+  } finally {
+    delete process.env[name];
   }
 });

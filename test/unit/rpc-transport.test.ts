@@ -8,6 +8,7 @@ import WebSocket from 'ws';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { HEADER_BYTES, writeHeader } from '../../src/rpc/frame.js';
 import type { LinkIdentity } from '../../src/rpc/link-connection.js';
+import { parseRequest } from '../../src/rpc/request-schemas.js';
 import { RPC } from '../../src/rpc/table.js';
 import type { BinaryCall } from '../../src/rpc/transport.js';
 import { UwsEndpoint } from '../../src/rpc/uws-endpoint.js';
@@ -196,6 +197,76 @@ test('a client that never reads is cut off and memory stays bounded', async () =
   assert.equal(lines.filter(({ message: text }) => /does not read/.test(text)).length, 1);
   socket.terminate();
 });
+
+test('a caller that reads is not cut off when replies come faster than it reads', async () => {
+  const big = Buffer.alloc(10_000_000, 1);
+  const { address, endpoint } = await start({}, (each) =>
+    each.handleBinary('EXECUTE', (call) => call.reply(big)),
+  );
+  const caller = link(address);
+  await caller.connect();
+  const calls = Array.from({ length: 16 }, () => caller.callBinary('EXECUTE', [Buffer.from('x')]));
+  const results = await Promise.allSettled(calls);
+  assert.ok(results.some(({ status }) => status === 'fulfilled'));
+  for (const result of results) {
+    if (result.status === 'rejected') assert.equal(result.reason.code, 'RETRY');
+  }
+  assert.equal(endpoint.stats().slowReadersClosed, 0);
+  await caller.callBinary('EXECUTE', [Buffer.from('x')]);
+});
+
+test('a caller that stops to read is cut off after a while, however little waits', async () => {
+  const { address, endpoint, lines } = await start({ limits: { unreadTimeoutMs: 300 } }, (each) =>
+    each.handleBinary('EXECUTE', (call) => call.reply(Buffer.alloc(8_000_000))),
+  );
+  const socket = new WebSocket(`ws://${address}/`);
+  socket.on('error', () => assert.ok(true));
+  let transport: import('node:net').Socket | undefined;
+  socket.on('upgrade', (response) => {
+    transport = response.socket;
+  });
+  await new Promise((resolve) => socket.on('open', resolve));
+  const ids = { clusterId: null, serverId: null, expectServerId: null, credential: null };
+  const hello = { protocol: { min: 1, max: 1 }, features: [], role: 'client', ...ids };
+  socket.send(message(RPC.HELLO.opcode, JSON.stringify(hello)));
+  await new Promise((resolve) => socket.once('message', resolve));
+  transport?.pause();
+  for (let i = 0; i < 2; i++) socket.send(message(RPC.EXECUTE.opcode, 'x'));
+  await until('cut off', () => endpoint.stats().connections === 0);
+  assert.equal(endpoint.stats().unreadBytes, 0);
+  assert.equal(lines.filter(({ message: text }) => /does not read/.test(text)).length, 1);
+  socket.terminate();
+});
+
+test('JSON that is long or deep is refused without being parsed', () => {
+  const startMs = performance.now();
+  const deep = Buffer.alloc(15_000_000, '[');
+  for (const name of ['HELLO', 'PING', 'UPDATE_SERVER_LIST', 'RECOVER'] as const) {
+    assert.throws(() => parseRequest(name, deep), { code: 'MALFORMED_REQUEST' });
+  }
+  const objects = Buffer.from('{"a":'.repeat(1_000_000));
+  assert.throws(() => parseRequest('RECOVER', objects), /nested deeper/);
+  assert.ok(performance.now() - startMs < 2_000, 'parsing any of them takes seconds');
+
+  // Brackets in strings are text, also after escapes.
+  const state = `\\"${'[{'.repeat(50_000)}\\`;
+  const copy = { revision: 1, term: 1, state };
+  const body = Buffer.from(JSON.stringify(copy));
+  assert.ok(body.length > 65_536);
+  assert.doesNotMatch(refusalOf('STORE_COORDINATOR_STATE', body), /nested/);
+  const segmentIds = Array.from({ length: 100_000 }, (_, index) => index);
+  const free = { masterId: 1, segmentIds };
+  assert.deepEqual(parseRequest('BACKUP_FREE', Buffer.from(JSON.stringify(free))), free);
+});
+
+function refusalOf(name: Parameters<typeof parseRequest>[0], body: Buffer): string {
+  try {
+    parseRequest(name, body);
+    return '';
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
 
 test('requests over the bounds get RETRY at both ends', async () => {
   const held: BinaryCall[] = [];
