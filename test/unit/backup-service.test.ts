@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { BackupService } from '../../src/backup/backup-service.js';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ReplicaGarbageCollector } from '../../src/backup/replica-garbage-collector.js';
+import { ReplicaGarbageCollectorRuntime } from '../../src/backup/replica-garbage-collector-runtime.js';
 import { encodeBackupWriteHeader } from '../../src/master/replica-manager-runtime.js';
 import type { BackupCore, BackupReplica } from '../../src/native/contract.js';
 import type { Log } from '../../src/ops/log.js';
@@ -193,4 +195,25 @@ test('garbage: the fence of a removed master goes even if it left no replica', (
   collector.collect([], [masterId]);
   const { removedMasters } = collector.collect([], [masterId]);
   assert.deepEqual(removedMasters, [{ masterId, segmentIds: [] }]);
+});
+
+test('garbage: fences of earlier processes and of recoveries never heard of go too', async () => {
+  const fenced = new Set([masterId, 98]);
+  const garbage = new ReplicaGarbageCollectorRuntime({
+    serverId: 1,
+    clusterId: 'c',
+    core: {
+      replicas: () => [],
+      fenced: () => [...fenced],
+      unfence: async (serverId: number) => void fenced.delete(serverId),
+    } as unknown as BackupCore,
+    linkTo: () => null,
+    log: silent,
+    intervalMs: 5,
+  });
+  garbage.applyServerList(list(7, [[98, 'crashed']]));
+  const limitMs = performance.now() + 5_000;
+  while (fenced.has(masterId) && performance.now() < limitMs) await sleep(5);
+  await garbage.close();
+  assert.deepEqual([...fenced], [98], 'a crashed server is not released yet');
 });
