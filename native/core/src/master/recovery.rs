@@ -68,6 +68,10 @@ impl Recovery {
             })
             .and_then(|()| {
                 let serving = &mut *serving;
+                // Attempts that fail must not cost a segment each: an unused head bounds as well.
+                if let Some(head) = serving.log.unused_head() {
+                    return Ok(Arc::clone(head));
+                }
                 let timestamp = master.timestamp();
                 serving
                     .log
