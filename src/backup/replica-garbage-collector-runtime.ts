@@ -81,7 +81,12 @@ export class ReplicaGarbageCollectorRuntime {
       segmentIds,
     });
     const keep = new Set(needed);
-    const freed = segmentIds.filter((segmentId) => !keep.has(segmentId));
+    // Meanwhile the master may have written one of them anew: that one is needed.
+    const old = new Set<number>();
+    for (const replica of core.replicas()) {
+      if (replica.masterId === masterId && replica.fromRestart) old.add(replica.segmentId);
+    }
+    const freed = segmentIds.filter((id) => old.has(id) && !keep.has(id));
     if (freed.length === 0 || this.#closed) return;
     await core.free(masterId, freed);
     log.info({ masterId, replicas: freed.length }, 'freed replicas that their master replaced');

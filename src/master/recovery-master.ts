@@ -45,10 +45,7 @@ export type RecoveryReplication = Pick<
 
 export interface RecoveryMasterOptions {
   serverId: number;
-  core: Pick<
-    MasterCore,
-    'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog'
-  >;
+  core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog'>;
   replication: RecoveryReplication;
   servers: ServerDirectory;
   coordinator: CoordinatorCaller;
