@@ -26,8 +26,6 @@ export class ReplicaGarbageCollectorRuntime {
   readonly #options: GarbageCollectorOptions;
   readonly #collector: ReplicaGarbageCollector;
   readonly #timer: NodeJS.Timeout;
-  /** Masters fenced since start; the superblock remembers them over restarts. */
-  readonly #fenced = new Set<number>();
   #pass: Promise<void> | null = null;
   #closed = false;
 
@@ -40,10 +38,6 @@ export class ReplicaGarbageCollectorRuntime {
 
   applyServerList(list: ServerList): void {
     this.#collector.applyServerList(list);
-    // What a recovery fences is a server that the list calls crashed.
-    for (const server of list.servers) {
-      if (server.status === 'crashed') this.#fenced.add(server.serverId);
-    }
   }
 
   /** Waits for a pass that is under way. */
@@ -67,14 +61,13 @@ export class ReplicaGarbageCollectorRuntime {
 
   async #run(): Promise<void> {
     const { core, log } = this.#options;
-    const { removedMasters, questions } = this.#collector.collect(core.replicas(), this.#fenced);
+    const { removedMasters, questions } = this.#collector.collect(core.replicas(), core.fenced());
     for (const { masterId, segmentIds } of removedMasters) {
       if (segmentIds.length > 0) {
         await core.free(masterId, segmentIds);
         log.info({ masterId, replicas: segmentIds.length }, 'freed replicas of a removed master');
       }
       await core.unfence(masterId);
-      this.#fenced.delete(masterId);
     }
     for (const { masterId, segmentIds } of questions) await this.#ask(masterId, segmentIds);
   }
@@ -88,7 +81,12 @@ export class ReplicaGarbageCollectorRuntime {
       segmentIds,
     });
     const keep = new Set(needed);
-    const freed = segmentIds.filter((segmentId) => !keep.has(segmentId));
+    // Meanwhile the master may have written one of them anew: that one is needed.
+    const old = new Set<number>();
+    for (const replica of core.replicas()) {
+      if (replica.masterId === masterId && replica.fromRestart) old.add(replica.segmentId);
+    }
+    const freed = segmentIds.filter((id) => old.has(id) && !keep.has(id));
     if (freed.length === 0 || this.#closed) return;
     await core.free(masterId, freed);
     log.info({ masterId, replicas: freed.length }, 'freed replicas that their master replaced');

@@ -5,7 +5,7 @@
  *
  * Order that matters: all side segments are closed on all backups before `commit`; the head that
  * names them is durable before the ownership is claimed; tablets are served only after a definite
- * yes. After a no, replicas of side segments are freed only when no durable digest names them.
+ * yes. After a no, side segments go only when the newest durable digest does not name them.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
@@ -45,10 +45,7 @@ export type RecoveryReplication = Pick<
 
 export interface RecoveryMasterOptions {
   serverId: number;
-  core: Pick<
-    MasterCore,
-    'startRecovery' | 'logSegments' | 'rollHead' | 'appendedPosition' | 'openLog'
-  >;
+  core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog'>;
   replication: RecoveryReplication;
   servers: ServerDirectory;
   coordinator: CoordinatorCaller;
@@ -266,7 +263,7 @@ export class RecoveryMaster {
     return true;
   }
 
-  /** Phase 6. `onCommitted` is called as soon as the core's log may name the side segments. */
+  /** Phase 6. `onCommitted` is called as soon as the core's log names the side segments. */
   async #makeDurable(
     task: Task,
     recovery: RecoveryCore,
@@ -281,8 +278,8 @@ export class RecoveryMaster {
     replication.trackSides(sides);
     await replication.waitReplicated(sides, replicationTimeoutMs);
     this.#checkWanted(task);
-    onCommitted();
     const position = recovery.commit();
+    onCommitted();
     replication.scheduleFlush();
     await replication.waitDurable(position, replicationTimeoutMs);
     if (replication.lostOpenReplica(sides)) {
@@ -327,26 +324,35 @@ export class RecoveryMaster {
   }
 
   async #takeBack(recovery: RecoveryCore, committed: boolean): Promise<void> {
-    const { core, replication, log } = this.#options;
+    const { replication } = this.#options;
+    if (committed && !(await this.#leaveLog(recovery))) return;
     // First the sockets let go of the bytes, then the core reuses them.
     const frees = await replication.drainSides(recovery.sideSegments());
     recovery.abort();
-    if (!committed) {
-      replication.free(frees);
-      return;
+    replication.free(frees);
+  }
+
+  /**
+   * A durable digest names the side segments. As long as it is the newest, they belong to the log:
+   * without them this master could not be recovered, so until a head without them is durable they
+   * stay replicated, whatever becomes of backups. False if the master stopped before.
+   */
+  async #leaveLog(recovery: RecoveryCore): Promise<boolean> {
+    const { core, replication, log } = this.#options;
+    recovery.withdraw();
+    for (let attempt = 0; !this.#stopped; attempt += 1) {
+      try {
+        core.rollHead();
+        replication.scheduleFlush();
+        await replication.waitDurable(core.appendedPosition(), replicationTimeoutMs);
+        return true;
+      } catch (thrown) {
+        const { code, message } = asNativeError(thrown);
+        if (attempt % 10 === 0) log.warn({ code, message }, 'an abandoned recovery stays for now');
+        await sleep(Math.min(reportDelayMs * (attempt + 1), reportDelayMsMax));
+      }
     }
-    // A durable digest names the side segments: only a newer one allows their replicas to go.
-    core.rollHead();
-    replication.scheduleFlush();
-    try {
-      await replication.waitDurable(core.appendedPosition(), replicationTimeoutMs);
-    } catch (thrown) {
-      const { code } = asRekindleError(thrown);
-      log.warn({ code }, 'replicas of an abandoned recovery stay until this master is gone');
-      return;
-    }
-    const inLog = new Set(core.logSegments());
-    replication.free(frees.filter((free) => free.kind === 'free' && !inLog.has(free.segmentId)));
+    return false;
   }
 
   #checkWanted(task: Task): void {

@@ -92,6 +92,8 @@ export class ReplicaManager {
    * that are not on R backups at present. The backup is a new incarnation, so none is in use.
    */
   neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
+    // Our list is older than that backup: it still counts replicas of its former incarnation.
+    if (!this.#selector.isUp(backupServerId)) return [...segmentIds];
     return segmentIds.filter((segmentId) => {
       const segment = this.#segments.get(segmentId);
       if (segment === undefined) return false;

@@ -91,6 +91,11 @@ export interface RecoveryCore {
    * that must be durable before ownership may be claimed.
    */
   commit(): number;
+  /**
+   * Undoes `commit`: the next head does not name the side segments. They and their replicas must
+   * stay until that head is durable; then `abort` frees them.
+   */
+  withdraw(): void;
   /** The coordinator has committed the ownership: serve. */
   activate(): void;
   /** Takes everything back; side segments are freed (returns their ids). */
@@ -144,6 +149,8 @@ export interface BackupCore {
   free(masterId: number, segmentIds: number[]): Promise<void>;
   /** Durable before it resolves: no write of this master is accepted any more. */
   fence(masterId: number): Promise<void>;
+  /** Masters that are fenced, by earlier processes too. */
+  fenced(): number[];
   /** Forgets a fence (the master's log is released). */
   unfence(masterId: number): Promise<void>;
   /** Digests found in the replicas of a master's heads that are still open. */

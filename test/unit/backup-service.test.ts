@@ -1,15 +1,17 @@
 /** The backup's RPCs over a fake core: who may write, when answers leave, what fencing orders. */
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { BackupService } from '../../src/backup/backup-service.js';
 import { ReplicaGarbageCollector } from '../../src/backup/replica-garbage-collector.js';
+import { ReplicaGarbageCollectorRuntime } from '../../src/backup/replica-garbage-collector-runtime.js';
 import { encodeBackupWriteHeader } from '../../src/master/replica-manager-runtime.js';
 import type { BackupCore, BackupReplica } from '../../src/native/contract.js';
 import type { Log } from '../../src/ops/log.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import type { ServerEntry, ServerList } from '../../src/rpc/messages.js';
 import { STATUS } from '../../src/rpc/status.js';
-import type { BinaryCall } from '../../src/rpc/transport.js';
+import type { BinaryCall, RpcLink } from '../../src/rpc/transport.js';
 
 const silent: Log = {
   debug: () => undefined,
@@ -193,4 +195,56 @@ test('garbage: the fence of a removed master goes even if it left no replica', (
   collector.collect([], [masterId]);
   const { removedMasters } = collector.collect([], [masterId]);
   assert.deepEqual(removedMasters, [{ masterId, segmentIds: [] }]);
+});
+
+test('garbage: fences of earlier processes and of recoveries never heard of go too', async () => {
+  const fenced = new Set([masterId, 98]);
+  const garbage = new ReplicaGarbageCollectorRuntime({
+    serverId: 1,
+    clusterId: 'c',
+    core: {
+      replicas: () => [],
+      fenced: () => [...fenced],
+      unfence: async (serverId: number) => void fenced.delete(serverId),
+    } as unknown as BackupCore,
+    linkTo: () => null,
+    log: silent,
+    intervalMs: 5,
+  });
+  garbage.applyServerList(list(7, [[98, 'crashed']]));
+  const limitMs = performance.now() + 5_000;
+  while (fenced.has(masterId) && performance.now() < limitMs) await sleep(5);
+  await garbage.close();
+  assert.deepEqual([...fenced], [98], 'a crashed server is not released yet');
+});
+
+test('garbage: what its master has written anew while it was asked about stays', async () => {
+  let replicas = [replica(1, { fromRestart: true }), replica(2, { fromRestart: true })];
+  const freed: number[] = [];
+  const garbage = new ReplicaGarbageCollectorRuntime({
+    serverId: 1,
+    clusterId: 'c',
+    core: {
+      replicas: () => replicas,
+      fenced: () => [],
+      free: async (_masterId: number, segmentIds: number[]) => {
+        freed.push(...segmentIds);
+        replicas = replicas.filter(({ segmentId }) => !segmentIds.includes(segmentId));
+      },
+    } as unknown as BackupCore,
+    linkTo: () =>
+      ({
+        call: async () => {
+          replicas = [replica(1), replica(2, { fromRestart: true })];
+          return { needed: [] };
+        },
+      }) as unknown as RpcLink,
+    log: silent,
+    intervalMs: 5,
+  });
+  garbage.applyServerList(list(7, [[masterId, 'up']]));
+  const limitMs = performance.now() + 5_000;
+  while (freed.length === 0 && performance.now() < limitMs) await sleep(5);
+  await garbage.close();
+  assert.deepEqual(freed, [2]);
 });

@@ -45,6 +45,7 @@ class Fakes {
       this.trace.push('commit');
       return 5_000;
     },
+    withdraw: () => void this.trace.push('withdraw'),
     activate: () => void this.trace.push('activate'),
     abort: () => {
       this.trace.push('abort');
@@ -81,7 +82,6 @@ class Fakes {
     core: {
       openLog: () => undefined,
       startRecovery: () => this.recovery,
-      logSegments: () => [],
       rollHead: () => {
         this.trace.push('rollHead');
         return 43;
@@ -234,12 +234,21 @@ test('the report is repeated until there is a definite answer', async () => {
   assert.equal(fakes.trace.at(-1), 'activate');
 });
 
-test('a no after the commit frees replicas only behind a newer durable digest', async () => {
+test('a no after the commit: replicated until a newer digest is durable, then freed', async () => {
   const fakes = new Fakes();
   fakes.verdict = () => false;
+  let failures = 1;
+  const { waitDurable } = fakes.replication;
+  fakes.replication.waitDurable = async (position, timeoutMs) => {
+    if (position === 9_000 && failures-- > 0) throw new RekindleError('TIMEOUT', 'no backups');
+    await waitDurable(position, timeoutMs);
+  };
   await fakes.run();
   const tail = fakes.trace.slice(fakes.trace.indexOf('durable 5000') + 1);
-  assert.deepEqual(tail, ['drained', 'abort', 'rollHead', 'durable 9000', 'free 1']);
+  assert.deepEqual(tail, [
+    ...['withdraw', 'rollHead', 'rollHead', 'durable 9000'],
+    ...['drained', 'abort', 'free 1'],
+  ]);
 });
 
 test('stopping without an answer takes nothing back: the coordinator may count on it', async () => {

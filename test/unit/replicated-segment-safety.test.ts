@@ -385,3 +385,19 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   assert.ok(complete > runs, 'recoveries were complete at times');
   assert.ok(durable > 0);
 });
+
+test('a backup that the list does not know yet is told to keep everything', () => {
+  const world = new World(1);
+  world.faults = false;
+  world.settle();
+  world.openHead();
+  world.settle();
+  const segment = world.manager.segment(1);
+  assert.ok(segment?.synced);
+  // A backup restarts under a new id: the master still counts what its former id held.
+  world.addServer();
+  const newcomer = world.nextServerId - 1;
+  assert.deepEqual(world.manager.neededReplicas(newcomer, [1]), [1]);
+  world.pushList();
+  assert.deepEqual(world.manager.neededReplicas(newcomer, [1]), []);
+});

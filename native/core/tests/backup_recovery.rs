@@ -260,3 +260,21 @@ fn damage_never_leaves_the_backup() {
         .expect("starts");
     assert_eq!(disk.piece(2, 1, 10), Err(Status::DiskError));
 }
+
+#[test]
+fn a_replica_that_was_not_named_is_served_on_demand() {
+    let directory = Directory::new();
+    let mut disk = Disk::open(&directory, options(&directory, 4, false));
+    let segment = random_segment(&mut Random::new(17), 3, 50);
+    let opened = disk.write(5, 3, 1, 0, &segment, Some(&segment), OPEN | CLOSE);
+    assert_eq!(opened, Status::Ok);
+    // The backup that was to read it first is dead, or its copy is bad.
+    disk.storage
+        .start_partitions(1, 5, &plan(), &[])
+        .expect("starts");
+    for partition in plan() {
+        let piece = disk.piece(1, 3, partition.partition_id).expect("served");
+        check_piece(&piece, &naive(&segment, 3, &partition));
+    }
+    assert_eq!(disk.piece(1, 4, 10), Err(Status::ReplicaUnknown));
+}

@@ -522,3 +522,34 @@ fn close_flushes_unlocks_and_refuses() {
     let again = Disk::open(&directory, options(&directory, 2, true));
     assert!(again.read(1, 1).expect("reads") == bytes);
 }
+
+/// Copying a closed segment again must never leave it open: a recovery that finds no other copy in
+/// time would take it, with its old digest, for the head of the log.
+#[test]
+fn a_crash_within_the_close_of_a_copy_leaves_no_open_replica() {
+    let bytes = random_bytes(&mut Random::new(23), 100_000);
+    let mut closed = 0;
+    for writes in 0..5 {
+        let directory = Directory::new();
+        let mut disk = Disk::open(&directory, options(&directory, 4, false));
+        disk.settle();
+        disk.faults.fail_write_after(writes, true);
+        let status = disk.write(5, 3, 1, 0, &bytes, Some(&bytes), OPEN | CLOSE);
+        drop(disk);
+        let disk = Disk::open(&directory, options(&directory, 4, false));
+        let replicas = disk.storage.replicas();
+        assert!(
+            replicas.iter().all(|replica| replica.closed),
+            "{writes} writes: {replicas:?}"
+        );
+        assert!(
+            status != Status::Ok || replicas.len() == 1,
+            "{writes} writes"
+        );
+        closed += replicas.len();
+        for _ in &replicas {
+            assert_eq!(disk.read(5, 3).expect("whole"), bytes);
+        }
+    }
+    assert!(closed > 0);
+}

@@ -129,6 +129,67 @@ fn replay_refuses_what_is_damaged_or_foreign_and_abort_leaves_nothing() {
 }
 
 #[test]
+fn recoveries_that_fail_again_and_again_cost_no_memory() {
+    let next = master(64 << 20);
+    let mut last = 0;
+    for attempt in 0..20 {
+        let recovery = next.start_recovery(&[WHOLE]).expect("starts");
+        recovery.abort().expect("aborted");
+        if attempt == 0 {
+            last = stats(&next)["segmentsFree"];
+        }
+    }
+    assert_eq!(stats(&next)["segmentsFree"], last);
+    next.take_tablet(WHOLE).expect("taken");
+    let mut client = Client::new(&next, 1);
+    assert_eq!(client.write(b"key", b"value").status, 0);
+    next.drop_tablet(WHOLE).expect("dropped");
+    let head = next.log_segments().expect("open").last().copied();
+    let recovery = next.start_recovery(&[WHOLE]).expect("starts");
+    assert!(
+        Some(recovery.ctime_segment_id) > head,
+        "older entries do not count"
+    );
+}
+
+#[test]
+fn what_was_committed_and_withdrawn_leaves_the_log_with_the_next_head() {
+    let mut random = Random::new();
+    let first = master(64 << 20);
+    first.take_tablet(WHOLE).expect("taken");
+    let mut client = Client::new(&first, 1);
+    run_ops(&mut client, &mut Model::default(), &mut random, 2_000, 500);
+    let piece = split(&log_bytes(&first, &mut random)[0], &WHOLE);
+
+    let next = master(64 << 20);
+    let recovery = next.start_recovery(&[WHOLE]).expect("starts");
+    recovery
+        .replay(0, &piece, crc32c(&piece))
+        .expect("replayed");
+    recovery.finish_replay().expect("finished");
+    assert_eq!(recovery.withdraw(), Err(Status::InvalidArgument));
+    recovery.commit().expect("committed");
+    let sides = recovery.side_segments();
+    assert!(!sides.is_empty());
+    let log = next.log_segments().expect("open");
+    assert!(sides.iter().all(|side| log.contains(side)));
+    recovery.withdraw().expect("withdrawn");
+    next.roll_head().expect("rolled");
+    let log = next.log_segments().expect("open");
+    assert!(
+        sides.iter().all(|side| !log.contains(side)),
+        "no digest names them"
+    );
+    for side in &sides {
+        next.segment(*side).expect("still here: backups may die");
+    }
+    let free = stats(&next)["segmentsFree"];
+    assert_eq!(recovery.abort().expect("aborted"), sides);
+    assert_eq!(stats(&next)["segmentsFree"], free + sides.len() as u64);
+    next.take_tablet(WHOLE).expect("nothing is left");
+}
+
+#[test]
 fn a_replay_without_memory_fails_cleanly() {
     let mut random = Random::new();
     let first = master(256 << 20);

@@ -347,6 +347,13 @@ impl BackupCore {
         Ok(promise)
     }
 
+    /// Fenced masters, those fenced by earlier processes too.
+    #[napi(catch_unwind)]
+    pub fn fenced(&self) -> Vec<f64> {
+        let fenced = self.storage.fenced();
+        fenced.into_iter().map(|id| id as f64).collect()
+    }
+
     /// Forgets a fence.
     #[napi(catch_unwind, ts_return_type = "Promise<void>")]
     pub fn unfence<'env>(&self, env: &'env Env, master_id: f64) -> Result<Object<'env>> {

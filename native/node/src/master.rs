@@ -389,6 +389,12 @@ impl RecoveryCore {
         guard("commit", || Ok(self.recovery.commit()? as f64))
     }
 
+    /// The side segments leave the log with the next head.
+    #[napi]
+    pub fn withdraw(&self) -> Result<()> {
+        guard("withdraw", || self.recovery.withdraw())
+    }
+
     /// Serves the tablets.
     #[napi]
     pub fn activate(&self) -> Result<()> {

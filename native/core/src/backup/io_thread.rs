@@ -183,6 +183,9 @@ fn write_plan(file: &FrameFile, plan: &FlushPlan, slot_bytes: &mut AlignedBytes)
     if start < floor {
         file.write(&bytes[start..floor], data + start as u64)?;
     }
+    if plan.data_only {
+        return Ok(());
+    }
     encode_slot(&plan.certificate, &bytes[floor..], slot_bytes.bytes_mut());
     file.write(slot_bytes.bytes(), slot_offset(plan.frame, plan.slot))
 }

@@ -12,6 +12,7 @@ use crate::backup::split::{Partition, PartitionMap, split};
 use crate::backup::storage::Shared;
 use crate::status::Status;
 use parking_lot::{Condvar, Mutex};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -316,15 +317,23 @@ impl Recoveries {
         partition_id: u64,
         waiter: PieceWaiter,
     ) -> Option<Answer> {
-        let mut inner = self.inner.lock();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
         let Some(recovery) = inner.recoveries.get_mut(&recovery_id) else {
             return Some((waiter, Err(Status::RecoveryUnknown)));
         };
         let Some(index) = recovery.partitions.index_of(partition_id) else {
             return Some((waiter, Err(Status::InvalidArgument)));
         };
-        let Some(work) = recovery.segments.get_mut(&segment_id) else {
-            return Some((waiter, Err(Status::ReplicaUnknown)));
+        // Named at the start are only the segments to read unasked. Any other replica that lies
+        // here is served on demand: the backup that was to serve it is dead or its copy is bad.
+        let key = (recovery.master_id, segment_id);
+        let work = match recovery.segments.entry(segment_id) {
+            Entry::Occupied(work) => work.into_mut(),
+            Entry::Vacant(place) if self.shared.holds(key) => {
+                place.insert(SegmentWork::new(recovery.partitions.count()))
+            }
+            Entry::Vacant(_) => return Some((waiter, Err(Status::ReplicaUnknown))),
         };
         match &work.progress {
             Progress::Failed(status) => return Some((waiter, Err(*status))),
@@ -343,7 +352,7 @@ impl Recoveries {
             let id = (recovery_id, recovery.serial, segment_id);
             inner.urgent.push_back(id);
         }
-        drop(inner);
+        drop(guard);
         self.wake.notify_one();
         None
     }

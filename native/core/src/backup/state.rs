@@ -86,6 +86,8 @@ pub(super) struct FlushPlan {
     pub certificate: CertificateBlock,
     pub buffer: Arc<SegmentBuffer>,
     pub flushed_blocks: u32,
+    /// Complete blocks only: the slot follows with the next group.
+    pub data_only: bool,
     pub tokens: Vec<u64>,
     pub failed: bool,
 }
@@ -188,7 +190,10 @@ impl State {
     /// Takes a dirty replica's share of the next group. Tokens that need no I/O go to `done`.
     ///
     /// A close with bytes that are not yet durable takes two groups: a slot that says "closed" is
-    /// written only when the data it vouches for is flushed, because a restart believes it.
+    /// written only when the data it vouches for is flushed, because a restart believes it. If
+    /// nothing of the replica is on disk yet, it is the copy of a segment that others hold closed:
+    /// then the first group writes no slot. A crash between the two would leave an open replica of
+    /// a segment in the middle of the log, which a recovery could take for its head.
     pub fn plan_flush(
         &mut self,
         key: ReplicaKey,
@@ -205,7 +210,11 @@ impl State {
             .memory
             .as_ref()
             .expect("a replica that changes is in memory");
-        let closing = replica.closed && replica.durable == replica.certified;
+        let blocks_flushed = memory.flushed_blocks == certified.length / BLOCK_BYTES as u32;
+        let fresh = replica.durable.is_none();
+        let closing =
+            replica.closed && (replica.durable == replica.certified || (fresh && blocks_flushed));
+        let data_only = replica.closed && !closing && fresh;
         let buffer = Arc::clone(&memory.buffer);
         let (id, frame, primary) = (replica.id, replica.frame, replica.primary);
         let flushed_blocks = memory.flushed_blocks;
@@ -218,7 +227,11 @@ impl State {
             self.mark_dirty(key, now);
             self.urgent = true;
         }
-        let (slot, sequence) = self.frames.next_slot(frame);
+        let (slot, sequence) = if data_only {
+            (0, 0)
+        } else {
+            self.frames.next_slot(frame)
+        };
         let certificate = CertificateBlock {
             sequence,
             master_id: key.0,
@@ -244,6 +257,7 @@ impl State {
             certificate,
             buffer,
             flushed_blocks,
+            data_only,
             tokens,
             failed,
         };
@@ -259,7 +273,9 @@ impl State {
             return;
         }
         done.extend(plan.tokens.iter().map(|&token| (token, Status::Ok)));
-        self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
+        if !plan.data_only {
+            self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
+        }
         let Some(replica) = self
             .replicas
             .get_mut(&plan.key)
@@ -274,6 +290,12 @@ impl State {
             epoch,
             ..
         } = certificate;
+        if plan.data_only {
+            if let Some(memory) = &mut replica.memory {
+                memory.flushed_blocks = length / BLOCK_BYTES as u32;
+            }
+            return;
+        }
         let durable = Certified {
             length,
             checksum,

@@ -13,7 +13,7 @@ use crate::backup::recovery::{PieceWaiter, Recoveries};
 use crate::backup::restart;
 use crate::backup::segment_buffer::BufferPool;
 use crate::backup::split::Partition;
-use crate::backup::state::{JOBS_MAX, Job, State};
+use crate::backup::state::{JOBS_MAX, Job, Replica, ReplicaKey, State};
 use crate::backup::superblock::{
     CLUSTER_ID_BYTES, FENCED_MAX, Identity, Superblock, SuperblockFiles,
 };
@@ -112,6 +112,13 @@ struct Sink {
 }
 
 impl Shared {
+    /// Whether a certified replica lies here.
+    pub(super) fn holds(&self, key: ReplicaKey) -> bool {
+        let state = self.state.lock();
+        let replica = state.replicas.get(&key);
+        replica.and_then(Replica::visible).is_some()
+    }
+
     pub(super) fn deliver(&self, done: Vec<(u64, Status)>) {
         if done.is_empty() {
             return;
@@ -245,7 +252,7 @@ impl BackupStorage {
             .replicas
             .iter()
             .filter_map(|(key, one)| Some((key, one.visible()?)));
-        let report = |(key, replica): (&(u64, u64), &super::state::Replica)| {
+        let report = |(key, replica): (&(u64, u64), &Replica)| {
             let certified = replica.certified.expect("visible replicas are certified");
             ReplicaReport {
                 master_id: key.0,
@@ -354,6 +361,11 @@ impl BackupStorage {
             }
         };
         refuse(refused);
+    }
+
+    /// Masters whose writes are refused, ascending; those of earlier processes too.
+    pub fn fenced(&self) -> Vec<u64> {
+        self.shared.state.lock().fenced.iter().copied().collect()
     }
 
     /// Forgets a fence.

@@ -161,6 +161,12 @@ impl Log {
         self.head.as_ref()
     }
 
+    /// The present head, if nothing was appended behind its opening.
+    pub fn unused_head(&self) -> Option<&Arc<Segment>> {
+        let head = self.head.as_ref();
+        head.filter(|head| head.appended() == head.opening_bytes())
+    }
+
     /// Heads opened after segment `id`, ascending.
     pub fn heads_after(&self, id: u64) -> &[u64] {
         &self.heads[self.heads.partition_point(|head| *head <= id)..]

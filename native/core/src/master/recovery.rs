@@ -2,8 +2,9 @@
 //!
 //! Rules: its tablets are not served before `activate`; its side segments enter the log only
 //! through the digest of the head that `commit` opens; `abort` leaves nothing in the table. After a
-//! commit the digest names the side segments, so an abort keeps them in the log as dead weight:
-//! freeing their replicas before a later digest is durable would tear a hole into the log.
+//! commit the digest names the side segments, and freeing their replicas before a later digest is
+//! durable would tear a hole into the log: such a recovery is taken back by `withdraw`, a new
+//! durable head, `abort`. An abort straight after a commit keeps them in the log as dead weight.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -67,6 +68,10 @@ impl Recovery {
             })
             .and_then(|()| {
                 let serving = &mut *serving;
+                // Attempts that fail must not cost a segment each: an unused head bounds as well.
+                if let Some(head) = serving.log.unused_head() {
+                    return Ok(Arc::clone(head));
+                }
                 let timestamp = master.timestamp();
                 serving
                     .log
@@ -227,6 +232,18 @@ impl Recovery {
                 Err(status)
             }
         }
+    }
+
+    /// Undoes `commit`: the next head does not name the side segments. Until that head is durable
+    /// the older digest does, so they and their replicas stay until `abort`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` before `commit` or once active.
+    pub fn withdraw(&self) -> Result<(), Status> {
+        let mut serving = self.master.serving()?;
+        self.advance(Phase::Committed, Phase::Finished)?;
+        serving.log.remove(&self.side_segments());
+        Ok(())
     }
 
     /// Serves the tablets.
