@@ -254,7 +254,7 @@ fn a_power_loss_takes_nothing_that_was_acknowledged() {
             let compress = random.below(2) == 0;
             let settled = random.below(2) == 0;
             let volatile = Arc::new(VolatileDisk {
-                lives: 20 + random.below(80) as u32,
+                lives: 5 + random.below(60) as u32,
                 cache: Mutex::default(),
             });
             let medium = OnDirectory {
@@ -281,7 +281,6 @@ fn a_power_loss_takes_nothing_that_was_acknowledged() {
             }
             live(&mut disk, &mut random, &mut expected);
             drop(disk);
-            let left = volatile.cache.lock().unflushed.len(); println!("life {life}: unflushed {left}");
             settle_cache(&volatile, &directory, &mut random);
         }
         let disk = Disk::open(&directory, options(&directory, FRAMES, false));
