@@ -186,7 +186,7 @@ fn append_some(disk: &mut Disk, random: &mut Random, expected: &mut Replicas, fi
         let fresh = more_bytes(random, rekindle_core::entry::SEGMENT_BYTES - offset);
         let mut whole = replica.sent.clone();
         whole.extend_from_slice(&fresh);
-        let close = random.below(8) == 0;
+        let close = random.below(3) == 0;
         let open = if offset == 0 { OPEN | PRIMARY } else { 0 };
         let flags = open | if close { CLOSE } else { 0 };
         match disk.submit(&write_body(1, id, 1, offset, &fresh, Some(&whole), flags)) {
@@ -250,11 +250,11 @@ fn a_power_loss_takes_nothing_that_was_acknowledged() {
     for history in 0..8 {
         let directory = Directory::new();
         let mut expected = Replicas::new();
-        for life in 0..8 {
+        for life in 0..12 {
             let compress = random.below(2) == 0;
             let settled = random.below(2) == 0;
             let volatile = Arc::new(VolatileDisk {
-                lives: 5 + random.below(60) as u32,
+                lives: 3 + random.below(40) as u32,
                 cache: Mutex::default(),
             });
             let medium = OnDirectory {
