@@ -206,13 +206,19 @@ fn a_torn_newest_slot_or_block_falls_back_to_the_acknowledged_prefix_before() {
 }
 
 #[test]
-fn a_frame_without_a_whole_replica_is_reported() {
+fn a_frame_without_a_whole_replica_is_reported_and_kept() {
     let directory = Directory::new();
     two_acknowledged_writes(&directory, 5000, 5000);
     overwrite(&directory, DATA_OFFSET, &[0xee; 64]);
-    let disk = Disk::open(&directory, options(&directory, 1, false));
+    let mut disk = Disk::open(&directory, options(&directory, 1, false));
     assert!(disk.storage.replicas().is_empty());
     assert_eq!(disk.storage.stats()["framesBadAtRestart"], 1.0);
+    let status = disk.write(1, 2, 1, 0, b"new", Some(b"new"), OPEN);
+    assert_eq!(
+        status,
+        Status::NoFreeFrame,
+        "what it held is not overwritten"
+    );
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
         if !wanted || state.frames.free_count() <= FRAMES_SPARED {
             return false;
         }
-        let Some(frame) = state.frames.allocate() else {
+        let Some(frame) = state.frames.allocate_apart() else {
             return false;
         };
         let (slot, sequence) = state.frames.next_slot(frame);

@@ -17,10 +17,25 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 /// Disk space is reserved this many frames at a time.
 const GROWTH_FRAMES: u32 = 8;
 
+/// Stands between the storage and the file: a disk with a volatile cache, a slow one.
+pub trait Medium: Send + Sync {
+    /// Instead of the write.
+    ///
+    /// # Errors
+    /// What the storage shall see.
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Instead of fdatasync.
+    ///
+    /// # Errors
+    /// What the storage shall see.
+    fn sync(&self, file: &File) -> io::Result<()>;
+}
+
 /// A disk that fails on request; compiled in always so that tests run the shipped code. Counters
 /// below zero mean "never".
-#[derive(Debug)]
 pub struct Faults {
+    medium: Option<Arc<dyn Medium>>,
     writes_left: AtomicI64,
     syncs_left: AtomicI64,
     reads_fail: AtomicBool,
@@ -30,6 +45,7 @@ pub struct Faults {
 impl Default for Faults {
     fn default() -> Self {
         Self {
+            medium: None,
             writes_left: AtomicI64::new(-1),
             syncs_left: AtomicI64::new(-1),
             reads_fail: AtomicBool::new(false),
@@ -39,6 +55,14 @@ impl Default for Faults {
 }
 
 impl Faults {
+    /// All writes and syncs go through `medium`.
+    pub fn over(medium: Arc<dyn Medium>) -> Self {
+        Self {
+            medium: Some(medium),
+            ..Self::default()
+        }
+    }
+
     /// The write after `count` more is torn in the middle and fails; if `permanent`, so does
     /// everything after it, as if the machine had died there.
     pub fn fail_write_after(&self, count: u32, permanent: bool) {
@@ -167,7 +191,10 @@ impl FrameFile {
             self.file.write_all_at(&bytes[..torn], offset)?;
             return Err(injected());
         }
-        self.file.write_all_at(bytes, offset)
+        match &self.faults.medium {
+            None => self.file.write_all_at(bytes, offset),
+            Some(medium) => medium.write(&self.file, bytes, offset),
+        }
     }
 
     /// Fills `bytes` from a block boundary; what lies beyond the end of the file is zero.
@@ -215,7 +242,10 @@ impl FrameFile {
         {
             return Err(injected());
         }
-        self.file.sync_data()
+        match &self.faults.medium {
+            None => self.file.sync_data(),
+            Some(medium) => medium.sync(&self.file),
+        }
     }
 }
 

@@ -100,7 +100,7 @@ impl FrameTable {
     }
 
     /// A frame that is ready.
-    pub fn allocate_ready(&mut self) -> Option<u32> {
+    fn allocate_ready(&mut self) -> Option<u32> {
         let frame = self.free.pop_front()?;
         let entry = self.frame_mut(frame);
         assert!(
@@ -122,6 +122,16 @@ impl FrameTable {
             self.frame_mut(frame).usage = FrameUse::Used;
             return Some(frame);
         }
+        self.allocate_at_end()
+    }
+
+    /// A frame for a thread that writes beside the I/O thread: never the one that is being
+    /// pre-written, whose zeros may be on their way to the disk.
+    pub fn allocate_apart(&mut self) -> Option<u32> {
+        self.allocate_ready().or_else(|| self.allocate_at_end())
+    }
+
+    fn allocate_at_end(&mut self) -> Option<u32> {
         if self.frames.len() >= self.frames_max || self.growth_retry_at.is_some() {
             return None;
         }

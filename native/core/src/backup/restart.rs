@@ -2,7 +2,9 @@
 //!
 //! Rule: an open replica counts only if all its bytes match its certificate, else the other slot's
 //! is tried. A closed replica is believed here, because its slot is written only after its data is
-//! flushed, and verified when it is read. Frames with nothing usable are counted and used last.
+//! flushed, and verified when it is read. Of a replica's groups only the newest can be cut off, and
+//! the slot beside its first group is free or empty: such a frame is used again, last. Any other
+//! frame without a whole replica is damaged; it is kept as it is and never used.
 
 use crate::backup::frame::{
     BLOCK_BYTES, CertificateBlock, Codec, DATA_OFFSET, FrameState, SLOT_BYTES, SLOTS, SlotContent,
@@ -20,8 +22,11 @@ use std::sync::Arc;
 enum Found {
     Free,
     Replica(usize, CertificateBlock),
-    /// Something was here, and no slot's replica is whole.
-    Suspect,
+    /// The first group of a replica, cut off by a crash: nothing of it was acknowledged. (Or it
+    /// has rotted since, which looks the same; hence counted, and used last.)
+    Torn,
+    /// No slot's replica is whole, and no crash explains it: it may have held acknowledged bytes.
+    Damaged,
     Unreadable,
 }
 
@@ -38,7 +43,7 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
         pool,
         slots: AlignedBytes::new(DATA_OFFSET),
     };
-    let mut suspects = Vec::new();
+    let mut torn = Vec::new();
     let mut superseded = Vec::new();
     let count = u32::try_from(file.frame_count()?).map_err(io::Error::other)?;
     for index in 0..count {
@@ -49,11 +54,11 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
                 frame.newest_slot = slot;
                 superseded.extend(keep_best(state, index, &certificate));
             }
-            Found::Suspect => {
-                state.counters.bad_at_restart += 1;
-                suspects.push(index);
+            Found::Torn => {
+                state.counters.torn_at_restart += 1;
+                torn.push(index);
             }
-            Found::Unreadable => {
+            Found::Damaged | Found::Unreadable => {
                 state.counters.bad_at_restart += 1;
                 frame.usage = FrameUse::Bad;
             }
@@ -61,8 +66,7 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
         state.frames.push_found(frame);
     }
     free_superseded(file, state, &superseded);
-    suspects
-        .into_iter()
+    torn.into_iter()
         .for_each(|index| state.frames.release(index));
     Ok(())
 }
@@ -89,11 +93,10 @@ impl Scan<'_> {
             let untouched = contents
                 .iter()
                 .all(|content| *content == SlotContent::Empty);
-            return if untouched {
-                Found::Free
-            } else {
-                Found::Suspect
-            };
+            if untouched {
+                return Found::Free;
+            }
+            return torn_or_damaged(&contents, frame);
         };
         frame.sequence = newest.sequence;
         frame.newest_slot = newest_slot;
@@ -112,7 +115,7 @@ impl Scan<'_> {
                 Err(_) => {}
             }
         }
-        Found::Suspect
+        torn_or_damaged(&contents, frame)
     }
 
     fn holds(&self, frame: u32, slot: usize, certificate: &CertificateBlock) -> Result<(), Status> {
@@ -136,6 +139,21 @@ impl Scan<'_> {
         };
         read_from_disk(self.file, self.pool, &location).map(drop)
     }
+}
+
+/// Says which of the two it is; the next slot written in a torn frame is the torn one, so that the
+/// free or empty slot beside it goes on to tell the one from the other.
+fn torn_or_damaged(contents: &[SlotContent], frame: &mut Frame) -> Found {
+    let unused = |content: &SlotContent| match content {
+        SlotContent::Empty => true,
+        SlotContent::Valid(certificate) => certificate.state == FrameState::Free,
+        SlotContent::Corrupt => false,
+    };
+    let Some(slot) = contents.iter().position(unused) else {
+        return Found::Damaged;
+    };
+    frame.newest_slot = slot;
+    Found::Torn
 }
 
 /// Adds a replica; of two with the same key the closed, younger, longer one stays. Returns the

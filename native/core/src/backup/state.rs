@@ -121,6 +121,7 @@ pub(super) struct Counters {
     pub read_errors: u64,
     pub panics: u64,
     pub bad_at_restart: u64,
+    pub torn_at_restart: u64,
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,

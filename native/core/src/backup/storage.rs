@@ -442,6 +442,7 @@ impl BackupStorage {
             let prewriting = state.frames.count(FrameUse::Prewriting);
             stats.insert("framesPrewriting", prewriting as f64);
             stats.insert("framesBadAtRestart", counters.bad_at_restart as f64);
+            stats.insert("framesTornAtRestart", counters.torn_at_restart as f64);
             stats.insert("replicas", state.replicas.len() as f64);
             stats.insert("fencedMasters", state.fenced.len() as f64);
             stats.insert("queuedBytes", state.queued_bytes() as f64);

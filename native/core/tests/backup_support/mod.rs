@@ -140,6 +140,30 @@ impl Completed {
     }
 }
 
+/// A BACKUP_WRITE body; with `certified`, the certificate is the one of these bytes.
+#[allow(clippy::too_many_arguments, reason = "the fields of the message")]
+pub fn write_body(
+    master_id: u64,
+    segment_id: u64,
+    epoch: u64,
+    offset: usize,
+    bytes: &[u8],
+    certified: Option<&[u8]>,
+    flags: u32,
+) -> Vec<u8> {
+    let mut body = Vec::with_capacity(48 + bytes.len());
+    for field in [master_id, segment_id, epoch] {
+        body.extend_from_slice(&field.to_le_bytes());
+    }
+    let (end, checksum) = certified.map_or((0, 0), |all| (all.len() as u32, crc32c(all)));
+    let flags = flags | if certified.is_some() { CERTIFICATE } else { 0 };
+    for field in [offset as u32, bytes.len() as u32, end, checksum, flags, 0] {
+        body.extend_from_slice(&field.to_le_bytes());
+    }
+    body.extend_from_slice(bytes);
+    body
+}
+
 type Answers = Arc<(Mutex<BTreeMap<u64, Status>>, Condvar)>;
 
 /// A storage with its faults; calls wait for their answers.
@@ -152,7 +176,11 @@ pub struct Disk {
 
 impl Disk {
     pub fn open(_directory: &Directory, options: BackupOptions) -> Self {
-        let faults = Arc::new(Faults::default());
+        Self::with_faults(options, Faults::default())
+    }
+
+    pub fn with_faults(options: BackupOptions, faults: Faults) -> Self {
+        let faults = Arc::new(faults);
         let storage = BackupStorage::open(options, Arc::clone(&faults)).expect("opens");
         let answers: Answers = Arc::default();
         let sink = Arc::clone(&answers);
@@ -180,25 +208,27 @@ impl Disk {
         certified: Option<&[u8]>,
         flags: u32,
     ) -> Status {
-        let mut body = Vec::with_capacity(48 + bytes.len());
-        for field in [master_id, segment_id, epoch] {
-            body.extend_from_slice(&field.to_le_bytes());
-        }
-        let (end, checksum) = certified.map_or((0, 0), |all| (all.len() as u32, crc32c(all)));
-        let flags = flags | if certified.is_some() { CERTIFICATE } else { 0 };
-        for field in [offset as u32, bytes.len() as u32, end, checksum, flags, 0] {
-            body.extend_from_slice(&field.to_le_bytes());
-        }
-        body.extend_from_slice(bytes);
+        let body = write_body(
+            master_id, segment_id, epoch, offset, bytes, certified, flags,
+        );
         self.raw(&body)
     }
 
     pub fn raw(&mut self, body: &[u8]) -> Status {
+        match self.submit(body) {
+            Ok(token) => self.answer(token),
+            Err(status) => status,
+        }
+    }
+
+    /// Sends a body without waiting; the token is for `answer`.
+    pub fn submit(&mut self, body: &[u8]) -> Result<u64, Status> {
         let token = self.next_token;
         self.next_token += 1;
-        if let Err(status) = self.storage.write(body, token) {
-            return status;
-        }
+        self.storage.write(body, token).map(|()| token)
+    }
+
+    pub fn answer(&self, token: u64) -> Status {
         let mut answers = self.answers.0.lock();
         loop {
             if let Some(status) = answers.remove(&token) {
