@@ -5,8 +5,7 @@
 import type { RecoveryReport } from '../rpc/messages.js';
 import type { CoordinatorState } from './coordinator-state.js';
 import { backupsFor } from './server-list.js';
-
-export const STATE_COPIES_WANTED = 2;
+import { STATE_COPIES_WANTED } from './state-copier.js';
 
 /** Fewest backups that any master can choose from; null if there is no master. */
 function fewestBackups(state: CoordinatorState): number | null {
@@ -32,7 +31,7 @@ export function clusterNotes(state: CoordinatorState): string[] {
 export function clusterWarnings(
   state: CoordinatorState,
   recoveries: readonly RecoveryReport[],
-  stateCopies: number,
+  stateCopies: { copies: number; late: boolean },
 ): string[] {
   const warnings: string[] = [];
   const { replicas } = state.cluster;
@@ -44,9 +43,9 @@ export function clusterWarnings(
       `writes wait: a segment needs ${replicas} backups on other ${place}, a master has ${fewest}`,
     );
   }
-  if (stateCopies < STATE_COPIES_WANTED) {
+  if (stateCopies.late) {
     warnings.push(
-      `${stateCopies} servers hold a copy of the coordinator's newest state, ` +
+      `${stateCopies.copies} servers hold a copy of the coordinator's newest state, ` +
         `${STATE_COPIES_WANTED} are wanted`,
     );
   }

@@ -351,7 +351,7 @@ export class Coordinator implements CoordinatorContext {
       tables: this.state.tableInfos(),
       recoveries,
       stateCopies,
-      warnings: clusterWarnings(this.state, recoveries, stateCopies),
+      warnings: clusterWarnings(this.state, recoveries, this.copier),
       notes: clusterNotes(this.state),
     };
   }

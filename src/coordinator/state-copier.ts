@@ -9,6 +9,10 @@ import { copyOf, type StateCopy } from './state-copy.js';
 
 const COLLECT_MS = 100;
 const RETRY_MS = 1_000;
+/** Servers that should hold the newest state. */
+export const STATE_COPIES_WANTED = 2;
+/** A change is on its way for a moment; an operator hears of it if it stays so. */
+const LATE_MS = 5_000;
 /** A copy travels in one message. */
 const COPY_BYTES_MAX = 7 * 1024 * 1024;
 
@@ -17,8 +21,18 @@ export class StateCopier {
   private readonly inFlight = new Set<number>();
   private scheduled = false;
   private tooLargeLogged = false;
+  /** When the wanted number of servers last held the newest state. */
+  private enoughAtMs: number;
 
-  constructor(private readonly context: CoordinatorContext) {}
+  constructor(private readonly context: CoordinatorContext) {
+    this.enoughAtMs = context.now();
+  }
+
+  /** Too few servers have held the newest state for too long. */
+  get late(): boolean {
+    const enough = this.copies >= STATE_COPIES_WANTED;
+    return !enough && this.context.now() - this.enoughAtMs > LATE_MS;
+  }
 
   get copies(): number {
     const { state, revision } = this.context;
@@ -71,6 +85,7 @@ export class StateCopier {
     try {
       await this.context.call(serverId, 'STORE_COORDINATOR_STATE', copy);
       this.revisions.set(serverId, copy.revision);
+      if (this.copies >= STATE_COPIES_WANTED) this.enoughAtMs = this.context.now();
     } catch (error) {
       pauseMs = RETRY_MS;
       this.context.log('debug', 'a server did not take the copy of the state', {

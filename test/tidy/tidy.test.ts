@@ -24,10 +24,14 @@ function assertNone(findings: readonly string[]): void {
 }
 
 test('no line is wider than 100 columns', () => {
+  // The formatter does not break an import of one name.
+  const breakable = (line: string): boolean => !/^import (type )?\{ \w+ \} from '.*';$/.test(line);
   assertNone(
     code.flatMap(({ path, lines }) =>
       lines.flatMap((line, index) =>
-        [...line].length > WIDTH_MAX ? [`${path}:${index + 1} has ${[...line].length}`] : [],
+        [...line].length > WIDTH_MAX && breakable(line)
+          ? [`${path}:${index + 1} has ${[...line].length}`]
+          : [],
       ),
     ),
   );

@@ -65,11 +65,12 @@ export class LmdbStorage implements ExternalStorage {
       await this.database.transaction(() => {
         foundRevision = this.revision();
         if (foundRevision !== expectedRevision) return;
+        // Inside a transaction these belong to it: its own promise stands for all of them.
         for (const { key, value } of writes) {
-          if (value === undefined) this.database.remove(key);
-          else this.database.put(key, value);
+          if (value === undefined) void this.database.remove(key);
+          else void this.database.put(key, value);
         }
-        this.database.put(REVISION_KEY, expectedRevision + 1);
+        void this.database.put(REVISION_KEY, expectedRevision + 1);
       });
       await this.database.flushed;
     } catch (error) {

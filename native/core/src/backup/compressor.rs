@@ -98,17 +98,17 @@ fn write_image(
     let stored = certificate.stored as usize;
     let end = block_ceiling(stored);
     image.bytes_mut()[stored..end].fill(0);
-    shared.file.write(
+    shared.compressor_file.write(
         &image.bytes_mut()[..end],
         frame_offset(frame) + DATA_OFFSET as u64,
     )?;
-    shared.file.sync()?;
+    shared.compressor_file.sync()?;
     let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
     encode_slot(certificate, &[], slot_bytes.bytes_mut());
     shared
-        .file
+        .compressor_file
         .write(slot_bytes.bytes(), slot_offset(frame, slot))?;
-    shared.file.sync()
+    shared.compressor_file.sync()
 }
 
 /// Makes the image the replica and frees the raw frame; or the image's, if the replica is gone.

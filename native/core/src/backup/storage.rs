@@ -93,6 +93,9 @@ pub struct ReplicaReport {
 /// What the threads share.
 pub(super) struct Shared {
     pub file: FrameFile,
+    /// The compressor's own: the system reports a failed write-back once per open file, so a sync
+    /// of one thread must not swallow the error that belongs to another.
+    pub compressor_file: FrameFile,
     pub superblocks: SuperblockFiles,
     pub options: BackupOptions,
     pub state: Mutex<State>,
@@ -171,7 +174,8 @@ impl BackupStorage {
         let (directory, superblocks, superblock) = open_directory(&options)?;
         let path = options.directory.join("frames");
         let disk = |error: std::io::Error| disk_error(&path, &error);
-        let file = FrameFile::open(&path, faults).map_err(disk)?;
+        let file = FrameFile::open(&path, Arc::clone(&faults)).map_err(disk)?;
+        let compressor_file = FrameFile::open(&path, faults).map_err(disk)?;
         directory
             .sync_all()
             .map_err(|error| disk_error(&options.directory, &error))?;
@@ -182,6 +186,7 @@ impl BackupStorage {
         let piece_cache_bytes = options.piece_cache_bytes;
         let shared = Arc::new(Shared {
             file,
+            compressor_file,
             superblocks,
             options,
             state: Mutex::new(state),
