@@ -51,7 +51,9 @@ if (major < 20 || (major === 20 && minor < 19)) {
 // npm writes this file at the end of an installation.
 const installedMs = newestMs('node_modules/.package-lock.json');
 if (installedMs === 0 || installedMs < newestMs('package-lock.json')) {
-  step('installing packages', 'npm', ['ci', '--no-audit', '--no-fund']);
+  // Not `npm ci`: that refuses a registry that lacks optional builds for other platforms. Versions
+  // are those of the lock file all the same.
+  step('installing packages', 'npm', ['install', '--no-save', '--no-audit', '--no-fund']);
 }
 
 const rustMs = Math.max(...['native', 'Cargo.toml', 'Cargo.lock'].map((path) => newestMs(path)));
