@@ -26,8 +26,9 @@ use std::time::Duration;
 
 use crate::errors::{Code, border, coded, whole};
 
-/// Split pieces that are kept for recovery masters.
-const PIECE_CACHE_BYTES: usize = 1 << 30;
+/// Split pieces that are kept for recovery masters. Small, since memory used again is several times
+/// faster than fresh memory; what was dropped is split again on demand.
+const PIECE_CACHE_BYTES: usize = 128 << 20;
 
 type CodedError = napi::Error<Code>;
 /// Named so that the `napi` macro sees a result.
