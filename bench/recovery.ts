@@ -3,7 +3,8 @@
  * others take over. Shows the phases, the rates, and what a client noticed: the longest time in
  * which a probe that reads every few milliseconds got no answer.
  *
- * After the recovery every object is read and compared.
+ * The servers first touch their memory, as servers have that run for a while. After the recovery
+ * every object is read and compared.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Client, connect, type Table } from '../src/client/index.js';
@@ -11,7 +12,7 @@ import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { formatBytes, formatCount, formatMs } from '../src/ops/text-table.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
 import type { Durability, RecoveryReport } from '../src/rpc/messages.js';
-import { waitForRecovery, waitUntilWhole } from './cluster-health.js';
+import { waitForRecovery, waitUntilTouched, waitUntilWhole } from './cluster-health.js';
 import { Dataset } from './dataset.js';
 import { countWrong, writeDataset } from './dataset-transfer.js';
 import { megabytesPerSecond, objectsPerSecond, recoveryTable } from './recovery-table.js';
@@ -28,6 +29,7 @@ export interface RecoveryBenchOptions extends BenchOptions {
 const SEGMENT_BYTES = 8 * 2 ** 20;
 const PROBE_INTERVAL_MS = 5;
 const RECOVERY_TIMEOUT_MS = 180_000;
+const TOUCH_TIMEOUT_MS = 120_000;
 /** Room for entry headers, keys, hash table, and for what a recovery master takes over. */
 const MEMORY_FACTOR = 1.75;
 
@@ -47,6 +49,7 @@ export async function runRecoveryBench(options: RecoveryBenchOptions): Promise<B
   const start = performance.now();
   await writeDataset(table, dataset);
   const fillMs = performance.now() - start;
+  await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
 
   const serverId = await ownerOf(client, 'bench-recovery');
   const index = cluster.indexOf(serverId);

@@ -20,7 +20,7 @@ pub mod unacked_rpc_results;
 pub mod worker_pool;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -84,6 +84,8 @@ pub struct Master {
     pool: WorkerPool,
     replay_threads: usize,
     closed: AtomicBool,
+    /// Log memory that needs no page fault any more.
+    touched_bytes: AtomicUsize,
     serving: Mutex<Serving>,
 }
 
@@ -109,6 +111,7 @@ impl Master {
             pool: WorkerPool::new(replay_threads)?,
             replay_threads,
             closed: AtomicBool::new(false),
+            touched_bytes: AtomicUsize::new(0),
             serving: Mutex::default(),
         });
         pretouch::pretouch(&master)?;
@@ -327,6 +330,10 @@ impl Master {
             ("liveBytes", sum(Tablet::bytes)),
             ("deadBytes", arena.dead_bytes()),
             ("memoryBytes", arena.bytes() as u64),
+            (
+                "touchedBytes",
+                self.touched_bytes.load(Ordering::Relaxed) as u64,
+            ),
             ("segmentsUsed", self.objects.segment_count() as u64),
             ("segmentsFree", free_segments as u64),
             (

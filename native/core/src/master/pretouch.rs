@@ -5,6 +5,7 @@
 //! that ends when it is done or the master is gone. It rests three times as long as it works, since
 //! kernels that group tasks by session ignore priorities between processes.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
@@ -25,6 +26,7 @@ const LOWEST_PRIORITY: libc::c_int = 19;
 /// `OutOfMemory` if the system has no thread to give.
 pub fn pretouch(master: &Arc<Master>) -> Result<(), Status> {
     master.objects.arena.populate(0, FIRST_BYTES);
+    master.touched_bytes.store(FIRST_BYTES, Ordering::Relaxed);
     let rest = Arc::downgrade(master);
     thread::Builder::new()
         .name("rekindle-touch".into())
@@ -56,6 +58,9 @@ fn touch_rest(master: &Weak<Master>) {
         }
         arena.populate(offset, STEP_BYTES);
         offset += STEP_BYTES;
+        master
+            .touched_bytes
+            .store(offset.min(arena.bytes()), Ordering::Relaxed);
         drop(master);
         thread::sleep(started.elapsed() * REST_FACTOR);
     }
