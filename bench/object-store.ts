@@ -5,6 +5,7 @@
 import { type Client, connect, type Table } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import type { Durability } from '../src/rpc/messages.js';
+import { waitUntilTouched } from './cluster-health.js';
 
 export interface ObjectStore {
   /** With its durability: a figure without it means nothing. */
@@ -15,6 +16,8 @@ export interface ObjectStore {
   putMany(entries: readonly (readonly [string, Buffer])[]): Promise<void>;
   close(): Promise<void>;
 }
+
+const TOUCH_TIMEOUT_MS = 120_000;
 
 export interface RekindleStoreOptions {
   servers: number;
@@ -39,6 +42,7 @@ export class RekindleStore implements ObjectStore {
     const cluster = await LocalCluster.start({ ...options, replicas: 3 });
     try {
       const client = await connect(cluster.url, { timeoutMs: 30_000 });
+      await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
       const table = await client.createTable('bench', { span: options.servers });
       return new RekindleStore(`rekindle R=3 ${options.durability}`, cluster, client, table);
     } catch (error) {

@@ -59,7 +59,7 @@ function withDurability(command: Command): Command {
 }
 
 function throughputCommand(): Command {
-  return subcommand('throughput', 'operations a second, both modes of durability', '512MB')
+  return subcommand('throughput', 'operations a second, both modes of durability', '256MB')
     .option('--peer <name>', 'measure a peer on the same work: redis', parsePeer)
     .action((options: CommonOptions & { peer?: 'redis' }) =>
       run(() => {
@@ -79,7 +79,7 @@ Examples:
 }
 
 function latencyCommand(): Command {
-  return withDurability(subcommand('latency', 'HDR histograms of gets and puts', '512MB'))
+  return withDurability(subcommand('latency', 'HDR histograms of gets and puts', '256MB'))
     .option('--rate <n>', 'operations a second of the fixed-rate runs', integer(1, 1e6), 2_000)
     .action((options: CommonOptions & { rate: number }) =>
       run(() => {
