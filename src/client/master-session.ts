@@ -20,7 +20,8 @@ import { attemptMs } from './retry-policy.js';
 export const MESSAGE_OPERATIONS_MAX = 1_024;
 /** A message goes over it only if a single operation does. */
 const MESSAGE_OPERATION_BYTES_MAX = 1_048_576;
-const MESSAGES_IN_FLIGHT_MAX = 16;
+/** Few, so that load makes messages larger instead of more; enough to keep a master busy. */
+const MESSAGES_IN_FLIGHT_MAX = 4;
 /**
  * After which the map is asked whether the owner has changed; a handshake that takes longer goes
  * on meanwhile, and the next attempt finds it done.
