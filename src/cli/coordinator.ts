@@ -10,23 +10,18 @@ import {
   parseDurability,
 } from './option-parsers.js';
 import {
-  exitWithParentOption,
-  type LifetimeOptions,
-  readyJsonOption,
   runService,
+  type ServiceOptions,
   serve,
   watchParent,
+  withServiceOptions,
 } from './service-lifetime.js';
 
-interface CoordinatorCommandOptions extends LifetimeOptions {
-  data: string;
-  host: string;
-  port: number;
+interface CoordinatorCommandOptions extends ServiceOptions {
   replicas?: number;
   durability?: Durability;
   allowSameHost?: boolean;
   restore?: string;
-  insecure?: boolean;
 }
 
 async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
@@ -47,15 +42,8 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
 }
 
 export function coordinatorCommand(): Command {
-  return new Command('coordinator')
-    .description('run a coordinator')
-    .addOption(option('--data <dir>', 'its data folder', 'DATA').makeOptionMandatory())
-    .addOption(option('--host <address>', 'address to listen on', 'HOST').default('127.0.0.1'))
-    .addOption(
-      option('--port <n>', 'port to listen on, 0: any', 'PORT', integer(0, 65_535)).default(
-        COORDINATOR_PORT_DEFAULT,
-      ),
-    )
+  const command = new Command('coordinator').description('run a coordinator');
+  return withServiceOptions(command, COORDINATOR_PORT_DEFAULT)
     .addOption(
       option(
         '--replicas <n>',
@@ -74,9 +62,6 @@ export function coordinatorCommand(): Command {
     )
     .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
-    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
-    .addOption(readyJsonOption())
-    .addOption(exitWithParentOption())
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
     .addHelpText(
       'after',

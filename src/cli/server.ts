@@ -1,24 +1,19 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
 import { startServer } from '../cluster/server.js';
-import { flag, integer, option, parseAddress, parseMemoryBytes } from './option-parsers.js';
+import { option, parseAddress, parseMemoryBytes } from './option-parsers.js';
 import {
-  exitWithParentOption,
-  type LifetimeOptions,
-  readyJsonOption,
   runService,
+  type ServiceOptions,
   serve,
   watchParent,
+  withServiceOptions,
 } from './service-lifetime.js';
 
-interface ServerCommandOptions extends LifetimeOptions {
+interface ServerCommandOptions extends ServiceOptions {
   coordinator: string;
-  data: string;
-  host: string;
-  port: number;
   memory: number;
   hostLabel?: string;
-  insecure?: boolean;
 }
 
 async function serveData(options: ServerCommandOptions): Promise<number> {
@@ -38,17 +33,12 @@ async function serveData(options: ServerCommandOptions): Promise<number> {
 }
 
 export function serverCommand(): Command {
-  return new Command('server')
-    .description('run a storage server (master and backup)')
+  const command = new Command('server').description('run a storage server (master and backup)');
+  return withServiceOptions(command, 0)
     .addOption(
       option('--coordinator <host:port>', 'where to enlist', 'COORDINATOR', parseAddress).default(
         '127.0.0.1:7411',
       ),
-    )
-    .addOption(option('--data <dir>', 'its data folder', 'DATA').makeOptionMandatory())
-    .addOption(option('--host <address>', 'address to listen on', 'HOST').default('127.0.0.1'))
-    .addOption(
-      option('--port <n>', 'port to listen on, 0: any', 'PORT', integer(0, 65_535)).default(0),
     )
     .addOption(
       option('--memory <size>', 'log memory', 'MEMORY', parseMemoryBytes).default(
@@ -59,9 +49,6 @@ export function serverCommand(): Command {
     .addOption(
       option('--host-label <name>', 'placement label; default: the host name', 'HOST_LABEL'),
     )
-    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
-    .addOption(readyJsonOption())
-    .addOption(exitWithParentOption())
     .action((options: ServerCommandOptions) => runService(() => serveData(options)))
     .addHelpText(
       'after',

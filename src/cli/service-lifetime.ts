@@ -1,22 +1,38 @@
 /**
- * How the long-running commands (`coordinator`, `server`) announce themselves and end: a ready
- * line for whoever started them, a clean stop on SIGINT and SIGTERM, and, with
- * `--exit-with-parent`, the end of the process when the parent's end of stdin is gone.
+ * What the long-running commands (`coordinator`, `server`) share: the options that say where they
+ * keep data and listen, and how they announce themselves and end: a ready line for whoever started
+ * them, a clean stop on SIGINT and SIGTERM, and, with `--exit-with-parent`, the end of the process
+ * when the parent's end of stdin is gone.
  */
-import { Option } from 'commander';
+import { type Command, Option } from 'commander';
 import { EXIT_OK, printLine, run, untilSignal } from './command-runner.js';
+import { flag, integer, option } from './option-parsers.js';
 
 export interface LifetimeOptions {
   readyJson?: boolean;
   exitWithParent?: boolean;
 }
 
-export function readyJsonOption(): Option {
-  return new Option('--ready-json', 'print one JSON line on stdout when ready');
+export interface ServiceOptions extends LifetimeOptions {
+  data: string;
+  host: string;
+  port: number;
+  insecure?: boolean;
 }
 
-export function exitWithParentOption(): Option {
-  return new Option('--exit-with-parent', 'exit when stdin is closed');
+/** Adds the options of `ServiceOptions`. */
+export function withServiceOptions(command: Command, portDefault: number): Command {
+  return command
+    .addOption(option('--data <dir>', 'its data folder', 'DATA').makeOptionMandatory())
+    .addOption(option('--host <address>', 'address to listen on', 'HOST').default('127.0.0.1'))
+    .addOption(
+      option('--port <n>', 'port to listen on, 0: any', 'PORT', integer(0, 65_535)).default(
+        portDefault,
+      ),
+    )
+    .addOption(flag('--insecure', 'listen beyond loopback without authentication', 'INSECURE'))
+    .addOption(new Option('--ready-json', 'print one JSON line on stdout when ready'))
+    .addOption(new Option('--exit-with-parent', 'exit when stdin is closed'));
 }
 
 /** Watched from the beginning: a parent may die while this process still starts. */
