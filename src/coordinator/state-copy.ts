@@ -5,16 +5,11 @@
  * A copy may be older than the state that was lost, so restoring leaves gaps in everything that is
  * counted: no id and no term that the lost coordinator may have given out is given out again.
  */
-import { createRequire } from 'node:module';
+import { crc32c } from '../ops/checksum.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
 import { type ClusterRecord, type CoordinatorState, clusterKey } from './coordinator-state.js';
 import type { ExternalStorage, StoragePair } from './external-storage/external-storage.js';
-
-// The package ships no types for this entry point.
-const { buf: crc32cSigned } = createRequire(import.meta.url)('crc-32/crc32c.js') as {
-  buf(bytes: Uint8Array): number;
-};
 
 export type StateCopy = RequestOf<'STORE_COORDINATOR_STATE'>;
 
@@ -23,7 +18,7 @@ const ID_GAP = 1_000_000;
 const TERM_GAP = 1_000;
 
 function crc32cOf(text: string): number {
-  return crc32cSigned(Buffer.from(text, 'utf8')) >>> 0;
+  return crc32c(Buffer.from(text, 'utf8'));
 }
 
 export function copyOf(state: CoordinatorState, revision: number): StateCopy {

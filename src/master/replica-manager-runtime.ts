@@ -351,7 +351,7 @@ export class ReplicaManagerRuntime {
       return;
     }
     this.#inFlight.delete(segmentId);
-    // The view is made again should the segment be sent once more: 8 MiB views are not hoarded.
+    // The view is made again should the segment be sent once more: the map stays small.
     if (this.#manager.segment(segmentId)?.synced ?? true) this.#segmentBytes.delete(segmentId);
     const drains = this.#drains.get(segmentId) ?? [];
     this.#drains.delete(segmentId);

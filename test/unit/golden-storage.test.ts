@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { encodeBackupWriteHeader } from '../../src/master/replica-manager-runtime.js';
-import { crc32c } from '../../src/ops/inspector/checksum.js';
+import { crc32c } from '../../src/ops/checksum.js';
 import {
   decodeDigest,
   decodeEntries,

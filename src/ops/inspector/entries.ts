@@ -2,7 +2,7 @@
  * Log entries (docs/formats.md §2), read without the native core. Rule: no field of an entry is
  * given out before its lengths are checked against the bytes at hand and its checksum matches.
  */
-import { crc32c } from './checksum.js';
+import { crc32c } from '../checksum.js';
 
 export const ENTRY_HEADER_BYTES = 32;
 

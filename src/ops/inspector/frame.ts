@@ -2,7 +2,7 @@
  * Superblocks and slots of frames (docs/formats.md §4), read without the native core. A slot counts
  * only if both of its checksums match; which slot of a frame counts is the caller's question.
  */
-import { crc32c, safeU64 } from './checksum.js';
+import { crc32c } from '../checksum.js';
 
 export const BLOCK_BYTES = 4096;
 export const SLOT_BYTES = 2 * BLOCK_BYTES;
@@ -104,4 +104,10 @@ function isZero(bytes: Buffer): boolean {
 
 function allPresent(values: (number | null)[]): values is number[] {
   return values.every((value) => value !== null);
+}
+
+/** Ids, versions and positions stay below 2^53 by contract; anything else is damage. */
+function safeU64(bytes: Buffer, at: number): number | null {
+  const value = bytes.readUInt32LE(at) + bytes.readUInt32LE(at + 4) * 2 ** 32;
+  return Number.isSafeInteger(value) ? value : null;
 }

@@ -4,7 +4,7 @@
  * damaged bytes cannot ask for much memory.
  */
 import { uncompressSync } from 'lz4-napi';
-import { crc32c } from './checksum.js';
+import { crc32c } from '../checksum.js';
 
 export const IMAGE_BLOCK_BYTES = 256 * 2 ** 10;
 

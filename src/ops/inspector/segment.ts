@@ -3,7 +3,7 @@
  * reaches, and what is in them. Everything is checked: the certificate against all bytes, each
  * entry against its own checksum, the opening against what a segment must begin with.
  */
-import { crc32c } from './checksum.js';
+import { crc32c } from '../checksum.js';
 import { decodeDigest, decodeEntries, type EntryType, type LogEntry } from './entries.js';
 
 export interface Certificate {

@@ -1,5 +1,5 @@
 /** A server's copy of the coordinator's state (docs/formats.md §5), read and checked. */
-import { crc32c } from './checksum.js';
+import { crc32c } from '../checksum.js';
 
 export interface StateCopyReport {
   clusterId: string;
