@@ -55,7 +55,7 @@ impl Recovery {
         let mut serving = master.serving()?;
         let mut tablets: Vec<_> = ranges
             .iter()
-            .map(|range| Tablet::new(*range, false))
+            .map(|range| Tablet::new(*range, false, u64::MAX))
             .collect();
         tablets.sort_by_key(|tablet| tablet.range);
         let mut inserted = 0;
@@ -87,6 +87,9 @@ impl Recovery {
             }
         };
         drop(serving);
+        for tablet in &tablets {
+            tablet.set_ctime_segment_id(head.id);
+        }
         Ok(Self {
             master: Arc::clone(master),
             tablets,
@@ -253,6 +256,9 @@ impl Recovery {
     pub fn activate(&self) -> Result<(), Status> {
         let _serving = self.master.serving()?;
         self.advance(Phase::Committed, Phase::Active)?;
+        for side in self.sides.lock().iter() {
+            side.set_cleanable(true);
+        }
         for tablet in &self.tablets {
             tablet.make_ready();
         }
@@ -295,11 +301,10 @@ impl Recovery {
         let sides = std::mem::take(&mut *self.sides.lock());
         for side in &sides {
             erase_entries(objects, side);
+            side.set_cleanable(committed);
         }
-        for id in &freed {
-            // SAFETY: all slots into it are cleared; readers are kept out by the serving lock.
-            unsafe { objects.free_segment(*id) };
-        }
+        objects.release_segments(&freed);
+        objects.reclaim();
         for tablet in &self.tablets {
             serving.tablets.remove(&tablet.range);
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::execute::tombstone_of;
 use super::hash_table::prefetch;
-use super::log::RESERVE_SEGLETS;
+use super::log::RESERVE_BLOCKS;
 use super::objects::{Current, Objects};
 use super::segment::{Append, Segment};
 use super::tablets::Tablet;
@@ -299,7 +299,7 @@ impl Replay<'_> {
         {
             let fresh = self
                 .objects
-                .open_segment(None, RESERVE_SEGLETS, timestamp)?;
+                .open_segment(None, RESERVE_BLOCKS, timestamp)?;
             self.sides.lock().push(Arc::clone(&fresh));
             if let Some(full) = self.worker.open.replace(fresh) {
                 full.close();
@@ -320,14 +320,17 @@ impl ReplayWorker {
 
 /// Takes the entries of a side segment out of the table.
 pub fn erase_entries(objects: &Objects, side: &Segment) {
-    // SAFETY: the segment is alive.
-    let bytes = unsafe { side.bytes() };
-    for item in EntryIterator::new(bytes) {
-        let (offset, entry) = item.expect("published entries parse");
-        if entry.entry_type() != EntryType::SegmentHeader {
-            let hash = key_hash(entry.table_id(), entry.key());
-            let _guard = objects.table.lock(hash);
-            objects.table.erase(hash, side.offset + offset);
+    for piece in side.pieces() {
+        let start = piece.extent.offset;
+        // SAFETY: the piece keeps its extent.
+        let bytes = unsafe { objects.arena.published(start, piece.bytes) };
+        for item in EntryIterator::new(bytes) {
+            let (offset, entry) = item.expect("published entries parse");
+            if entry.entry_type() != EntryType::SegmentHeader {
+                let hash = key_hash(entry.table_id(), entry.key());
+                let _guard = objects.table.lock(hash);
+                objects.table.erase(hash, start + offset);
+            }
         }
     }
 }
