@@ -2,9 +2,9 @@
 //!
 //! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
 //! names every segment of the log, itself included; side segments enter the log only through the
-//! digest of the head that is opened next. The last blocks of memory are a reserve: two for heads
-//! that must be opened, two for survivors of the cleaner, one for removes. As long as the reserve
-//! is not whole, writes are refused, with `Retry` while the cleaner may make room.
+//! digest of the head that is opened next. The last blocks of memory are a reserve: one for a
+//! head that must be opened, two for survivors of the cleaner, one for removes. As long as the
+//! reserve is not whole, writes are refused, with `Retry` while the cleaner may make room.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::entry::{EntryHeader, EntryType};
 use crate::status::Status;
 
 /// Blocks that writes and side segments leave alone.
-pub const RESERVE_BLOCKS: usize = 5;
+pub const RESERVE_BLOCKS: usize = 4;
 /// Blocks that the cleaner leaves alone.
-pub const HEAD_RESERVE_BLOCKS: usize = 2;
+pub const HEAD_RESERVE_BLOCKS: usize = 1;
 const REMOVE_KEEPS_BLOCKS: usize = RESERVE_BLOCKS - 1;
 
 /// Why memory is asked for; decides how much of the reserve may go.
@@ -53,13 +53,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Appends all entries as one atomic append, rolling over if need be; returns the arena offset
-    /// of the first.
+    /// Writes all entries as one atomic append behind the log's end, rolling over if need be;
+    /// returns the arena offset of the first. They belong to the log once `publish` is called.
     ///
     /// # Errors
-    /// `OutOfMemory`; then nothing was appended.
+    /// `OutOfMemory`; then nothing was written.
     #[inline]
-    pub fn append(
+    pub fn prepare(
         &mut self,
         objects: &Objects,
         tablets: &Tablets,
@@ -74,12 +74,23 @@ impl Log {
         }
         let total = entries.iter().map(Append::bytes).sum();
         if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
-            return Ok(head.append(entries));
+            return Ok(head.prepare(entries));
         }
         let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
         Ok(self
             .roll(objects, tablets, purpose, timestamp)?
-            .append(entries))
+            .prepare(entries))
+    }
+
+    /// Publishes what the last `prepare` wrote.
+    pub fn publish(&self, objects: &Objects, entries: &[Append<'_>]) {
+        let head = self.head.as_ref().expect("a prepared append has its head");
+        head.publish(entries.iter().map(Append::bytes).sum());
+        for entry in entries {
+            if entry.header.entry_type == EntryType::Tombstone {
+                head.count_tombstone(entry.bytes(), objects.released());
+            }
+        }
     }
 
     /// Opens the next head, then closes the present one.
@@ -138,6 +149,7 @@ impl Log {
             };
             head.append(&[Append {
                 header,
+                prior: &[],
                 key: &[],
                 value,
             }]);

@@ -14,6 +14,7 @@ pub mod log;
 pub mod message;
 pub mod objects;
 mod pretouch;
+pub mod prior_segments;
 pub mod recovery;
 pub mod replay;
 pub mod segment;
@@ -158,7 +159,7 @@ impl Master {
             touched_bytes: AtomicUsize::new(0),
             log_segments_max: replicated.then_some(log_segments_max),
             wanted_blocks: cleaner::wanted_blocks(blocks),
-            cleaner: CleanerState::new(),
+            cleaner: CleanerState::default(),
             serving: Mutex::default(),
         });
         pretouch::pretouch(&master)?;
@@ -459,7 +460,7 @@ impl Master {
         let (arena, table) = (&self.objects.arena, &self.objects.table);
         let counters = serving.counters;
         let sum = |of: fn(&Tablet) -> u64| serving.tablets.iter().map(|tablet| of(tablet)).sum();
-        Ok(vec![
+        let mut stats = vec![
             ("tablets", serving.tablets.iter().count() as u64),
             ("objects", sum(Tablet::records)),
             ("liveBytes", sum(Tablet::bytes)),
@@ -479,6 +480,11 @@ impl Master {
             ("safeVersion", self.objects.safe_version()),
             ("clients", serving.results.clients() as u64),
             ("savedResults", serving.results.results() as u64),
+            (
+                "memoryShort",
+                u64::from(arena.free_blocks() < RESERVE_BLOCKS),
+            ),
+            ("memoryFull", u64::from(self.objects.full())),
             ("messages", counters.messages),
             ("reads", counters.reads),
             ("writes", counters.writes),
@@ -489,7 +495,9 @@ impl Master {
                 "replayedObjects",
                 self.objects.replayed_entries.load(Ordering::Relaxed),
             ),
-        ])
+        ];
+        stats.extend(self.cleaner.stats());
+        Ok(stats)
     }
 
     /// Ends the threads and gives the memory back; every later call fails. Views of segments read
@@ -513,7 +521,7 @@ impl Master {
 }
 
 fn drop_if_within(arena: &Arena, offset: usize, range: &SlotRange) -> bool {
-    // SAFETY: called under the stripe's lock with the offset of a slot.
+    // SAFETY: called with the offset of a slot, while no segment is freed.
     let entry = unsafe { arena.entry(offset) };
     let within = entry.table_id() == range.table_id
         && range.contains(

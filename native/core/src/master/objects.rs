@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -36,6 +36,23 @@ impl Current<'_> {
     }
 }
 
+/// The segments in memory as they once were, for one thread; [`Objects::refresh`] brings it up to
+/// date. Side segments, and segments that are cleaned but not yet released, count.
+#[derive(Default)]
+pub struct PresentSegments {
+    generation: u64,
+    /// Ascending.
+    ids: Vec<u64>,
+}
+
+impl PresentSegments {
+    /// Whether the segment was in memory.
+    #[inline]
+    pub fn contains(&self, id: u64) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+}
+
 /// See the file's head.
 pub struct Objects {
     /// Server id of the master.
@@ -47,12 +64,16 @@ pub struct Objects {
     /// All segments in memory: of the log, of side logs, survivors, and those that were cleaned
     /// until no digest from which a recovery could start names them.
     segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    /// Changed with `segments`, under its lock.
+    segments_generation: AtomicU64,
     /// Contents that replicas are being written from, by segment; None without backups.
     pinned: Option<Mutex<HashMap<u64, Arc<Segment>>>>,
     /// Out of reach for those who come after the epoch.
     retired: Mutex<Vec<(u64, Arc<Segment>)>>,
     /// Segments that have left, ever.
     released: AtomicU64,
+    /// Memory is used up, and the cleaner cannot make room.
+    full: AtomicBool,
     epochs: Epochs,
     next_segment_id: AtomicU64,
     safe_version: AtomicU64,
@@ -61,8 +82,8 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// An empty store. `participants` take part in the epochs: the serving thread is 0, the cleaner
-    /// 1, the others replay. With `replicated`, each segment is pinned from its opening.
+    /// An empty store. `participants` take part in the epochs: the serving thread is 0,
+    /// the others replay. With `replicated`, each segment is pinned from its opening.
     ///
     /// # Errors
     /// `InvalidArgument` for an odd size, `OutOfMemory`.
@@ -77,9 +98,11 @@ impl Objects {
             arena: Arc::new(Arena::new(memory_bytes)?),
             table: HashTable::new(memory_bytes)?,
             segments: Mutex::new(BTreeMap::new()),
+            segments_generation: AtomicU64::new(1),
             pinned: replicated.then(Mutex::default),
             retired: Mutex::new(Vec::new()),
             released: AtomicU64::new(0),
+            full: AtomicBool::new(false),
             epochs: Epochs::new(participants),
             next_segment_id: AtomicU64::new(1),
             safe_version: AtomicU64::new(1),
@@ -133,7 +156,10 @@ impl Objects {
         if let Some(pinned) = &self.pinned {
             pinned.lock().insert(id, Arc::clone(&segment));
         }
-        self.segments.lock().insert(id, Arc::clone(&segment));
+        let mut segments = self.segments.lock();
+        segments.insert(id, Arc::clone(&segment));
+        self.segments_generation.fetch_add(1, Ordering::Release);
+        drop(segments);
         Ok(segment)
     }
 
@@ -193,6 +219,17 @@ impl Objects {
         self.segments.lock().len()
     }
 
+    /// Brings `present` up to date: whoever has seen an entry knows its segment afterwards.
+    #[inline]
+    pub fn refresh(&self, present: &mut PresentSegments) {
+        if self.segments_generation.load(Ordering::Acquire) != present.generation {
+            let segments = self.segments.lock();
+            present.generation = self.segments_generation.load(Ordering::Relaxed);
+            present.ids.clear();
+            present.ids.extend(segments.keys());
+        }
+    }
+
     /// All segments in memory, ascending by id.
     pub fn all_segments(&self) -> Vec<Arc<Segment>> {
         self.segments.lock().values().cloned().collect()
@@ -213,6 +250,7 @@ impl Objects {
     pub fn release_segments(&self, ids: &[u64]) -> usize {
         let mut segments = self.segments.lock();
         let gone: Vec<_> = ids.iter().filter_map(|id| segments.remove(id)).collect();
+        self.segments_generation.fetch_add(1, Ordering::Release);
         drop(segments);
         let count = gone.len();
         self.released.fetch_add(count as u64, Ordering::Relaxed);
@@ -221,6 +259,17 @@ impl Objects {
             self.retire(segment);
         }
         count
+    }
+
+    /// Whether nothing but removes makes room.
+    #[inline]
+    pub fn full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Sets what `full` says.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
     }
 
     /// Segments that have left, ever.
@@ -254,7 +303,7 @@ impl Objects {
         waiting
     }
 
-    /// The newest entry of a key. Changing its slot needs the stripe's lock.
+    /// The newest entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, table_id: u64, key: &[u8]) -> Option<Current<'_>> {
         let mut entry = None;

@@ -17,14 +17,13 @@ use parking_lot::Mutex;
 use super::arena::{Arena, Extent};
 use crate::crc32c;
 use crate::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, FLAG_MORE, SEGMENT_BYTES, entry_bytes,
-    write_entry,
+    EntryHeader, EntryIterator, EntryType, FLAG_MORE, SEGMENT_BYTES, entry_bytes, write_entry,
 };
 use crate::status::Status;
 
 const MARK_BYTES: usize = 256 << 10;
 /// Bytes of the entry that each segment begins with.
-pub const SEGMENT_HEADER_BYTES: usize = entry_bytes(0, 16);
+pub const SEGMENT_HEADER_BYTES: usize = entry_bytes(0, 16, 0);
 
 /// What a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +49,8 @@ pub struct Certificate {
 pub struct Append<'a> {
     /// Its header; `flags` are set by the segment.
     pub header: EntryHeader,
+    /// Segments that may hold dead versions of its key.
+    pub prior: &'a [u64],
     /// Its key.
     pub key: &'a [u8],
     /// Its value.
@@ -60,7 +61,7 @@ impl Append<'_> {
     /// Bytes that it will occupy.
     #[inline]
     pub fn bytes(&self) -> usize {
-        entry_bytes(self.key.len(), self.value.len())
+        entry_bytes(self.key.len(), self.value.len(), self.prior.len())
     }
 }
 
@@ -144,6 +145,7 @@ impl Segment {
         };
         segment.append(&[Append {
             header,
+            prior: &[],
             key: &[],
             value: &value,
         }]);
@@ -248,7 +250,10 @@ impl Segment {
         let mut start = 0;
         for piece in self.pieces() {
             if from < start + piece.bytes {
-                return Ok((piece.extent.offset + from - start, start + piece.bytes - from));
+                return Ok((
+                    piece.extent.offset + from - start,
+                    start + piece.bytes - from,
+                ));
             }
             start += piece.bytes;
         }
@@ -265,6 +270,18 @@ impl Segment {
             Ok((offset, length)) => unsafe { self.arena.published(offset, length) },
             Err(_) => &[],
         }
+    }
+
+    /// A copy of the published bytes.
+    pub fn copy(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.appended());
+        for piece in self.pieces() {
+            // SAFETY: the piece keeps its extent, and its bytes are published.
+            bytes.extend_from_slice(unsafe {
+                self.arena.published(piece.extent.offset, piece.bytes)
+            });
+        }
+        bytes
     }
 
     /// Declares what was appended so far the opening.
@@ -299,11 +316,13 @@ impl Segment {
         !self.closed() && self.appended() + bytes <= SEGMENT_BYTES
     }
 
-    /// Appends all entries as one atomic append and returns the arena offset of the first.
+    /// Writes all entries as one atomic append behind the published bytes and returns the arena
+    /// offset of the first. Nobody reads them before a slot refers to them or `publish`; until then
+    /// the next `prepare` overwrites them.
     ///
     /// # Panics
     /// If they do not fit, or the segment is closed: the appender has asked before.
-    pub fn append(&self, entries: &[Append<'_>]) -> usize {
+    pub fn prepare(&self, entries: &[Append<'_>]) -> usize {
         let total: usize = entries.iter().map(Append::bytes).sum();
         assert!(
             self.fits(total),
@@ -323,30 +342,26 @@ impl Segment {
                 flags,
                 ..entry.header
             };
-            at += write_entry(&mut out[at..], &header, entry.key, entry.value);
+            at += write_entry(&mut out[at..], &header, entry.prior, entry.key, entry.value);
         }
-        self.appended.store(start + total, Ordering::Release);
         self.offset + start
     }
 
-    /// Appends a verified entry as it is, an atomic append of its own; returns its arena offset.
+    /// Publishes the next `bytes`, which were prepared.
+    pub fn publish(&self, bytes: usize) {
+        let end = self.appended() + bytes;
+        assert!(end <= SEGMENT_BYTES, "what was prepared fits");
+        self.appended.store(end, Ordering::Release);
+    }
+
+    /// Appends all entries as one atomic append and returns the arena offset of the first.
     ///
     /// # Panics
-    /// If it does not fit or belongs to a longer atomic append.
-    pub fn append_copy(&self, entry: &EntryView<'_>) -> usize {
-        let total = entry.total_bytes();
-        assert!(
-            self.fits(total) && !entry.more(),
-            "a whole atomic append fits"
-        );
-        let start = self.appended();
-        // SAFETY: [appended, …) belongs to the single appender.
-        let out = unsafe { self.arena.unpublished(self.offset + start, total) };
-        let bytes = entry.bytes();
-        out[..bytes.len()].copy_from_slice(bytes);
-        out[bytes.len()..].fill(0);
-        self.appended.store(start + total, Ordering::Release);
-        self.offset + start
+    /// See `prepare`.
+    pub fn append(&self, entries: &[Append<'_>]) -> usize {
+        let offset = self.prepare(entries);
+        self.publish(entries.iter().map(Append::bytes).sum());
+        offset
     }
 
     /// Lets `write` fill up to `bytes` bytes behind the published end, told where in the arena they
@@ -354,11 +369,7 @@ impl Segment {
     ///
     /// # Panics
     /// If they do not fit, or the segment is closed: the appender has asked before.
-    pub fn append_if(
-        &self,
-        bytes: usize,
-        write: impl FnOnce(usize, &mut [u8]) -> usize,
-    ) -> usize {
+    pub fn append_if(&self, bytes: usize, write: impl FnOnce(usize, &mut [u8]) -> usize) -> usize {
         assert!(self.fits(bytes), "an append fits into an open segment");
         let start = self.appended();
         // SAFETY: [appended, …) belongs to the single appender.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 
 use rekindle_core::crc32c::crc32c;
-use rekindle_core::entry::{EntryIterator, EntryType};
+use rekindle_core::entry::{EntryIterator, EntryType, EntryView};
 use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::master::recovery::Recovery;
 use rekindle_core::master::tablets::SlotRange;
@@ -194,13 +194,22 @@ impl Client {
     }
 }
 
-pub fn master(memory_bytes: usize) -> Arc<Master> {
-    let options = MasterOptions {
+fn options(memory_bytes: usize, replicated: bool) -> MasterOptions {
+    MasterOptions {
         server_id: 5,
         memory_bytes,
         replay_threads: THREADS,
-    };
-    Master::new(options).expect("a master")
+        replicated,
+        disk_expansion_factor: 2.0,
+    }
+}
+
+pub fn master(memory_bytes: usize) -> Arc<Master> {
+    Master::new(options(memory_bytes, true)).expect("a master")
+}
+
+pub fn master_without_backups(memory_bytes: usize) -> Arc<Master> {
+    Master::new(options(memory_bytes, false)).expect("a master")
 }
 
 pub fn stats(master: &Master) -> HashMap<&'static str, u64> {
@@ -359,8 +368,7 @@ pub fn certified(master: &Master, id: u64, random: &mut Random) -> Vec<u8> {
         newest = piece;
     }
     let segment = master.segment(id).expect("there");
-    // SAFETY: nothing is freed here.
-    let bytes = unsafe { segment.bytes() }[..newest.end].to_vec();
+    let bytes = segment.copy()[..newest.end].to_vec();
     assert_eq!(crc32c(&bytes), newest.checksum);
     // Starting over gives pieces with sound certificates.
     let mut again = 0;
@@ -376,9 +384,49 @@ pub fn certified(master: &Master, id: u64, random: &mut Random) -> Vec<u8> {
 /// All certified bytes of a log.
 pub fn log_bytes(master: &Master, random: &mut Random) -> Vec<Vec<u8>> {
     let ids = master.log_segments().expect("open");
-    ids.into_iter()
+    let log: Vec<_> = ids
+        .into_iter()
         .map(|id| certified(master, id, random))
-        .collect()
+        .collect();
+    check_dead_versions_are_named(&log);
+    log
+}
+
+/// For each dead version of a key in the log, the newest entry of the key, or a tombstone, names
+/// its segment.
+pub fn check_dead_versions_are_named(log: &[Vec<u8>]) {
+    let mut by_key: HashMap<_, Vec<(u64, EntryView<'_>)>> = HashMap::new();
+    for segment in log {
+        let mut segment_id = 0;
+        for item in EntryIterator::new(segment) {
+            let entry = item.expect("certified bytes parse").1;
+            match entry.entry_type() {
+                EntryType::SegmentHeader => segment_id = entry.version(),
+                EntryType::Object | EntryType::Tombstone => by_key
+                    .entry((entry.table_id(), entry.key()))
+                    .or_default()
+                    .push((segment_id, entry)),
+                _ => {}
+            }
+        }
+    }
+    for entries in by_key.values() {
+        let is_object = |entry: &EntryView<'_>| entry.entry_type() == EntryType::Object;
+        // A tombstone is newer than the object of its version.
+        let age = |entry: &EntryView<'_>| (entry.version(), !is_object(entry));
+        let newest = entries.iter().map(|(_, entry)| age(entry)).max();
+        for (segment_id, dead) in entries {
+            if !is_object(dead) || Some(age(dead)) == newest {
+                continue;
+            }
+            let named = entries.iter().any(|(_, entry)| {
+                age(entry) > age(dead)
+                    && (!is_object(entry) || Some(age(entry)) == newest)
+                    && entry.prior().any(|id| id == *segment_id)
+            });
+            assert!(named, "{dead:?} in segment {segment_id} is guarded");
+        }
+    }
 }
 
 /// What a backup does: the entries of one partition.

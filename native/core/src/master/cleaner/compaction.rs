@@ -44,7 +44,7 @@ impl Filler {
     /// Empties the block where least is alive; None if none pays or there is no block to fill.
     pub fn compact_a_block(
         &mut self,
-        objects: &Arc<Objects>,
+        objects: &Objects,
         survey: &Survey<'_>,
         durable: u64,
     ) -> Option<Compacted> {
@@ -80,7 +80,9 @@ impl Filler {
             let expected = expected_live_bytes(whole, segment.tombstone_bytes(), gone, count);
             let share = expected as f64 / whole.max(1) as f64;
             for piece in segment.pieces() {
-                let Extent { offset, capacity, .. } = *piece.extent;
+                let Extent {
+                    offset, capacity, ..
+                } = *piece.extent;
                 let dead = objects.arena.dead_bytes_of(offset, capacity);
                 let live = (piece.bytes as u64).saturating_sub(dead) as f64 * share;
                 let weight = weights.entry(offset / SEGMENT_BYTES).or_default();
@@ -105,7 +107,7 @@ impl Filler {
 
     fn compact_segment(
         &mut self,
-        objects: &Arc<Objects>,
+        objects: &Objects,
         survey: &Survey<'_>,
         segment: &Arc<Segment>,
         block: usize,
@@ -122,14 +124,25 @@ impl Filler {
             survey.scan(segment.id, &piece, &mut found);
             dropped += found.tombstone_bytes_dropped;
             let header = (number == 0).then_some(&piece);
-            let all = self.move_piece(objects, survey, segment.id, header, &found.live, &mut pieces);
+            let all = self.move_piece(
+                objects,
+                survey,
+                segment.id,
+                header,
+                &found.live,
+                &mut pieces,
+            );
             if !all {
                 // Out of memory: what is left in it stays where it is.
                 pieces.push(piece);
             }
         }
         let moved = |piece: &&Piece| piece.extent.offset / SEGMENT_BYTES != block;
-        let before: usize = segment.pieces().filter(|one| moved(&one)).map(|one| one.bytes).sum();
+        let before: usize = segment
+            .pieces()
+            .filter(|one| moved(&one))
+            .map(|one| one.bytes)
+            .sum();
         let after: usize = pieces.iter().map(|piece| piece.bytes).sum();
         compacted.bytes_copied += (after - before) as u64;
         let taken: usize = pieces.iter().map(|piece| piece.extent.capacity).sum();
@@ -148,7 +161,7 @@ impl Filler {
     /// was no memory for all of it.
     fn move_piece(
         &mut self,
-        objects: &Arc<Objects>,
+        objects: &Objects,
         survey: &Survey<'_>,
         segment_id: u64,
         header: Option<&Piece>,
@@ -158,7 +171,11 @@ impl Filler {
         let mut rest = entries;
         let mut header = header;
         while header.is_some() || !rest.is_empty() {
-            let header_bytes = if header.is_some() { SEGMENT_HEADER_BYTES } else { 0 };
+            let header_bytes = if header.is_some() {
+                SEGMENT_HEADER_BYTES
+            } else {
+                0
+            };
             let wanted: usize = rest.iter().map(|live| live.bytes()).sum();
             let longest = rest.first().map_or(0, |live| live.bytes());
             let (wanted, least) = (header_bytes + wanted, header_bytes + longest);
@@ -181,7 +198,7 @@ impl Filler {
     /// Seglets for `wanted` bytes, or as many as the block has left if they take `least` bytes.
     fn run(
         &mut self,
-        objects: &Arc<Objects>,
+        objects: &Objects,
         segment_id: u64,
         wanted: usize,
         least: usize,
@@ -210,16 +227,21 @@ impl Filler {
 }
 
 impl Run {
-    fn room(&mut self, objects: &Objects) -> &mut [u8] {
-        let start = self.extent.offset + self.used;
-        // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
-        unsafe { objects.arena.unpublished(start, self.extent.capacity - self.used) }
+    /// Where the next entry goes.
+    fn end(&self) -> usize {
+        self.extent.offset + self.used
     }
 
     fn copy_header(&mut self, objects: &Objects, piece: &Piece) {
         // SAFETY: the piece keeps its extent; a segment begins with its header.
-        let header = unsafe { objects.arena.published(piece.extent.offset, SEGMENT_HEADER_BYTES) };
-        self.room(objects)[..SEGMENT_HEADER_BYTES].copy_from_slice(header);
+        let header = unsafe {
+            objects
+                .arena
+                .published(piece.extent.offset, SEGMENT_HEADER_BYTES)
+        };
+        // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
+        let out = unsafe { objects.arena.unpublished(self.end(), SEGMENT_HEADER_BYTES) };
+        out.copy_from_slice(header);
         self.used = SEGMENT_HEADER_BYTES;
     }
 
@@ -230,9 +252,9 @@ impl Run {
                 return index;
             }
             prefetch_ahead(objects, entries, index);
-            let target = self.extent.offset + self.used;
-            let used = survey.relocate(live, target, self.room(objects));
-            self.used += used;
+            // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
+            let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
+            self.used += survey.relocate(live, self.end(), out);
         }
         entries.len()
     }

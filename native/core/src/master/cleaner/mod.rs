@@ -27,7 +27,7 @@ pub use self::policy::wanted_blocks;
 use self::policy::{Candidate, Pressure, Work, choose_segments, expected_live_bytes};
 use self::relocation::{Found, Live, Survey, prefetch_ahead};
 use super::Master;
-use super::log::HEAD_RESERVE_BLOCKS;
+use super::log::{HEAD_RESERVE_BLOCKS, RESERVE_BLOCKS};
 use super::objects::Objects;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
 use crate::entry::SEGMENT_BYTES;
@@ -37,6 +37,10 @@ use crate::status::Status;
 /// without, what stays in the cache between the search and the move.
 const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
 const PASS_BYTES_ALONE: u64 = 2 * SEGMENT_BYTES as u64;
+/// A store whose live bytes take more of the usable memory is full.
+const LIVE_SHARE_MAX: f64 = 0.95;
+/// Blocks that are never full: of the head, and of what is being moved to.
+const OPEN_BLOCKS: usize = 2;
 /// Most survivors of a pass.
 const SURVIVORS_MAX: usize = 16;
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -46,14 +50,13 @@ const READERS_WAIT: Duration = Duration::from_micros(100);
 const STUCK_WAIT: Duration = Duration::from_millis(2);
 
 /// What others see of the cleaner.
+#[derive(Default)]
 pub struct CleanerState {
     /// Between memory and log.
     pub passes: Passes,
     sleeping: AtomicBool,
     wake: Mutex<bool>,
     woken: Condvar,
-    /// Memory is short, and there is nothing to clean.
-    futile: AtomicBool,
     /// A broken invariant has ended the thread.
     pub failed: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -70,24 +73,6 @@ pub struct CleanerState {
 }
 
 impl CleanerState {
-    /// Before `start`.
-    pub fn new() -> Self {
-        Self {
-            passes: Passes::default(),
-            sleeping: AtomicBool::new(false),
-            wake: Mutex::new(false),
-            woken: Condvar::new(),
-            futile: AtomicBool::new(false),
-            failed: AtomicBool::new(false),
-            thread: Mutex::new(None),
-            bytes_copied: AtomicU64::new(0),
-            bytes_freed: AtomicU64::new(0),
-            segments_cleaned: AtomicU64::new(0),
-            blocks_compacted: AtomicU64::new(0),
-            survivors: AtomicU64::new(0),
-        }
-    }
-
     /// There may be something to do. Cheap unless the thread sleeps; a call that comes just before
     /// it falls asleep may be missed, but not those that follow.
     #[inline]
@@ -106,11 +91,6 @@ impl CleanerState {
         }
         self.sleeping.store(false, Ordering::Relaxed);
         *wake = false;
-    }
-
-    /// Whether cleaning cannot make room: then a full store says so.
-    pub fn futile(&self) -> bool {
-        self.futile.load(Ordering::Relaxed)
     }
 
     /// Waits for the thread to end; the master is closed.
@@ -189,21 +169,22 @@ impl Cleaner {
         };
         let done = match pressure.work() {
             Work::Nothing => {
-                state.futile.store(false, Ordering::Relaxed);
+                objects.set_full(false);
                 return Some(if waiting { READERS_WAIT } else { IDLE_WAIT });
             }
             Work::Compact => self.compact(master) || self.clean(master),
             Work::Clean => self.clean(master),
         };
+        let full = overfull(master);
         if done {
-            state.futile.store(false, Ordering::Relaxed);
+            objects.set_full(full);
             return None;
         }
         if waiting || objects.reclaim() {
             return Some(READERS_WAIT);
         }
-        let futile = pressure.memory_low() && state.passes.count() == 0;
-        state.futile.store(futile, Ordering::Relaxed);
+        let nothing_to_come = pressure.memory_low() && settled(master);
+        objects.set_full(full || nothing_to_come);
         Some(STUCK_WAIT)
     }
 
@@ -215,7 +196,10 @@ impl Cleaner {
         if state.passes.count() >= PASSES_MAX {
             return false;
         }
-        let room = objects.arena.free_blocks().saturating_sub(HEAD_RESERVE_BLOCKS);
+        let room = objects
+            .arena
+            .free_blocks()
+            .saturating_sub(HEAD_RESERVE_BLOCKS);
         // A pass may need one block more than it has full ones to write.
         let Some(blocks) = room.checked_sub(1) else {
             return false;
@@ -276,19 +260,36 @@ impl Cleaner {
             return false;
         };
         let survey = Survey::new(&master.objects, tablets);
-        let done = self.filler.compact_a_block(&master.objects, &survey, durable);
+        let done = self
+            .filler
+            .compact_a_block(&master.objects, &survey, durable);
         let state = &master.cleaner;
         if let Some(compacted) = &done {
             let gained = SEGMENT_BYTES as u64 - compacted.bytes_taken.min(SEGMENT_BYTES as u64);
             state.blocks_compacted.fetch_add(1, Ordering::Relaxed);
             state.bytes_freed.fetch_add(gained, Ordering::Relaxed);
-            state.bytes_copied.fetch_add(compacted.bytes_copied, Ordering::Relaxed);
+            state
+                .bytes_copied
+                .fetch_add(compacted.bytes_copied, Ordering::Relaxed);
         }
         done.is_some()
     }
 }
 
 impl CleanerState {
+    /// Counters by name.
+    pub fn stats(&self) -> [(&'static str, u64); 6] {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("cleanerBytesCopied", value(&self.bytes_copied)),
+            ("cleanerBytesFreed", value(&self.bytes_freed)),
+            ("cleanerSegmentsCleaned", value(&self.segments_cleaned)),
+            ("cleanerBlocksCompacted", value(&self.blocks_compacted)),
+            ("cleanerSurvivors", value(&self.survivors)),
+            ("cleanerPasses", self.passes.count() as u64),
+        ]
+    }
+
     fn count(&self, cleaned: &[Arc<Segment>], opened: &[Arc<Segment>]) {
         let before: usize = cleaned.iter().map(|segment| segment.capacity()).sum();
         let after = opened.len() * SEGMENT_BYTES;
@@ -299,6 +300,29 @@ impl CleanerState {
         self.survivors
             .fetch_add(opened.len() as u64, Ordering::Relaxed);
     }
+}
+
+/// Whether so much is alive that cleaning would cost more than it is worth.
+fn overfull(master: &Master) -> bool {
+    let objects = &master.objects;
+    let emptied = master.cleaner.passes.cleaned();
+    let mut segments = objects.all_segments();
+    segments.retain(|segment| !emptied.contains(&segment.id));
+    let all = weigh(objects, &segments);
+    let live: u64 = all.iter().map(|segment| segment.live_bytes).sum();
+    let blocks = objects.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
+    live as f64 > LIVE_SHARE_MAX * (blocks * SEGMENT_BYTES) as f64
+}
+
+/// Whether no pass and no segment waits for backups.
+fn settled(master: &Master) -> bool {
+    let closed = |segment: &&Arc<Segment>| segment.closed();
+    let Ok((_, durable)) = master.survey() else {
+        return false;
+    };
+    let all = master.objects.all_segments();
+    master.cleaner.passes.count() == 0
+        && all.iter().filter(closed).count() == cleanable(&master.objects, durable).len()
 }
 
 /// Segments that may be cleaned now.

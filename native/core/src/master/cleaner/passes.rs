@@ -79,6 +79,13 @@ impl Passes {
         self.inner.lock().under_way.len()
     }
 
+    /// Segments that passes under way have emptied.
+    pub fn cleaned(&self) -> Vec<u64> {
+        let inner = self.inner.lock();
+        let passes = inner.under_way.values();
+        passes.flat_map(|one| one.pass.cleaned.clone()).collect()
+    }
+
     /// Segments that the log will lose, less those that it will gain.
     pub fn log_segments_less(&self) -> usize {
         let inner = self.inner.lock();
@@ -148,13 +155,7 @@ impl Passes {
     ///
     /// # Errors
     /// `InvalidArgument` for a pass that was not committed, or whose head is not durable.
-    pub fn end(
-        &self,
-        id: u64,
-        durable: u64,
-        log: &Log,
-        objects: &Objects,
-    ) -> Result<Pass, Status> {
+    pub fn end(&self, id: u64, durable: u64, log: &Log, objects: &Objects) -> Result<Pass, Status> {
         let mut inner = self.inner.lock();
         let under_way = inner.under_way.get(&id).ok_or(Status::InvalidArgument)?;
         let State::Committed { after_head } = under_way.state else {

@@ -168,7 +168,7 @@ mod tests {
             log_segments_max: Some(256),
         };
         assert_eq!(pressure.work(), Work::Nothing);
-        pressure.free_blocks = 6;
+        pressure.free_blocks = 5;
         assert_eq!(pressure.work(), Work::Compact);
         pressure.log_segments = 250;
         assert_eq!(pressure.work(), Work::Clean);
