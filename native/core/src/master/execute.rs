@@ -428,6 +428,8 @@ impl Serving {
         }
         self.log.publish(objects, entries);
         objects.raise_safe_version(version + 1);
+        // There may be room again: let the cleaner look.
+        objects.set_full(false);
         let bytes = dead.entry.total_bytes();
         objects.arena.count_dead(dead.offset, bytes);
         self.count(operation.table_id, hash, -1, -(bytes as i64));
