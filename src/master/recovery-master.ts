@@ -38,7 +38,7 @@ export type RecoveryReplication = Pick<
   | 'waitDurable'
   | 'lostOpenReplica'
   | 'raiseMinOpenSegment'
-  | 'drainSides'
+  | 'drain'
   | 'free'
   | 'scheduleFlush'
 >;
@@ -327,9 +327,9 @@ export class RecoveryMaster {
     const { replication } = this.#options;
     if (committed && !(await this.#leaveLog(recovery))) return;
     // First the sockets let go of the bytes, then the core reuses them.
-    const frees = await replication.drainSides(recovery.sideSegments());
+    const replicas = await replication.drain(recovery.sideSegments());
     recovery.abort();
-    replication.free(frees);
+    void replication.free(replicas);
   }
 
   /**
