@@ -67,9 +67,7 @@ pub(super) fn read_from_disk(
     let mut buffer = pool.take()?;
     match location.codec {
         Codec::Raw => {
-            let Place::Whole(frame) = location.place else {
-                panic!("only images share frames")
-            };
+            let frame = location.place.whole();
             let data = frame_offset(frame) + DATA_OFFSET as u64;
             let floor = block_floor(length);
             read(&mut buffer.bytes_mut()[..floor], data)?;

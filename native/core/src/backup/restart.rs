@@ -8,8 +8,8 @@
 //!
 //! The newest valid slot says what kind a frame is. Images that a directory names are believed as
 //! closed replicas are, but read and verified if the slot beside it is corrupt: then the directory
-//! may be an older one, and its units filled anew since. An image whose bytes or units are another's
-//! is dropped and counted.
+//! may be an older one, and its units filled anew since. An image whose bytes or units are those of
+//! another is dropped and counted.
 
 use crate::backup::directory::{Directory, Extent, Tenant};
 use crate::backup::frame::{

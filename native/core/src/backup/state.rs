@@ -40,6 +40,14 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// The frame of a replica that is no image, or still changes.
+    pub fn whole(&self) -> u32 {
+        match *self {
+            Place::Whole(frame) => frame,
+            Place::Shared(_) => panic!("only images share frames"),
+        }
+    }
+
     /// Where an image that lies in this place lies.
     pub fn extent(&self) -> Extent {
         match *self {
@@ -275,10 +283,7 @@ impl State {
             replica.closed && (replica.durable == replica.certified || (fresh && blocks_flushed));
         let data_only = replica.closed && !closing && fresh;
         let buffer = Arc::clone(&memory.buffer);
-        let (id, primary) = (replica.id, replica.primary);
-        let Place::Whole(frame) = replica.place else {
-            panic!("a replica that changes has a frame for itself")
-        };
+        let (id, frame, primary) = (replica.id, replica.place.whole(), replica.primary);
         let flushed_blocks = memory.flushed_blocks;
         let tokens = if replica.closed && !closing {
             Vec::new()
