@@ -43,19 +43,19 @@ pub const TARGETS: [Target; 10] = [
         name: "backup-write",
         check: backup_write::check,
         seeds: backup_write::seeds,
-        iterations: 400,
+        iterations: 2_000,
     },
     Target {
         name: "digest",
         check: digest::check,
         seeds: digest::seeds,
-        iterations: 20_000,
+        iterations: 60_000,
     },
     Target {
         name: "entries",
         check: entries::check,
         seeds: entries::seeds,
-        iterations: 20_000,
+        iterations: 50_000,
     },
     Target {
         name: "execute",
@@ -67,13 +67,13 @@ pub const TARGETS: [Target; 10] = [
         name: "frame-slot",
         check: frame_slot::check,
         seeds: frame_slot::seeds,
-        iterations: 3_000,
+        iterations: 20_000,
     },
     Target {
         name: "lz4-image",
         check: lz4_image::check,
         seeds: lz4_image::seeds,
-        iterations: 1_000,
+        iterations: 2_500,
     },
     Target {
         name: "replay",
@@ -85,19 +85,19 @@ pub const TARGETS: [Target; 10] = [
         name: "restart",
         check: restart::check,
         seeds: restart::seeds,
-        iterations: 40,
+        iterations: 100,
     },
     Target {
         name: "split",
         check: split::check,
         seeds: split::seeds,
-        iterations: 10_000,
+        iterations: 60_000,
     },
     Target {
         name: "superblock",
         check: superblock::check,
         seeds: superblock::seeds,
-        iterations: 2_000,
+        iterations: 6_000,
     },
 ];
 

@@ -1,8 +1,8 @@
 //! The bounded run: every target over its corpus and a fixed number of mutations of it.
 //!
 //! The same tree gives the same inputs (`REKINDLE_SEED` is 1 unless set), so a failure is news
-//! about a change. It prints the command that repeats the one iteration and keeps the input as a file,
-//! which belongs into the corpus as `found-…` once the bug is fixed. Long runs are libFuzzer's.
+//! about a change. It prints the command that repeats the one iteration and keeps the input as a
+//! file, which belongs into the corpus as `found-…` once the bug is fixed. Long runs are libFuzzer's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};

@@ -13,6 +13,7 @@ use rekindle_core::backup::frame::FRAME_BYTES;
 use rekindle_core::backup::{BackupStorage, ReplicaReport};
 use rekindle_core::status::Status;
 
+use crate::random::Random;
 use crate::reference::{Fields, crc32c};
 use crate::scratch::Scratch;
 use crate::small_backup::{self, Write, flag, wait};
@@ -21,7 +22,8 @@ const REPAIR: u8 = 1;
 const BLOCK_BYTES: usize = 4096;
 const CRC_AT: usize = BLOCK_BYTES - 4;
 const PATCHES_MAX: usize = 16;
-const FRAMES: u32 = 6;
+/// As many as the replicas need, one for the image, and those that compression leaves free.
+const FRAMES: u32 = 8;
 const FRAMES_FILE: &str = "frames";
 
 type Key = (u64, u64);
@@ -50,10 +52,8 @@ pub fn check(input: &[u8]) {
 }
 
 fn noise(length: usize) -> Vec<u8> {
-    let byte = |index: u32| (index.wrapping_mul(0x9e37_79b9).rotate_left(13) >> 11) as u8;
-    (0..length as u32)
-        .map(|index| byte(index ^ index << 7))
-        .collect()
+    let mut random = Random::new(7);
+    (0..length).map(|_| random.number() as u8).collect()
 }
 
 impl Base {
@@ -104,7 +104,9 @@ impl Base {
         put((1, 2), &noise, 0, flag::OPEN | flag::CLOSE);
         put((2, 1), &text, 0, flag::OPEN | flag::CLOSE | flag::PRIMARY);
         put((3, 1), &noise[..100], 0, flag::OPEN);
-        small_backup::until(storage, |stat| stat("compressedReplicas") == 1.0);
+        small_backup::until(storage, |stat| {
+            (stat("compressedReplicas"), stat("compressionSkipped")) == (1.0, 1.0)
+        });
         wait(|done| storage.free(3, &[1], done)).expect("frees");
         let freed = noise[..100].to_vec(); // comes back if the slot that says so is lost
         BTreeMap::from([
