@@ -2,16 +2,23 @@
 //! what lies behind the checksums is reached as well.
 
 use rekindle_core::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, entry_bytes, write_entry,
+    EntryHeader, EntryIterator, EntryType, EntryView, FLAG_MORE, entry_bytes, write_entry,
 };
 
 use crate::reference::crc32c;
 
 /// Appends an entry to `out`.
-pub fn push_entry(out: &mut Vec<u8>, header: &EntryHeader, key: &[u8], value: &[u8]) {
+pub fn push_entry(
+    out: &mut Vec<u8>,
+    header: &EntryHeader,
+    prior: &[u64],
+    key: &[u8],
+    value: &[u8],
+) {
     let start = out.len();
-    out.resize(start + entry_bytes(key.len(), value.len()), 0xff);
-    write_entry(&mut out[start..], header, key, value);
+    let bytes = entry_bytes(key.len(), value.len(), prior.len());
+    out.resize(start + bytes, 0xff);
+    write_entry(&mut out[start..], header, prior, key, value);
 }
 
 /// The header of an entry without flags.
@@ -29,13 +36,14 @@ pub fn header(entry_type: EntryType, table_id: u64, version: u64) -> EntryHeader
 pub fn rewritten(entry: &EntryView<'_>) -> Vec<u8> {
     let header = EntryHeader {
         entry_type: entry.entry_type(),
-        flags: entry.bytes()[5],
+        flags: u8::from(entry.more()) * FLAG_MORE,
         timestamp: entry.timestamp(),
         table_id: entry.table_id(),
         version: entry.version(),
     };
     let mut out = Vec::new();
-    push_entry(&mut out, &header, entry.key(), entry.value());
+    let prior: Vec<u64> = entry.prior().collect();
+    push_entry(&mut out, &header, &prior, entry.key(), entry.value());
     assert!(out.len() == entry.total_bytes(), "the same padded length");
     out.truncate(entry.bytes().len());
     out
@@ -58,17 +66,22 @@ pub fn head() -> Vec<u8> {
     let id = |number: u64| number.to_le_bytes();
     let mut segment_header = [0; 16];
     segment_header[..4].copy_from_slice(&(8u32 << 20).to_le_bytes());
-    push_entry(
-        &mut out,
-        &header(EntryType::SegmentHeader, 5, 7),
-        b"",
-        &segment_header,
-    );
     let digest = [id(3), id(5), id(7)].concat();
-    push_entry(&mut out, &header(EntryType::LogDigest, 0, 0), b"", &digest);
     let stats = [id(1), id(u64::MAX << 32), id(1234), id(5)].concat();
-    push_entry(&mut out, &header(EntryType::TableStats, 0, 0), b"", &stats);
-    push_entry(&mut out, &header(EntryType::SafeVersion, 0, 40), b"", b"");
+    for (entry_type, table_id, version, value) in [
+        (EntryType::SegmentHeader, 5, 7, &segment_header[..]),
+        (EntryType::LogDigest, 0, 0, &digest),
+        (EntryType::TableStats, 0, 0, &stats),
+        (EntryType::SafeVersion, 0, 40, b""),
+    ] {
+        push_entry(
+            &mut out,
+            &header(entry_type, table_id, version),
+            &[],
+            b"",
+            value,
+        );
+    }
     out.extend(objects());
     out
 }
@@ -76,39 +89,54 @@ pub fn head() -> Vec<u8> {
 /// What a recovery segment holds: objects and tombstones of tables 1 and 2.
 pub fn objects() -> Vec<u8> {
     let mut out = Vec::new();
+    let mut more = header(EntryType::Tombstone, 1, 14);
+    more.flags = FLAG_MORE;
+    let many: Vec<u64> = (1..=15).collect();
+    let (object, tombstone) = (EntryType::Object, EntryType::Tombstone);
     push_entry(
         &mut out,
-        &header(EntryType::Object, 1, 11),
+        &header(object, 1, 11),
+        &[],
         b"user:1",
         b"Ada Lovelace",
     );
+    push_entry(&mut out, &header(object, 1, 12), &[], b"12345678", b"");
+    push_entry(&mut out, &header(object, 2, 13), &[], b"k", &[0x5a; 300]);
     push_entry(
         &mut out,
-        &header(EntryType::Object, 1, 12),
+        &header(object, 1, 14),
+        &[7],
+        b"user:1",
+        b"Augusta Ada King",
+    );
+    push_entry(&mut out, &more, &many, b"user:1", b"");
+    push_entry(
+        &mut out,
+        &header(object, 1, 15),
+        &[16],
+        b"user:1",
+        b"Countess",
+    );
+    push_entry(
+        &mut out,
+        &header(tombstone, 1, 12),
+        &[3, 7],
         b"12345678",
         b"",
     );
     push_entry(
         &mut out,
-        &header(EntryType::Object, 2, 13),
-        b"k",
-        &[0x5a; 300],
-    );
-    let mut first = header(EntryType::Object, 1, 14);
-    first.flags = rekindle_core::entry::FLAG_MORE;
-    push_entry(&mut out, &first, b"user:1", b"Augusta Ada King");
-    push_entry(
-        &mut out,
-        &header(EntryType::Tombstone, 1, 11),
-        b"user:1",
-        &7u64.to_le_bytes(),
+        &header(EntryType::Padding, 9, 9),
+        &[],
+        b"old",
+        b"nothing",
     );
     push_entry(
         &mut out,
-        &header(EntryType::Tombstone, 1, 12),
-        b"12345678",
-        &7u64.to_le_bytes(),
+        &header(EntryType::SafeVersion, 0, 40),
+        &[],
+        b"",
+        b"",
     );
-    push_entry(&mut out, &header(EntryType::SafeVersion, 0, 40), b"", b"");
     out
 }

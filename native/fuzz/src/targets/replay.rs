@@ -101,12 +101,13 @@ fn acceptable(piece: &[u8]) -> Vec<u8> {
         header.timestamp = entry.timestamp();
         let fits = match entry.entry_type() {
             EntryType::Object => here && entry.value().len() <= 1 << 20,
-            EntryType::Tombstone => here && entry.value().len() == 8,
-            EntryType::SafeVersion => true,
+            EntryType::Tombstone => here && entry.value().is_empty(),
+            EntryType::SafeVersion | EntryType::Padding => true,
             _ => false,
         };
         if fits && entry.version() < 1 << 62 {
-            log_bytes::push_entry(&mut out, &header, entry.key(), entry.value());
+            let prior: Vec<u64> = entry.prior().collect();
+            log_bytes::push_entry(&mut out, &header, &prior, entry.key(), entry.value());
         }
     }
     out
@@ -127,9 +128,13 @@ impl Model {
         for (_, entry) in EntryIterator::new(piece).map_while(Result::ok) {
             let version = entry.version();
             let object = entry.entry_type() == EntryType::Object;
-            if entry.entry_type() == EntryType::SafeVersion {
-                model.safe_version = model.safe_version.max(version);
-                continue;
+            match entry.entry_type() {
+                EntryType::Object | EntryType::Tombstone => {}
+                EntryType::SafeVersion => {
+                    model.safe_version = model.safe_version.max(version);
+                    continue;
+                }
+                _ => continue,
             }
             model.safe_version = model.safe_version.max(version + 1);
             let key = (entry.table_id(), entry.key().to_vec());
@@ -211,9 +216,9 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut backwards = Vec::new();
     for version in (1..5).rev() {
         let object = log_bytes::header(EntryType::Object, 1, version);
-        log_bytes::push_entry(&mut backwards, &object, b"key", &[version as u8; 9]);
+        log_bytes::push_entry(&mut backwards, &object, &[4], b"key", &[version as u8; 9]);
         let tombstone = log_bytes::header(EntryType::Tombstone, 1, version);
-        log_bytes::push_entry(&mut backwards, &tombstone, b"key", &[0; 8]);
+        log_bytes::push_entry(&mut backwards, &tombstone, &[], b"key", b"");
     }
     vec![
         ("objects", with_mode(0, &log_bytes::objects())),
