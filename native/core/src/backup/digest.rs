@@ -39,7 +39,11 @@ pub struct Digest {
     pub tablet_stats: Vec<TabletStats>,
 }
 
-fn parse_opening(bytes: &[u8], segment_id: u64, epoch: u64) -> Result<Option<Digest>, Status> {
+/// The digest in the certified bytes of a replica; None if its opening has none.
+///
+/// # Errors
+/// `ChecksumMismatch` if an entry of the opening is damaged or no list of its rows.
+pub fn parse_opening(bytes: &[u8], segment_id: u64, epoch: u64) -> Result<Option<Digest>, Status> {
     let mut segment_ids = None;
     let mut tablet_stats = Vec::new();
     for item in EntryIterator::new(bytes).take(OPENING_ENTRIES) {

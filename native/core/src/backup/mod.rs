@@ -35,7 +35,7 @@ mod storage;
 pub mod superblock;
 mod write;
 
-pub use digest::Digest;
+pub use digest::{Digest, parse_opening};
 pub use recovery::PieceWaiter;
 pub use storage::{
     BackupOptions, BackupStorage, Completion, DoneSink, Durability, ReplicaReport, StorageError,
