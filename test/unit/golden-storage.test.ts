@@ -31,6 +31,7 @@ interface EntryFields {
   timestamp: number;
   tableId: string;
   version: string;
+  prior: string[];
   key: string;
   value: string;
 }
@@ -47,8 +48,8 @@ interface SegmentVector {
 const SEGMENT = golden<SegmentVector>('segment');
 
 function fieldsOf(entry: LogEntry): EntryFields {
-  const { type, more, timestamp, tableId, version, key, value } = entry;
-  const ids = { tableId: String(tableId), version: String(version) };
+  const { type, more, timestamp, tableId, version, prior, key, value } = entry;
+  const ids = { tableId: String(tableId), version: String(version), prior: prior.map(String) };
   return { type, more, timestamp, ...ids, key: hexOf(key), value: hexOf(value) };
 }
 

@@ -20,6 +20,11 @@ pub const KEY_BYTES_MAX: usize = 65_535;
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// `flags`: the next entry belongs to the same atomic append.
 pub const FLAG_MORE: u8 = 1;
+/// Most prior segments that one entry names: what bits 4 – 7 of `flags` can count.
+pub const PRIOR_MAX: usize = 15;
+
+const PRIOR_SHIFT: u32 = 4;
+const FLAGS_UNKNOWN: u8 = 0b1110;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +34,7 @@ pub enum EntryType {
     SegmentHeader = 1,
     /// A key's value.
     Object = 2,
-    /// The death of one object.
+    /// The death of a key's objects up to its version.
     Tombstone = 3,
     /// The segments that make up the log.
     LogDigest = 4,
@@ -37,6 +42,8 @@ pub enum EntryType {
     SafeVersion = 5,
     /// Bytes and records of each tablet.
     TableStats = 6,
+    /// Bytes without meaning: all readers skip them.
+    Padding = 8,
 }
 
 impl EntryType {
@@ -48,6 +55,7 @@ impl EntryType {
             4 => Self::LogDigest,
             5 => Self::SafeVersion,
             6 => Self::TableStats,
+            8 => Self::Padding,
             _ => return None,
         })
     }
@@ -58,7 +66,7 @@ impl EntryType {
 pub struct EntryHeader {
     /// What the entry is.
     pub entry_type: EntryType,
-    /// `FLAG_MORE` or 0.
+    /// `FLAG_MORE` or 0; the number of prior segments is added when it is written.
     pub flags: u8,
     /// Seconds since 1970.
     pub timestamp: u32,
@@ -70,30 +78,46 @@ pub struct EntryHeader {
 
 /// Bytes that an entry occupies, padding included.
 #[inline]
-pub const fn entry_bytes(key_length: usize, value_length: usize) -> usize {
-    (HEADER_BYTES + key_length + value_length + 7) & !7
+pub const fn entry_bytes(key_length: usize, value_length: usize, prior_count: usize) -> usize {
+    (HEADER_BYTES + prior_count * 8 + key_length + value_length + 7) & !7
 }
 
-/// Writes an entry to the start of `out` and returns its length with padding.
+/// Writes an entry to the start of `out` and returns its length with padding. `prior` are the
+/// segments that may still hold older versions of the key.
 ///
 /// # Panics
 /// If `out` is shorter than [`entry_bytes`] or a length exceeds its field: the caller has reserved
 /// the room and checked the limits.
 #[inline]
-pub fn write_entry(out: &mut [u8], header: &EntryHeader, key: &[u8], value: &[u8]) -> usize {
-    let total = entry_bytes(key.len(), value.len());
-    let used = HEADER_BYTES + key.len() + value.len();
+pub fn write_entry(
+    out: &mut [u8],
+    header: &EntryHeader,
+    prior: &[u64],
+    key: &[u8],
+    value: &[u8],
+) -> usize {
+    let total = entry_bytes(key.len(), value.len(), prior.len());
+    let key_start = HEADER_BYTES + prior.len() * 8;
+    let value_start = key_start + key.len();
+    let used = value_start + value.len();
     let out = &mut out[..total];
     assert!(key.len() <= KEY_BYTES_MAX, "key length exceeds its field");
+    assert!(
+        prior.len() <= PRIOR_MAX,
+        "prior segments exceed their field"
+    );
     out[4] = header.entry_type as u8;
-    out[5] = header.flags;
+    out[5] = header.flags | (prior.len() as u8) << PRIOR_SHIFT;
     out[6..8].copy_from_slice(&(key.len() as u16).to_le_bytes());
     out[8..12].copy_from_slice(&(value.len() as u32).to_le_bytes());
     out[12..16].copy_from_slice(&header.timestamp.to_le_bytes());
     out[16..24].copy_from_slice(&header.table_id.to_le_bytes());
     out[24..32].copy_from_slice(&header.version.to_le_bytes());
-    out[HEADER_BYTES..HEADER_BYTES + key.len()].copy_from_slice(key);
-    out[HEADER_BYTES + key.len()..used].copy_from_slice(value);
+    for (place, id) in out[HEADER_BYTES..key_start].chunks_exact_mut(8).zip(prior) {
+        place.copy_from_slice(&id.to_le_bytes());
+    }
+    out[key_start..value_start].copy_from_slice(key);
+    out[value_start..used].copy_from_slice(value);
     out[used..].fill(0);
     let crc = crc32c(&out[4..used]);
     out[..4].copy_from_slice(&crc.to_le_bytes());
@@ -105,7 +129,8 @@ pub fn write_entry(out: &mut [u8], header: &EntryHeader, key: &[u8], value: &[u8
 #[derive(Clone, Copy, Debug)]
 pub struct EntryView<'a> {
     bytes: &'a [u8],
-    key_length: usize,
+    key_start: usize,
+    value_start: usize,
     entry_type: EntryType,
 }
 
@@ -121,17 +146,28 @@ impl<'a> EntryView<'a> {
             return Err(Status::ChecksumMismatch);
         }
         let entry_type = EntryType::from_u8(bytes[4]).ok_or(Status::ChecksumMismatch)?;
-        let key_length = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
+        let key_start = HEADER_BYTES + usize::from(bytes[5] >> PRIOR_SHIFT) * 8;
+        let value_start = key_start + usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
         let value_length = u32_at(bytes, 8) as usize;
-        let used = HEADER_BYTES + key_length + value_length;
-        if bytes[5] & !FLAG_MORE != 0 || value_length > SEGMENT_BYTES || used > bytes.len() {
+        let used = value_start + value_length;
+        if bytes[5] & FLAGS_UNKNOWN != 0 || value_length > SEGMENT_BYTES || used > bytes.len() {
             return Err(Status::ChecksumMismatch);
         }
         Ok(Self {
             bytes: &bytes[..used],
-            key_length,
+            key_start,
+            value_start,
             entry_type,
         })
+    }
+
+    /// Length without padding of the entry whose header `header` is, for one that was checked
+    /// before.
+    #[inline]
+    pub fn length(header: &[u8]) -> usize {
+        let prior_bytes = usize::from(header[5] >> PRIOR_SHIFT) * 8;
+        let key_length = usize::from(u16::from_le_bytes([header[6], header[7]]));
+        HEADER_BYTES + prior_bytes + key_length + u32_at(header, 8) as usize
     }
 
     /// Compares the stored checksum with the contents.
@@ -172,17 +208,28 @@ impl<'a> EntryView<'a> {
     pub fn version(&self) -> u64 {
         u64_at(self.bytes, 24)
     }
+    /// How many prior segments it names.
+    #[inline]
+    pub fn prior_count(&self) -> usize {
+        (self.key_start - HEADER_BYTES) / 8
+    }
+    /// The segments that may hold older, dead versions of the key; 0 stands for none.
+    #[inline]
+    pub fn prior(&self) -> impl Iterator<Item = u64> + use<'a> {
+        let ids = &self.bytes[HEADER_BYTES..self.key_start];
+        ids.chunks_exact(8).map(|id| u64_at(id, 0))
+    }
     /// The key.
     #[inline]
     pub fn key(&self) -> &'a [u8] {
-        &self.bytes[HEADER_BYTES..HEADER_BYTES + self.key_length]
+        &self.bytes[self.key_start..self.value_start]
     }
     /// The value.
     #[inline]
     pub fn value(&self) -> &'a [u8] {
-        &self.bytes[HEADER_BYTES + self.key_length..]
+        &self.bytes[self.value_start..]
     }
-    /// Header, key and value, without padding.
+    /// Everything but the padding.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
@@ -247,9 +294,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut out = vec![0xffu8; 4096];
-        let first = write_entry(&mut out, &header(EntryType::Object), b"key", b"value");
+        let first = write_entry(&mut out, &header(EntryType::Object), &[], b"key", b"value");
         let rest = &mut out[first..];
-        let second = write_entry(rest, &header(EntryType::Tombstone), b"key", &[1; 8]);
+        let prior: Vec<u64> = (1..=PRIOR_MAX as u64).collect();
+        let second = write_entry(rest, &header(EntryType::Tombstone), &prior, b"key", b"");
         let entries: Vec<_> = EntryIterator::new(&out[..first + second])
             .map(|item| item.expect("parses"))
             .collect();
@@ -262,14 +310,24 @@ mod tests {
             (object.table_id(), object.version(), object.timestamp()),
             (3, 9, 7)
         );
+        assert_eq!(object.prior_count(), 0);
+        let (_, tombstone) = entries[1];
+        tombstone.verify().expect("checksum");
+        assert_eq!(tombstone.prior_count(), PRIOR_MAX);
+        assert_eq!(tombstone.prior().collect::<Vec<_>>(), prior);
+        assert_eq!(
+            (tombstone.key(), tombstone.value()),
+            (&b"key"[..], &b""[..])
+        );
+        assert_eq!(tombstone.total_bytes(), entry_bytes(3, 0, PRIOR_MAX));
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
         let mut out = vec![0u8; 64];
-        let total = write_entry(&mut out, &header(EntryType::Object), b"key", b"value");
-        let used = HEADER_BYTES + 8;
-        assert_eq!(total, 40);
+        let total = write_entry(&mut out, &header(EntryType::Object), &[5], b"key", b"value");
+        let used = HEADER_BYTES + 16;
+        assert_eq!(total, 48);
         for bit in 0..used * 8 {
             out[bit / 8] ^= 1 << (bit % 8);
             let found = EntryView::parse(&out[..total]).and_then(|entry| entry.verify());

@@ -21,7 +21,7 @@ fn append(
     value: &[u8],
 ) {
     let start = segment.len();
-    segment.resize(start + entry_bytes(key.len(), value.len()), 0);
+    segment.resize(start + entry_bytes(key.len(), value.len(), 0), 0);
     let version = start as u64 + 1;
     let header = EntryHeader {
         entry_type,
@@ -30,7 +30,7 @@ fn append(
         table_id,
         version,
     };
-    write_entry(&mut segment[start..], &header, key, value);
+    write_entry(&mut segment[start..], &header, &[], key, value);
 }
 
 fn opening(segment_id: u64) -> Vec<u8> {

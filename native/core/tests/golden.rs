@@ -72,8 +72,16 @@ fn entry_type(name: &str) -> EntryType {
         "LOG_DIGEST" => EntryType::LogDigest,
         "SAFE_VERSION" => EntryType::SafeVersion,
         "TABLE_STATS" => EntryType::TableStats,
+        "PADDING" => EntryType::Padding,
         other => panic!("unknown type {other}"),
     }
+}
+
+/// The prior segments: decimal strings.
+fn prior(fields: &Value) -> Vec<u64> {
+    let ids = fields["prior"].as_array().expect("a list").iter();
+    ids.map(|id| id.as_str().expect("a text").parse().expect("digits"))
+        .collect()
 }
 
 fn append(out: &mut Vec<u8>, fields: &Value) {
@@ -88,7 +96,7 @@ fn append(out: &mut Vec<u8>, fields: &Value) {
     let start = out.len();
     out.resize(start + 2048, 0xff);
     let (key, value) = (bytes(fields, "key"), bytes(fields, "value"));
-    let length = write_entry(&mut out[start..], &header, &key, &value);
+    let length = write_entry(&mut out[start..], &header, &prior(fields), &key, &value);
     out.truncate(start + length);
 }
 
@@ -99,6 +107,7 @@ fn check_entry(entry: &EntryView<'_>, fields: &Value) {
     assert_eq!(u64::from(entry.timestamp()), number(fields, "timestamp"));
     assert_eq!(entry.table_id(), number(fields, "tableId"));
     assert_eq!(entry.version(), number(fields, "version"));
+    assert_eq!(entry.prior().collect::<Vec<_>>(), prior(fields));
     assert_eq!(entry.key(), bytes(fields, "key"));
     assert_eq!(entry.value(), bytes(fields, "value"));
 }
@@ -160,11 +169,7 @@ fn a_segment_and_its_certificates() {
     }
 }
 
-#[test]
-fn recovery_segments() {
-    let source = bytes(&golden("segment"), "bytes");
-    let file = golden("recovery-segment");
-    let vectors = list(&file, "partitions");
+fn split_golden(source: &[u8], vectors: &[Value]) -> Vec<Vec<u8>> {
     let partitions: Vec<_> = vectors
         .iter()
         .map(|vector| {
@@ -176,7 +181,15 @@ fn recovery_segments() {
         })
         .collect();
     let map = PartitionMap::new(&partitions).expect("disjoint");
-    let pieces = split(&source, 5, &map).expect("splits");
+    split(source, 5, &map).expect("splits")
+}
+
+#[test]
+fn recovery_segments() {
+    let source = bytes(&golden("segment"), "bytes");
+    let file = golden("recovery-segment");
+    let vectors = list(&file, "partitions");
+    let pieces = split_golden(&source, vectors);
     for (piece, vector) in pieces.iter().zip(vectors) {
         assert_eq!(piece, &bytes(vector, "bytes"));
         let certified = number(&vector["certificate"], "length") as usize;
@@ -354,4 +367,65 @@ fn coordinator_state_copies() {
     assert_eq!(u64::from(checksum), number(&copy, "crc32c"));
     assert_eq!(copy["crc32c"], vector["crc32c"]);
     assert_eq!(copy["revision"], vector["revision"]);
+}
+
+fn hex(bytes: &[u8]) -> Value {
+    let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Value::String(digits.concat())
+}
+
+fn save(name: &str, file: &Value) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../test/golden");
+    let text = serde_json::to_string_pretty(file).expect("JSON") + "\n";
+    std::fs::write(format!("{folder}/{name}.json"), text).expect("writes");
+}
+
+fn list_mut<'a>(value: &'a mut Value, name: &str) -> &'a mut Vec<Value> {
+    value[name].as_array_mut().expect("a list")
+}
+
+/// Writes the bytes and checksums of the log's vectors anew from their fields, after a change of
+/// the format: `cargo test -p rekindle-core --test golden -- --ignored` and then
+/// `npx biome format --write test/golden`. The other side checks what came out.
+#[test]
+#[ignore = "changes test/golden"]
+fn write_the_vectors_of_the_log() {
+    let mut entries = golden("entries");
+    for vector in list_mut(&mut entries, "vectors") {
+        let mut written = Vec::new();
+        append(&mut written, vector);
+        vector["bytes"] = hex(&written);
+    }
+    save("entries", &entries);
+    let mut segment = golden("segment");
+    let mut source = Vec::new();
+    for fields in list(&segment, "entries") {
+        append(&mut source, fields);
+    }
+    segment["bytes"] = hex(&source);
+    for name in ["opening", "certificate"] {
+        let length = number(&segment[name], "length") as usize;
+        segment[name]["checksum"] = crc32c(&source[..length]).into();
+    }
+    save("segment", &segment);
+    let mut recovery = golden("recovery-segment");
+    let pieces = split_golden(&source, list(&recovery, "partitions"));
+    for (vector, piece) in list_mut(&mut recovery, "partitions").iter_mut().zip(pieces) {
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| piece[at + byte]));
+        vector["certificate"]["length"] = word(0).into();
+        vector["certificate"]["checksum"] = word(4).into();
+        vector["bytes"] = hex(&piece);
+    }
+    save("recovery-segment", &recovery);
+    let mut backup_write = golden("backup-write");
+    for write in list_mut(&mut backup_write, "writes") {
+        if write["certified"] == true {
+            let checksum = crc32c(&source[..number(write, "end") as usize]);
+            let mut header = bytes(write, "header");
+            header[36..40].copy_from_slice(&checksum.to_le_bytes());
+            write["header"] = hex(&header);
+            write["checksum"] = checksum.into();
+        }
+    }
+    save("backup-write", &backup_write);
 }

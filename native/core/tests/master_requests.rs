@@ -3,6 +3,7 @@
 mod master_support;
 
 use master_support::*;
+use rekindle_core::master::Master;
 use rekindle_core::master::tablets::SlotRange;
 use rekindle_core::status::Status;
 
@@ -218,4 +219,36 @@ fn a_dropped_tablet_is_gone_and_a_closed_master_refuses() {
     master.close().expect("closed");
     assert_eq!(master.appended_position(), Err(Status::InvalidArgument));
     assert_eq!(master.close(), Err(Status::InvalidArgument));
+}
+
+#[test]
+fn a_key_with_dead_versions_in_many_segments_names_them_all() {
+    let mut random = Random::new();
+    let master = master(256 << 20);
+    master.take_tablet(WHOLE).expect("taken");
+    let mut client = Client::new(&master, 1);
+    let before = |master: &Master| master.appended_position().expect("open");
+    for round in 0..17u64 {
+        for key in [&b"kept"[..], b"removed"] {
+            assert_eq!(client.write(key, b"value").status, 0);
+        }
+        let start = before(&master);
+        client.write(b"kept", b"value");
+        // 15 segments and its own do not fit into one entry: a tombstone takes the 15.
+        let entry_bytes = match round {
+            15 => 48 + 8 + 160,
+            16 => 48 + 2 * 8,
+            _ => 48 + (round + 1) * 8,
+        };
+        assert_eq!(before(&master) - start, entry_bytes, "{round}");
+        if round == 15 {
+            let start = before(&master);
+            client.remove(b"removed");
+            assert_eq!(before(&master) - start, 160 + 48);
+        }
+        log_bytes(&master, &mut random);
+        master.roll_head().expect("rolled");
+    }
+    assert_eq!(client.read(b"kept").value, b"value");
+    assert_eq!(client.read(b"removed").value, b"value");
 }

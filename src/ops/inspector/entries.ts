@@ -13,8 +13,11 @@ const typeNames = {
   4: 'LOG_DIGEST',
   5: 'SAFE_VERSION',
   6: 'TABLE_STATS',
+  8: 'PADDING',
 } as const;
 const flagMore = 1;
+const flagsUnknown = 0b1110;
+const priorShift = 4;
 
 export type EntryType = (typeof typeNames)[keyof typeof typeNames];
 
@@ -25,6 +28,8 @@ export interface LogEntry {
   timestamp: number;
   tableId: bigint;
   version: bigint;
+  /** Segments that may hold older, dead versions of the key. */
+  prior: bigint[];
   key: Buffer;
   value: Buffer;
   offset: number;
@@ -52,8 +57,9 @@ export function decodeEntry(bytes: Buffer, offset = 0): LogEntry | string {
   const type = typeNames[bytes.readUInt8(offset + 4) as keyof typeof typeNames];
   if (type === undefined) return `unknown type ${bytes.readUInt8(offset + 4)}`;
   const flags = bytes.readUInt8(offset + 5);
-  if ((flags & ~flagMore) !== 0) return `unknown flags ${flags}`;
-  const keyStart = offset + ENTRY_HEADER_BYTES;
+  if ((flags & flagsUnknown) !== 0) return `unknown flags ${flags}`;
+  const priorStart = offset + ENTRY_HEADER_BYTES;
+  const keyStart = priorStart + 8 * (flags >> priorShift);
   const valueStart = keyStart + bytes.readUInt16LE(offset + 6);
   const end = valueStart + bytes.readUInt32LE(offset + 8);
   if (end > bytes.length) return 'the entry is cut off';
@@ -62,10 +68,11 @@ export function decodeEntry(bytes: Buffer, offset = 0): LogEntry | string {
   }
   return {
     type,
-    more: flags === flagMore,
+    more: (flags & flagMore) !== 0,
     timestamp: bytes.readUInt32LE(offset + 12),
     tableId: bytes.readBigUInt64LE(offset + 16),
     version: bytes.readBigUInt64LE(offset + 24),
+    prior: rows(bytes.subarray(priorStart, keyStart), 8).map((row) => row.readBigUInt64LE(0)),
     key: bytes.subarray(keyStart, valueStart),
     value: bytes.subarray(valueStart, end),
     offset,

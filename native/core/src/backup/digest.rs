@@ -54,7 +54,7 @@ fn parse_opening(bytes: &[u8], segment_id: u64, epoch: u64) -> Result<Option<Dig
                 tablet_stats = value.chunks_exact(TABLET_STATS_BYTES).map(tablet).collect();
             }
             EntryType::LogDigest | EntryType::TableStats => return Err(Status::ChecksumMismatch),
-            EntryType::SegmentHeader | EntryType::SafeVersion => {}
+            EntryType::SegmentHeader | EntryType::SafeVersion | EntryType::Padding => {}
             EntryType::Object | EntryType::Tombstone => break,
         }
     }

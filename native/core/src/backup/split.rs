@@ -137,7 +137,10 @@ pub fn split(
                 partitions.find(segment_id, entry.table_id(), slot(hash))
             }
             EntryType::SafeVersion => EVERYWHERE,
-            EntryType::SegmentHeader | EntryType::LogDigest | EntryType::TableStats => NOWHERE,
+            EntryType::SegmentHeader
+            | EntryType::LogDigest
+            | EntryType::TableStats
+            | EntryType::Padding => NOWHERE,
         };
         if partition == NOWHERE {
             continue;

@@ -172,11 +172,9 @@ impl Arena {
     pub unsafe fn entry(&self, offset: usize) -> EntryView<'_> {
         // SAFETY: a published entry has at least its header.
         let header = unsafe { self.published(offset, HEADER_BYTES) };
-        let key_length = usize::from(u16::from_le_bytes([header[6], header[7]]));
-        let value_length =
-            u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        let length = EntryView::length(header);
         // SAFETY: an entry is published as a whole.
-        let bytes = unsafe { self.published(offset, HEADER_BYTES + key_length + value_length) };
+        let bytes = unsafe { self.published(offset, length) };
         EntryView::parse(bytes).expect("published entries parse")
     }
 

@@ -1,16 +1,22 @@
 //! Operations on objects: what an EXECUTE message does to table and log.
 //!
 //! Rules: every answer that depends on an entry that may not be durable yet, be it object or
-//! tombstone, raises the position that the whole message waits for; a write over an object appends
-//! object and tombstone as one atomic append; a removed key's slot keeps the tombstone until that
-//! is durable. Runs on the thread that holds the serving state; shares the table with replay.
+//! tombstone, raises the position that the whole message waits for; a new entry names every segment
+//! that may hold a dead version of its key ([`PriorSegments`]); a removed key's slot keeps the
+//! tombstone until that is durable. Runs on the thread that holds the serving state; shares the
+//! table with replay and the cleaner.
+//!
+//! A change is: find the slot, write the entry behind the log's end, swap the slot, publish the
+//! log's end. If the swap fails, the cleaner has moved the present entry: all starts over, so that
+//! the new entry names the segment where that lies now, and nothing stillborn is published.
 
 use std::collections::VecDeque;
 
 use super::hash_table::prefetch;
 use super::log::{Log, Purpose};
 use super::message::{Operation, OperationKind, Reply, Request, reject};
-use super::objects::{Current, Objects};
+use super::objects::{Current, Objects, PresentSegments};
+use super::prior_segments::PriorSegments;
 use super::segment::Append;
 use super::tablets::Tablets;
 use super::unacked_rpc_results::{Duplicate, RpcResult, UnackedRpcResults};
@@ -54,6 +60,7 @@ struct PendingTombstone {
     end_position: u64,
     hash: u64,
     offset: usize,
+    version: u64,
 }
 
 /// The state of the serving thread.
@@ -71,6 +78,7 @@ pub struct Serving {
     pub durable: u64,
     /// By end position.
     pending_tombstones: VecDeque<PendingTombstone>,
+    present: PresentSegments,
 }
 
 struct Outcome<'a> {
@@ -301,28 +309,33 @@ impl Serving {
         timestamp: u32,
     ) -> Result<RpcResult, Status> {
         self.check_tablet(operation, hash)?;
-        let _guard = objects.table.lock(hash);
-        let current = objects.find(hash, operation.table_id, operation.key);
-        let version = object_version(&current);
-        let remove = operation.kind == OperationKind::Remove;
-        let status = rejected(operation, version);
-        if status.is_some() || (remove && version.is_none()) {
-            let position = current.as_ref().map_or(0, |current| {
-                end_position(objects, current.offset, &current.entry)
-            });
-            let status = status.unwrap_or(Status::Ok);
-            return Ok(RpcResult {
-                status,
-                version: version.unwrap_or(0),
-                position,
-            });
-        }
-        match current {
-            Some(dead) if remove => self.remove(objects, operation, hash, &dead, timestamp),
-            current => self.write(objects, operation, hash, current, timestamp),
+        loop {
+            let current = objects.find(hash, operation.table_id, operation.key);
+            let version = object_version(&current);
+            let remove = operation.kind == OperationKind::Remove;
+            let status = rejected(operation, version);
+            if status.is_some() || (remove && version.is_none()) {
+                let position = current.as_ref().map_or(0, |current| {
+                    end_position(objects, current.offset, &current.entry)
+                });
+                let status = status.unwrap_or(Status::Ok);
+                return Ok(RpcResult {
+                    status,
+                    version: version.unwrap_or(0),
+                    position,
+                });
+            }
+            let done = match current {
+                Some(dead) if remove => self.remove(objects, operation, hash, &dead, timestamp)?,
+                current => self.write(objects, operation, hash, current, timestamp)?,
+            };
+            if let Some(result) = done {
+                return Ok(result);
+            }
         }
     }
 
+    /// Nothing if the present entry was moved meanwhile: then nothing has changed.
     fn write(
         &mut self,
         objects: &Objects,
@@ -330,11 +343,7 @@ impl Serving {
         hash: u64,
         current: Option<Current<'_>>,
         timestamp: u32,
-    ) -> Result<RpcResult, Status> {
-        let table_slot = match &current {
-            Some(current) => current.slot,
-            None => objects.table.empty_slot(hash)?,
-        };
+    ) -> Result<Option<RpcResult>, Status> {
         let dead = current.as_ref().filter(|current| current.is_object());
         let version = match dead {
             Some(dead) => dead.entry.version() + 1,
@@ -346,45 +355,48 @@ impl Serving {
                 .is_none_or(|current| version > current.entry.version()),
             "versions never go back"
         );
-        let Operation {
-            key,
-            value,
-            table_id,
-            ..
-        } = *operation;
-        let header = EntryHeader {
-            entry_type: EntryType::Object,
-            flags: 0,
-            timestamp,
-            table_id,
-            version,
+        // Dead versions before a tombstone are guarded by that one, which stays in the log.
+        let prior = dead.map_or_else(PriorSegments::default, |dead| self.prior_of(objects, dead));
+        let (guarded, named) = prior.split();
+        let object = Append {
+            header: EntryHeader {
+                entry_type: EntryType::Object,
+                flags: 0,
+                timestamp,
+                table_id: operation.table_id,
+                version,
+            },
+            prior: named,
+            key: operation.key,
+            value: operation.value,
         };
-        let object = Append { header, key, value };
-        let (offset, dead_bytes) = match dead {
-            Some(dead) => {
-                let segment_id = objects.arena.segment_id(dead.offset).to_le_bytes();
-                let tombstone = tombstone_of(&dead.entry, &segment_id, timestamp);
-                let entries = [object, tombstone];
-                let offset = self.append(objects, &entries, Purpose::Write)?;
-                objects
-                    .arena
-                    .count_dead(dead.offset, dead.entry.total_bytes());
-                (offset, dead.entry.total_bytes() as i64)
-            }
-            None => (self.append(objects, &[object], Purpose::Write)?, 0),
-        };
-        table_slot.publish(offset);
+        let guard = dead.map(|dead| tombstone_of(&dead.entry, guarded, timestamp));
+        let entries = [object, guard.unwrap_or(object)];
+        let entries = &entries[..1 + usize::from(!guarded.is_empty())];
+        let offset = self.prepare(objects, entries, Purpose::Write)?;
+        match &current {
+            Some(current) if !current.slot.replace(offset) => return Ok(None),
+            Some(_) => {}
+            None => objects.table.insert(hash, offset)?,
+        }
+        self.log.publish(entries);
+        let dead_bytes = dead.map_or(0, |dead| {
+            let bytes = dead.entry.total_bytes();
+            objects.arena.count_dead(dead.offset, bytes);
+            bytes as i64
+        });
         let records = i64::from(dead.is_none());
-        self.count(table_id, hash, records, object.bytes() as i64 - dead_bytes);
+        let bytes = object.bytes() as i64 - dead_bytes;
+        self.count(operation.table_id, hash, records, bytes);
         self.counters.writes += 1;
-        let position = self.log.appended_position();
-        Ok(RpcResult {
+        Ok(Some(RpcResult {
             status: Status::Ok,
             version,
-            position,
-        })
+            position: self.log.appended_position(),
+        }))
     }
 
+    /// Nothing if the present entry was moved meanwhile: then nothing has changed.
     fn remove(
         &mut self,
         objects: &Objects,
@@ -392,13 +404,25 @@ impl Serving {
         hash: u64,
         dead: &Current<'_>,
         timestamp: u32,
-    ) -> Result<RpcResult, Status> {
+    ) -> Result<Option<RpcResult>, Status> {
         let version = dead.entry.version();
-        let segment_id = objects.arena.segment_id(dead.offset).to_le_bytes();
-        let tombstone = tombstone_of(&dead.entry, &segment_id, timestamp);
-        let offset = self.append(objects, &[tombstone], Purpose::Remove)?;
+        let prior = self.prior_of(objects, dead);
+        let (guarded, named) = prior.split();
+        let guard = tombstone_of(&dead.entry, guarded, timestamp);
+        let tombstone = tombstone_of(&dead.entry, named, timestamp);
+        let entries = [guard, tombstone];
+        let entries = &entries[usize::from(guarded.is_empty())..];
+        let first = self.prepare(objects, entries, Purpose::Remove)?;
+        let offset = first
+            + entries[..entries.len() - 1]
+                .iter()
+                .map(Append::bytes)
+                .sum::<usize>();
+        if !dead.slot.replace(offset) {
+            return Ok(None);
+        }
+        self.log.publish(entries);
         objects.raise_safe_version(version + 1);
-        dead.slot.publish(offset);
         let bytes = dead.entry.total_bytes();
         objects.arena.count_dead(dead.offset, bytes);
         self.count(operation.table_id, hash, -1, -(bytes as i64));
@@ -408,22 +432,31 @@ impl Serving {
             end_position: position,
             hash,
             offset,
+            version,
         };
         self.pending_tombstones.push_back(pending);
-        Ok(RpcResult {
+        Ok(Some(RpcResult {
             status: Status::Ok,
             version,
             position,
-        })
+        }))
     }
 
-    fn append(
+    fn prior_of(&mut self, objects: &Objects, dead: &Current<'_>) -> PriorSegments {
+        if dead.entry.prior_count() > 0 {
+            objects.refresh(&mut self.present);
+        }
+        let segment_id = objects.arena.segment_id(dead.offset);
+        PriorSegments::after(&dead.entry, segment_id, |id| self.present.contains(id))
+    }
+
+    fn prepare(
         &mut self,
         objects: &Objects,
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        self.log.append(objects, &self.tablets, entries, purpose)
+        self.log.prepare(objects, &self.tablets, entries, purpose)
     }
 
     fn count(&self, table_id: u64, hash: u64, records: i64, bytes: i64) {
@@ -452,21 +485,39 @@ impl Serving {
             if tombstone.end_position > self.durable {
                 break;
             }
-            let _guard = objects.table.lock(tombstone.hash);
-            // Gone already if the key was written again or its tablet dropped.
-            objects.table.erase(tombstone.hash, tombstone.offset);
+            forget(objects, tombstone);
             self.pending_tombstones.pop_front();
         }
         Ok(())
     }
 }
 
-/// The tombstone of an object; `segment_id` is where the object lies.
-pub fn tombstone_of<'a>(
-    dead: &EntryView<'a>,
-    segment_id: &'a [u8; 8],
-    timestamp: u32,
-) -> Append<'a> {
+/// Takes a tombstone out of the table. It is gone already if the key was written again or its
+/// tablet dropped; it lies elsewhere if the cleaner has moved it.
+fn forget(objects: &Objects, tombstone: &PendingTombstone) {
+    let PendingTombstone {
+        hash,
+        mut offset,
+        version,
+        ..
+    } = *tombstone;
+    while !objects.table.erase(hash, offset) {
+        let moved = objects.table.find(hash, |offset| {
+            // SAFETY: the offset comes from a slot; segments are freed under the rules of objects.
+            let entry = unsafe { objects.arena.entry(offset) };
+            entry.entry_type() == EntryType::Tombstone
+                && entry.version() == version
+                && key_hash(entry.table_id(), entry.key()) == hash
+        });
+        match moved {
+            Some((_, found)) => offset = found,
+            None => return,
+        }
+    }
+}
+
+/// The tombstone of an object that names the segments `prior`.
+pub fn tombstone_of<'a>(dead: &EntryView<'a>, prior: &'a [u64], timestamp: u32) -> Append<'a> {
     let header = EntryHeader {
         entry_type: EntryType::Tombstone,
         flags: 0,
@@ -476,7 +527,8 @@ pub fn tombstone_of<'a>(
     };
     Append {
         header,
+        prior,
         key: dead.key(),
-        value: segment_id,
+        value: &[],
     }
 }

@@ -1,26 +1,50 @@
-//! The hash table: from a key hash to the arena offset of its newest entry.
+//! The hash table: from a key hash to the arena offset of its newest entry. Lock-free.
 //!
 //! A bucket is one cache line of 8 slots: 16 bits of tag, a chain bit, 47 bits of reference
-//! (offset / 8 + 1; 0 is empty). When the last slot's chain bit is set, it names an overflow bucket
-//! instead. Readers are lock-free; whoever changes a bucket holds its stripe's lock across lookup,
-//! append and publication. A slot that holds a key's entry keeps its place until it is cleared or,
-//! if it is the last of a full bucket, moves: to the overflow bucket first, then the chain is
-//! published, so a reader finds it in one of the two. Whether an entry found by tag has the wanted
-//! key is the caller's test; therefore a reader who strays into a reused overflow bucket only
-//! compares keys in vain.
+//! (offset / 8 + 1). When the last slot's chain bit is set, it names an overflow bucket instead.
+//! Whether an entry found by tag has the wanted key is the caller's test.
+//!
+//! Every change of a slot is a compare-and-swap from the word that was seen. Who may do what at
+//! the same time:
+//! - one *serving thread*, under the serving lock: `find` + [`Slot::replace`], `insert`, `erase`,
+//!   `retain`, `begin_replay`, `end_replay`;
+//! - one *cleaner thread*: `relocate`, `refers_to`;
+//! - any number of *replay threads*, between `begin_replay` and `end_replay`: `find`, `upsert` of
+//!   keys that nobody else inserts.
+//!
+//! An entry keeps its slot until it is erased, except that the last slot of a full bucket moves to
+//! the first of a fresh overflow bucket: it is written there, then the chain word takes its place
+//! by a swap from the word that was copied. So a walk along the chain never misses an entry that
+//! stays in the table, and a swap on the old place fails.
+//!
+//! A key of a replay goes to the first empty slot of its chain. No slot becomes empty while a
+//! replay runs: an erased one becomes a *grave*, which only the serving thread uses again, and no
+//! overflow bucket is unlinked. Hence two threads cannot insert one key twice: the first empty slot
+//! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
+//! once no `relocate` can still be walking through it, so that no swap strays.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+pub mod report;
 
-use parking_lot::{Mutex, MutexGuard};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
+
+use parking_lot::Mutex;
 
 use crate::mapping::Mapping;
 use crate::status::Status;
 
 const SLOTS: usize = 8;
 const LAST: usize = SLOTS - 1;
-const STRIPES: usize = 4096;
 const CHAIN: u64 = 1 << 47;
 const REFERENCE_MASK: u64 = CHAIN - 1;
+const TAG_MASK: u64 = 0xffff << 48;
+/// Once an entry: refers to nothing, but is not empty.
+const GRAVE: u64 = 1 << 48;
+/// Log bytes for each bucket: 4 – 5 of its slots are used when a log of 160-byte entries is full
+/// to 90 %, and the table has 8 % of the log's size.
+const LOG_BYTES_PER_BUCKET: usize = 800;
+/// Buckets whose entries `retain` fetches ahead of its use.
+const RETAIN_AHEAD: usize = 16;
 
 type Bucket = [AtomicU64; SLOTS];
 
@@ -29,36 +53,75 @@ struct Overflow {
     next: usize,
     end: usize,
     free: Vec<usize>,
+    /// Unlinked, but a `relocate` may still be walking there.
+    unlinked: Vec<usize>,
 }
 
 /// See the file's head.
 pub struct HashTable {
     memory: Mapping,
     buckets: usize,
-    overflow_first: usize,
     overflow: Mutex<Overflow>,
-    stripes: Box<[Mutex<()>]>,
+    /// Running replays; changed by the serving thread.
+    replays: AtomicUsize,
+    /// The cleaner is in `relocate`.
+    relocating: AtomicBool,
+    /// Replay threads add to it later than they insert.
+    entries: AtomicI64,
 }
 
-/// A place in the table; changed only under the stripe's lock.
+/// A slot and the word that was seen in it.
 #[derive(Clone, Copy)]
 pub struct Slot<'a> {
     word: &'a AtomicU64,
-    tag: u64,
+    seen: u64,
 }
 
 impl Slot<'_> {
-    /// Publishes the entry at `offset`, whose bytes are complete.
+    /// Lets the slot refer to the entry at `offset`, whose bytes are complete. False if the slot
+    /// has changed since it was found: then the key must be looked up again.
     #[inline]
-    pub fn publish(&self, offset: usize) {
-        self.word
-            .store(self.tag | encode(offset), Ordering::Release);
+    #[must_use]
+    pub fn replace(&self, offset: usize) -> bool {
+        swap(
+            self.word,
+            self.seen,
+            (self.seen & TAG_MASK) | encode(offset),
+        )
     }
+}
+
+/// What `upsert` shall do about an entry with the same tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It belongs to another key.
+    Other,
+    /// It stays.
+    Keep,
+    /// The new one takes its place.
+    Replace,
+}
+
+/// What `upsert` has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upserted {
+    /// The key was not there.
+    Inserted,
+    /// The entry at this offset has lost its place.
+    Replaced(usize),
+    /// The entry at this offset has kept its place.
+    Kept(usize),
+}
+
+#[inline(always)]
+fn swap(word: &AtomicU64, seen: u64, new: u64) -> bool {
+    word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Relaxed)
+        .is_ok()
 }
 
 #[inline(always)]
 fn tag(hash: u64) -> u64 {
-    ((hash >> 16 ^ hash >> 48) & 0xffff) << 48
+    ((hash ^ (hash >> 32)) & 0xffff) << 48
 }
 
 #[inline(always)]
@@ -70,6 +133,11 @@ fn encode(offset: usize) -> u64 {
 #[inline(always)]
 fn decode(word: u64) -> usize {
     ((word & REFERENCE_MASK) as usize - 1) << 3
+}
+
+#[inline(always)]
+fn is_entry(word: u64) -> bool {
+    word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
 /// Fetches a cache line ahead of its use.
@@ -86,47 +154,47 @@ pub fn prefetch(address: *const u8) {
 }
 
 impl HashTable {
-    /// A table for a log of `arena_bytes`: at least one bucket per 640 bytes, and twice as many
-    /// overflow buckets, whose pages cost nothing until they are used.
+    /// A table for a log of `arena_bytes`, and twice as many overflow buckets, whose pages cost
+    /// nothing until they are used.
     ///
     /// # Errors
     /// `OutOfMemory`.
     pub fn new(arena_bytes: usize) -> Result<Self, Status> {
-        Self::with_buckets((arena_bytes / 640).next_power_of_two(), None)
+        let buckets = (arena_bytes / LOG_BYTES_PER_BUCKET).max(1);
+        Self::with_buckets(buckets, 2 * buckets)
     }
 
-    fn with_buckets(buckets: usize, overflow: Option<usize>) -> Result<Self, Status> {
-        assert!(buckets.is_power_of_two(), "the mask needs a power of two");
-        let end = buckets + overflow.unwrap_or(2 * buckets);
+    fn with_buckets(buckets: usize, overflow: usize) -> Result<Self, Status> {
+        assert!(
+            buckets <= u32::MAX as usize,
+            "32 bits of the hash choose the bucket"
+        );
+        let end = buckets + overflow;
         Ok(Self {
             memory: Mapping::reserve(end * size_of::<Bucket>())?,
             buckets,
-            overflow_first: buckets,
             overflow: Mutex::new(Overflow {
                 next: buckets,
                 end,
                 free: Vec::new(),
+                unlinked: Vec::new(),
             }),
-            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            replays: AtomicUsize::new(0),
+            relocating: AtomicBool::new(false),
+            entries: AtomicI64::new(0),
         })
     }
 
     #[inline(always)]
     fn bucket(&self, index: usize) -> &Bucket {
-        // SAFETY: indices are masked or come from `overflow`, both below its `end`; the memory is
-        // zeroed, aligned to 64 and only accessed as atomics.
+        // SAFETY: indices are below `buckets` or come from `overflow`, below its `end`; the memory
+        // is zeroed, aligned to 64 and only accessed as atomics.
         unsafe { &*self.memory.base().cast::<Bucket>().add(index) }
     }
 
     #[inline(always)]
     fn index(&self, hash: u64) -> usize {
-        hash as usize & (self.buckets - 1)
-    }
-
-    /// Excludes all other changes of keys with this hash.
-    #[inline]
-    pub fn lock(&self, hash: u64) -> MutexGuard<'_, ()> {
-        self.stripes[self.index(hash) & (STRIPES - 1)].lock()
+        (((hash & 0xffff_ffff) * self.buckets as u64) >> 32) as usize
     }
 
     /// Fetches the bucket of a hash ahead of its use.
@@ -141,19 +209,39 @@ impl HashTable {
         let wanted = tag(hash);
         for slot in self.bucket(self.index(hash)) {
             let word = slot.load(Ordering::Acquire);
-            if word & !REFERENCE_MASK == wanted && word & REFERENCE_MASK != 0 {
+            if word & TAG_MASK == wanted && is_entry(word) {
                 each(decode(word));
             }
         }
     }
 
-    /// Offset of the entry with this hash that `matches` accepts.
-    #[inline]
-    pub fn lookup(&self, hash: u64, matches: impl FnMut(usize) -> bool) -> Option<usize> {
-        self.find(hash, matches).map(|(_, offset)| offset)
+    /// Shows the slots of a hash's chain, in order, to `visit`.
+    #[inline(always)]
+    fn walk<'a, T>(
+        &'a self,
+        hash: u64,
+        mut visit: impl FnMut(&'a AtomicU64, u64) -> ControlFlow<T>,
+    ) -> Option<T> {
+        let mut index = self.index(hash);
+        loop {
+            let bucket = self.bucket(index);
+            for (number, word) in bucket.iter().enumerate() {
+                let value = word.load(Ordering::Acquire);
+                if number == LAST && value & CHAIN != 0 {
+                    index = (value & REFERENCE_MASK) as usize;
+                    break;
+                }
+                if let ControlFlow::Break(found) = visit(word, value) {
+                    return Some(found);
+                }
+                if number == LAST {
+                    return None;
+                }
+            }
+        }
     }
 
-    /// The same with its slot, for a holder of the stripe's lock.
+    /// Slot and offset of the entry with this hash that `matches` accepts.
     #[inline]
     pub fn find(
         &self,
@@ -161,70 +249,173 @@ impl HashTable {
         mut matches: impl FnMut(usize) -> bool,
     ) -> Option<(Slot<'_>, usize)> {
         let tag = tag(hash);
-        let mut index = self.index(hash);
-        loop {
-            let bucket = self.bucket(index);
-            let mut next = None;
-            for (number, word) in bucket.iter().enumerate() {
-                let value = word.load(Ordering::Acquire);
-                if value & CHAIN != 0 && number == LAST {
-                    next = Some((value & REFERENCE_MASK) as usize);
-                } else if value & !REFERENCE_MASK == tag && value & REFERENCE_MASK != 0 {
-                    let offset = decode(value);
-                    if matches(offset) {
-                        return Some((Slot { word, tag }, offset));
-                    }
-                }
+        self.walk(hash, |word, seen| {
+            if seen & TAG_MASK == tag && is_entry(seen) && matches(decode(seen)) {
+                ControlFlow::Break((Slot { word, seen }, decode(seen)))
+            } else {
+                ControlFlow::Continue(())
             }
-            index = next?;
-        }
+        })
     }
 
-    /// An empty slot for a hash that is not in the table; the caller holds the stripe's lock.
+    /// Whether the table refers to the entry at `offset`.
+    #[inline]
+    pub fn refers_to(&self, hash: u64, offset: usize) -> bool {
+        self.slot_of(hash, offset).is_some()
+    }
+
+    #[inline]
+    fn slot_of(&self, hash: u64, offset: usize) -> Option<Slot<'_>> {
+        let wanted = tag(hash) | encode(offset);
+        self.walk(hash, |word, seen| {
+            if seen == wanted {
+                ControlFlow::Break(Slot { word, seen })
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+    }
+
+    /// Lets the table refer to the copy of an entry instead of the entry; for the cleaner thread.
+    /// False if the table does not refer to the entry any more.
+    #[inline]
+    pub fn relocate(&self, hash: u64, old_offset: usize, new_offset: usize) -> bool {
+        self.relocating.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `Overflow::reclaim`: either it sees this walk, or this walk sees
+        // that the bucket is unlinked.
+        fence(Ordering::SeqCst);
+        let relocated = loop {
+            match self.slot_of(hash, old_offset) {
+                None => break false,
+                Some(slot) if slot.replace(new_offset) => break true,
+                // Superseded, or moved on by the chain: look again.
+                Some(_) => {}
+            }
+        };
+        self.relocating.store(false, Ordering::Release);
+        relocated
+    }
+
+    /// Adds an entry whose key is not in the table; for the serving thread.
     ///
     /// # Errors
     /// `OutOfMemory` if the overflow buckets are used up.
     #[inline]
-    pub fn empty_slot(&self, hash: u64) -> Result<Slot<'_>, Status> {
-        let tag = tag(hash);
+    pub fn insert(&self, hash: u64, offset: usize) -> Result<(), Status> {
+        let new = tag(hash) | encode(offset);
         let mut index = self.index(hash);
         loop {
             let bucket = self.bucket(index);
-            for word in bucket {
-                if word.load(Ordering::Relaxed) == 0 {
-                    return Ok(Slot { word, tag });
-                }
+            let claimed = bucket.iter().any(|word| {
+                let seen = word.load(Ordering::Relaxed);
+                matches!(seen, 0 | GRAVE) && swap(word, seen, new)
+            });
+            if claimed {
+                self.count_inserted(1);
+                return Ok(());
             }
-            let last = bucket[LAST].load(Ordering::Relaxed);
-            if last & CHAIN == 0 {
-                index = self.take_overflow().ok_or(Status::OutOfMemory)?;
-                self.bucket(index)[0].store(last, Ordering::Release);
-                bucket[LAST].store(CHAIN | index as u64, Ordering::Release);
-            } else {
-                index = (last & REFERENCE_MASK) as usize;
-            }
+            index = self.next_bucket(bucket)?;
         }
     }
 
-    /// Clears the slot of the entry at `offset` if it is (still) in the table; says whether. The
-    /// caller holds the stripe's lock.
+    /// Adds an entry or replaces the one of its key, as `decide` says about each entry with its
+    /// tag; for replay threads, which add what they have inserted by `count_inserted`.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if the overflow buckets are used up.
+    #[inline]
+    pub fn upsert(
+        &self,
+        hash: u64,
+        offset: usize,
+        mut decide: impl FnMut(usize) -> Decision,
+    ) -> Result<Upserted, Status> {
+        let tag = tag(hash);
+        let new = tag | encode(offset);
+        let mut index = self.index(hash);
+        loop {
+            let bucket = self.bucket(index);
+            let mut number = 0;
+            while number < SLOTS {
+                let word = &bucket[number];
+                let seen = word.load(Ordering::Acquire);
+                if number == LAST && seen & CHAIN != 0 {
+                    break;
+                }
+                // A swap that fails looks at the same slot again.
+                if seen == 0 {
+                    if swap(word, seen, new) {
+                        return Ok(Upserted::Inserted);
+                    }
+                } else if seen & TAG_MASK == tag && is_entry(seen) {
+                    match decide(decode(seen)) {
+                        Decision::Other => number += 1,
+                        Decision::Keep => return Ok(Upserted::Kept(decode(seen))),
+                        Decision::Replace => {
+                            if swap(word, seen, new) {
+                                return Ok(Upserted::Replaced(decode(seen)));
+                            }
+                        }
+                    }
+                } else {
+                    number += 1;
+                }
+            }
+            index = self.next_bucket(bucket)?;
+        }
+    }
+
+    /// Counts entries that `upsert` has inserted.
+    #[inline]
+    pub fn count_inserted(&self, count: usize) {
+        self.entries.fetch_add(count as i64, Ordering::Relaxed);
+    }
+
+    /// The bucket behind one without empty slots: the chain's next, or a fresh one.
+    fn next_bucket(&self, bucket: &Bucket) -> Result<usize, Status> {
+        let mut fresh = None;
+        loop {
+            let last = bucket[LAST].load(Ordering::Acquire);
+            if last & CHAIN != 0 {
+                if let Some(fresh) = fresh {
+                    self.overflow.lock().free.push(fresh);
+                }
+                return Ok((last & REFERENCE_MASK) as usize);
+            }
+            let index = match fresh {
+                Some(index) => index,
+                None => self.take_overflow().ok_or(Status::OutOfMemory)?,
+            };
+            self.bucket(index)[0].store(last, Ordering::Relaxed);
+            if swap(&bucket[LAST], last, CHAIN | index as u64) {
+                return Ok(index);
+            }
+            fresh = Some(index);
+        }
+    }
+
+    /// Takes the entry at `offset` out if it is (still) in the table; says whether. For the serving
+    /// thread.
     pub fn erase(&self, hash: u64, offset: usize) -> bool {
         let wanted = tag(hash) | encode(offset);
         let mut previous = None;
         let mut index = self.index(hash);
         loop {
             let bucket = self.bucket(index);
-            if let Some(word) = bucket
-                .iter()
-                .find(|word| word.load(Ordering::Relaxed) == wanted)
-            {
-                word.store(0, Ordering::Release);
+            let mut found = bucket.iter();
+            if let Some(word) = found.find(|word| word.load(Ordering::Relaxed) == wanted) {
+                if !swap(word, wanted, self.vacated()) {
+                    // Relocated, or moved on by the chain.
+                    (index, previous) = (self.index(hash), None);
+                    continue;
+                }
+                self.entries.fetch_sub(1, Ordering::Relaxed);
                 if let Some(previous) = previous {
                     self.unlink_if_empty(previous, index);
                 }
                 return true;
             }
-            let last = bucket[LAST].load(Ordering::Relaxed);
+            let last = bucket[LAST].load(Ordering::Acquire);
             if last & CHAIN == 0 {
                 return false;
             }
@@ -233,20 +424,37 @@ impl HashTable {
         }
     }
 
-    fn unlink_if_empty(&self, previous: usize, index: usize) {
-        if self
-            .bucket(index)
-            .iter()
-            .all(|word| word.load(Ordering::Relaxed) == 0)
-        {
-            self.bucket(previous)[LAST].store(0, Ordering::Release);
-            self.overflow.lock().free.push(index);
+    #[inline]
+    fn vacated(&self) -> u64 {
+        if self.replays.load(Ordering::Relaxed) > 0 {
+            GRAVE
+        } else {
+            0
         }
+    }
+
+    fn unlink_if_empty(&self, previous: usize, index: usize) {
+        if self.replays.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        let vacant = |word: &AtomicU64| matches!(word.load(Ordering::Relaxed), 0 | GRAVE);
+        if !self.bucket(index).iter().all(vacant) {
+            return;
+        }
+        let unlinked = swap(&self.bucket(previous)[LAST], CHAIN | index as u64, 0);
+        assert!(unlinked, "only the serving thread changes a chain word");
+        let mut overflow = self.overflow.lock();
+        overflow.unlinked.push(index);
+        overflow.reclaim(&self.relocating);
     }
 
     fn take_overflow(&self) -> Option<usize> {
         let mut overflow = self.overflow.lock();
+        overflow.reclaim(&self.relocating);
         if let Some(index) = overflow.free.pop() {
+            for word in self.bucket(index) {
+                word.store(0, Ordering::Relaxed);
+            }
             return Some(index);
         }
         if overflow.next == overflow.end {
@@ -256,20 +464,18 @@ impl HashTable {
         Some(overflow.next - 1)
     }
 
-    /// Clears all slots whose entry `dead` names, bucket by bucket under its stripe's lock.
-    /// `ahead` sees each entry some buckets earlier, to fetch it.
+    /// Takes all entries out that `dead` names; for the serving thread. `ahead` sees each entry
+    /// some buckets earlier, to fetch it.
     pub fn retain(&self, ahead: impl Fn(usize), dead: impl Fn(usize) -> bool) {
-        const AHEAD: usize = 16;
         for index in 0..self.buckets {
-            if index + AHEAD < self.buckets {
-                for word in self.bucket(index + AHEAD) {
-                    let value = word.load(Ordering::Relaxed);
-                    if value != 0 && value & CHAIN == 0 {
-                        ahead(decode(value));
+            if index + RETAIN_AHEAD < self.buckets {
+                for word in self.bucket(index + RETAIN_AHEAD) {
+                    let seen = word.load(Ordering::Acquire);
+                    if is_entry(seen) {
+                        ahead(decode(seen));
                     }
                 }
             }
-            let _guard = self.stripes[index & (STRIPES - 1)].lock();
             self.retain_chain(index, &dead);
         }
     }
@@ -279,12 +485,16 @@ impl HashTable {
         loop {
             let bucket = self.bucket(index);
             for word in bucket {
-                let value = word.load(Ordering::Relaxed);
-                if value != 0 && value & CHAIN == 0 && dead(decode(value)) {
-                    word.store(0, Ordering::Release);
+                let mut seen = word.load(Ordering::Acquire);
+                while is_entry(seen) && dead(decode(seen)) {
+                    if swap(word, seen, self.vacated()) {
+                        self.entries.fetch_sub(1, Ordering::Relaxed);
+                        break;
+                    }
+                    seen = word.load(Ordering::Acquire);
                 }
             }
-            let last = bucket[LAST].load(Ordering::Relaxed);
+            let last = bucket[LAST].load(Ordering::Acquire);
             if last & CHAIN == 0 {
                 if let Some(previous) = previous {
                     self.unlink_if_empty(previous, index);
@@ -296,6 +506,17 @@ impl HashTable {
         }
     }
 
+    /// A replay starts: see the file's head. For the serving thread.
+    pub fn begin_replay(&self) {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A replay has ended: its threads do not come back.
+    pub fn end_replay(&self) {
+        let before = self.replays.fetch_sub(1, Ordering::Relaxed);
+        assert!(before > 0, "a replay that ends has begun");
+    }
+
     /// Buckets, overflow buckets not counted.
     pub fn buckets(&self) -> usize {
         self.buckets
@@ -304,7 +525,7 @@ impl HashTable {
     /// Overflow buckets in use.
     pub fn overflow_buckets(&self) -> usize {
         let overflow = self.overflow.lock();
-        overflow.next - self.overflow_first - overflow.free.len()
+        overflow.next - self.buckets - overflow.free.len() - overflow.unlinked.len()
     }
 
     /// Bytes of the buckets that every key may hit first.
@@ -323,50 +544,12 @@ impl HashTable {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chains_grow_shrink_and_say_no() {
-        let table = HashTable::with_buckets(2, Some(3)).expect("small table");
-        let hash = |number: u64| number << 17; // all in bucket 0, tags differ
-        // 7 + 7 + 7 slots before chains, and the last bucket's eighth.
-        let room = 7 * 3 + 8;
-        for number in 0..room {
-            let slot = table.empty_slot(hash(number)).expect("room");
-            slot.publish(number as usize * 8);
-        }
-        assert_eq!(table.overflow_buckets(), 3);
-        assert_eq!(
-            table.empty_slot(hash(room)).err(),
-            Some(Status::OutOfMemory)
-        );
-        for number in 0..room {
-            let found = table.lookup(hash(number), |offset| offset == number as usize * 8);
-            assert_eq!(found, Some(number as usize * 8), "{number}");
-        }
-        for number in (0..room).rev() {
-            assert!(table.erase(hash(number), number as usize * 8));
-            assert!(!table.erase(hash(number), number as usize * 8));
-        }
-        assert_eq!(table.overflow_buckets(), 0);
-    }
-
-    #[test]
-    fn retain_clears_what_is_named() {
-        let table = HashTable::with_buckets(16, None).expect("small table");
-        let hash = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        for number in 0..200u64 {
-            table
-                .empty_slot(hash(number))
-                .expect("room")
-                .publish(number as usize * 8);
-        }
-        table.retain(|_| (), |offset| offset % 16 == 0);
-        for number in 0..200u64 {
-            let found = table.lookup(hash(number), |offset| offset == number as usize * 8);
-            assert_eq!(found.is_some(), number % 2 == 1, "{number}");
+impl Overflow {
+    /// Unlinked buckets may be used again if no `relocate` runs: a later one cannot get there.
+    fn reclaim(&mut self, relocating: &AtomicBool) {
+        fence(Ordering::SeqCst);
+        if !relocating.load(Ordering::Acquire) {
+            self.free.append(&mut self.unlinked);
         }
     }
 }

@@ -51,13 +51,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Appends all entries as one atomic append, rolling over if need be; returns the arena offset
-    /// of the first.
+    /// Writes all entries as one atomic append behind the log's end, rolling over if need be;
+    /// returns the arena offset of the first. They belong to the log once `publish` is called.
     ///
     /// # Errors
-    /// `OutOfMemory`; then nothing was appended.
+    /// `OutOfMemory`; then nothing was written.
     #[inline]
-    pub fn append(
+    pub fn prepare(
         &mut self,
         objects: &Objects,
         tablets: &Tablets,
@@ -69,12 +69,18 @@ impl Log {
         }
         let total = entries.iter().map(Append::bytes).sum();
         if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
-            return Ok(head.append(entries));
+            return Ok(head.prepare(entries));
         }
         let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
         Ok(self
             .roll(objects, tablets, purpose, timestamp)?
-            .append(entries))
+            .prepare(entries))
+    }
+
+    /// Publishes what the last `prepare` wrote.
+    pub fn publish(&self, entries: &[Append<'_>]) {
+        let head = self.head.as_ref().expect("a prepared append has its head");
+        head.publish(entries.iter().map(Append::bytes).sum());
     }
 
     /// Opens the next head, then closes the present one.
@@ -131,6 +137,7 @@ impl Log {
             };
             head.append(&[Append {
                 header,
+                prior: &[],
                 key: &[],
                 value,
             }]);

@@ -2,7 +2,7 @@
 //!
 //! [`Master`] is the handle. One thread serves (all calls but replay take the serving lock, which
 //! is uncontended then); replay runs on the pool's threads beside it and shares [`objects`] only.
-//! Locking order: serving state, recovery state, a replay worker, a stripe of the table, segments.
+//! Locking order: serving state, recovery state, a replay worker, segments.
 //! Side segments and log segments share one id space; ids only grow.
 
 pub mod arena;
@@ -12,6 +12,7 @@ pub mod log;
 pub mod message;
 pub mod objects;
 mod pretouch;
+pub mod prior_segments;
 pub mod recovery;
 pub mod replay;
 pub mod segment;
@@ -379,7 +380,7 @@ impl Master {
 }
 
 fn drop_if_within(arena: &Arena, offset: usize, range: &SlotRange) -> bool {
-    // SAFETY: called under the stripe's lock with the offset of a slot.
+    // SAFETY: called with the offset of a slot, while no segment is freed.
     let entry = unsafe { arena.entry(offset) };
     let within = entry.table_id() == range.table_id
         && range.contains(

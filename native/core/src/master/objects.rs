@@ -1,7 +1,7 @@
 //! What requests and replay share: arena, hash table, segments, safe version.
 //!
 //! Rule: an entry in the table is the newest of its key; its bytes and its segment outlive its
-//! slot. Locking order: serving state, then a stripe of the table, then segments and arena.
+//! slot. Locking order: serving state, then segments and arena.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,23 @@ impl Current<'_> {
     }
 }
 
+/// The segments in memory as they once were, for one thread; [`Objects::refresh`] brings it up to
+/// date. Side segments, and segments that are cleaned but not yet released, count.
+#[derive(Default)]
+pub struct PresentSegments {
+    generation: u64,
+    /// Ascending.
+    ids: Vec<u64>,
+}
+
+impl PresentSegments {
+    /// Whether the segment was in memory.
+    #[inline]
+    pub fn contains(&self, id: u64) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+}
+
 /// See the file's head.
 pub struct Objects {
     /// Server id of the master.
@@ -42,6 +59,8 @@ pub struct Objects {
     /// From key hash to newest entry.
     pub table: HashTable,
     segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    /// Changed with `segments`, under its lock.
+    segments_generation: AtomicU64,
     next_segment_id: AtomicU64,
     safe_version: AtomicU64,
     /// Objects and tombstones that replay has applied.
@@ -59,6 +78,7 @@ impl Objects {
             arena: Arc::new(Arena::new(memory_bytes)?),
             table: HashTable::new(memory_bytes)?,
             segments: Mutex::new(BTreeMap::new()),
+            segments_generation: AtomicU64::new(1),
             next_segment_id: AtomicU64::new(1),
             safe_version: AtomicU64::new(1),
             replayed_entries: AtomicU64::new(0),
@@ -79,7 +99,10 @@ impl Objects {
         let id = self.next_segment_id.fetch_add(1, Ordering::Relaxed);
         let segment = Segment::open(&self.arena, id, self.log_id, position, keep_free, timestamp)?;
         let segment = Arc::new(segment);
-        self.segments.lock().insert(id, Arc::clone(&segment));
+        let mut segments = self.segments.lock();
+        segments.insert(id, Arc::clone(&segment));
+        self.segments_generation.fetch_add(1, Ordering::Release);
+        drop(segments);
         Ok(segment)
     }
 
@@ -100,21 +123,31 @@ impl Objects {
         self.segments.lock().len()
     }
 
+    /// Brings `present` up to date: whoever has seen an entry knows its segment afterwards.
+    #[inline]
+    pub fn refresh(&self, present: &mut PresentSegments) {
+        if self.segments_generation.load(Ordering::Acquire) != present.generation {
+            let segments = self.segments.lock();
+            present.generation = self.segments_generation.load(Ordering::Relaxed);
+            present.ids.clear();
+            present.ids.extend(segments.keys());
+        }
+    }
+
     /// Frees a segment.
     ///
     /// # Safety
     /// No slot of the table refers into it, and no reader is on its way there.
     pub unsafe fn free_segment(&self, id: u64) {
-        let segment = self
-            .segments
-            .lock()
-            .remove(&id)
-            .expect("a segment is freed once");
+        let mut segments = self.segments.lock();
+        let segment = segments.remove(&id).expect("a segment is freed once");
+        self.segments_generation.fetch_add(1, Ordering::Release);
+        drop(segments);
         // SAFETY: the caller's promise.
         unsafe { segment.free() };
     }
 
-    /// The newest entry of a key. Changing its slot needs the stripe's lock.
+    /// The newest entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, table_id: u64, key: &[u8]) -> Option<Current<'_>> {
         let mut entry = None;

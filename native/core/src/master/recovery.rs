@@ -86,6 +86,7 @@ impl Recovery {
                 return Err(status);
             }
         };
+        master.objects.table.begin_replay();
         drop(serving);
         Ok(Self {
             master: Arc::clone(master),
@@ -183,11 +184,11 @@ impl Recovery {
         let serving = self.master.serving()?;
         self.advance(Phase::Replaying, Phase::Finished)?;
         let table = &self.master.objects.table;
+        table.end_replay();
         for worker in &self.workers {
             let mut worker = worker.lock();
             worker.close();
             for marker in worker.markers.drain(..) {
-                let _guard = table.lock(marker.hash);
                 // Not there any more if a newer object has taken its slot.
                 table.erase(marker.hash, marker.offset);
             }
@@ -267,26 +268,30 @@ impl Recovery {
     pub fn abort(&self) -> Result<Vec<u64>, Status> {
         // Readers are kept out while segments are freed.
         let mut serving = self.master.serving()?;
-        let committed = {
+        let (committed, replaying) = {
             let mut state = self.state.lock();
             let committed = match state.phase {
                 Phase::Active => return Err(Status::InvalidArgument),
                 Phase::Aborted => return Ok(Vec::new()),
                 phase => phase == Phase::Committed,
             };
+            let replaying = matches!(state.phase, Phase::Replaying | Phase::Failed(_));
             state.phase = Phase::Aborted;
             self.cancelled.store(true, Ordering::Relaxed);
             while state.running > 0 {
                 self.none_running.wait(&mut state);
             }
-            committed
+            (committed, replaying)
         };
+        let objects = &self.master.objects;
+        if replaying {
+            objects.table.end_replay();
+        }
         for worker in &self.workers {
             let mut worker = worker.lock();
             worker.close();
             worker.markers.clear();
         }
-        let objects = &self.master.objects;
         let freed = if committed {
             Vec::new()
         } else {

@@ -4,7 +4,7 @@
 //! tombstone stays in the table as a marker against older objects that are still to come; whenever
 //! a logically deleted object is in the side log, so is a tombstone that names its segment; every
 //! object and tombstone seen raises the safe version. Each thread appends to its own open side
-//! segment; the key's stripe lock is held across lookup, append and publication.
+//! segment: an entry is written behind its end and published only if the table has taken it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::execute::tombstone_of;
-use super::hash_table::prefetch;
+use super::hash_table::{Decision, Upserted, prefetch};
 use super::log::RESERVE_SEGLETS;
-use super::objects::{Current, Objects};
+use super::objects::Objects;
 use super::segment::{Append, Segment};
 use super::tablets::Tablet;
 use crate::crc32c::crc32c;
 use crate::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, KEY_BYTES_MAX, SEGMENT_BYTES,
+    EntryHeader, EntryIterator, EntryType, EntryView, HEADER_BYTES, KEY_BYTES_MAX, SEGMENT_BYTES,
     VALUE_BYTES_MAX, entry_bytes,
 };
 use crate::key_hash::{key_hash, slot};
@@ -123,7 +123,8 @@ impl Replay<'_> {
                     continue;
                 }
                 EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => {}
-                EntryType::Tombstone if entry.value().len() == 8 => {}
+                EntryType::Tombstone if entry.value().is_empty() => {}
+                EntryType::Padding => continue,
                 _ => return Err(Status::InvalidArgument),
             }
             let behind = entry
@@ -190,88 +191,64 @@ impl Replay<'_> {
     #[inline]
     fn apply(&mut self, parsed: &Parsed, entry: &EntryView<'_>) -> Result<(), Status> {
         let objects = self.objects;
-        let _guard = objects.table.lock(parsed.hash);
-        let current = objects.find(parsed.hash, entry.table_id(), entry.key());
-        match entry.entry_type() {
-            EntryType::Object => self.apply_object(parsed, entry, current),
-            _ => self.apply_tombstone(parsed, entry, current),
+        let is_object = entry.entry_type() == EntryType::Object;
+        // Prior segments are those of the dead master's log: they mean nothing here.
+        let copy = [append_of(entry)];
+        let bytes = copy[0].bytes();
+        let offset = self.side(bytes, entry.timestamp())?.prepare(&copy);
+        let upserted = objects.table.upsert(parsed.hash, offset, |found| {
+            // SAFETY: the offset comes from a slot, and segments are not freed while it runs.
+            let present = unsafe { objects.arena.entry(found) };
+            if present.table_id() != entry.table_id() || present.key() != entry.key() {
+                return Decision::Other;
+            }
+            // A tombstone kills the object of its own version.
+            let equal_wins = !is_object && present.entry_type() == EntryType::Object;
+            if entry.version() > present.version()
+                || (equal_wins && entry.version() == present.version())
+            {
+                Decision::Replace
+            } else {
+                Decision::Keep
+            }
+        })?;
+        let replaced = match upserted {
+            Upserted::Kept(_) => return Ok(()),
+            Upserted::Inserted => {
+                objects.table.count_inserted(1);
+                None
+            }
+            Upserted::Replaced(found) => Some(found),
+        };
+        self.side(bytes, entry.timestamp())?.publish(bytes);
+        if is_object {
+            self.count(parsed, 1, bytes as i64);
+        } else {
+            self.worker.markers.push(Marker {
+                hash: parsed.hash,
+                offset,
+            });
+        }
+        match replaced {
+            Some(found) => self.bury(parsed, found, entry.timestamp()),
+            None => Ok(()),
         }
     }
 
-    #[inline]
-    fn apply_object(
-        &mut self,
-        parsed: &Parsed,
-        entry: &EntryView<'_>,
-        current: Option<Current<'_>>,
-    ) -> Result<(), Status> {
-        let table_slot = match &current {
-            Some(current) if entry.version() <= current.entry.version() => return Ok(()),
-            Some(current) => current.slot,
-            None => self.objects.table.empty_slot(parsed.hash)?,
-        };
-        let bytes = entry.total_bytes() as i64;
-        let dead = current.filter(Current::is_object);
-        let offset = if let Some(dead) = dead {
-            let segment_id = self.objects.arena.segment_id(dead.offset).to_le_bytes();
-            let object = append_of(entry, EntryType::Object, entry.value());
-            let tombstone = tombstone_of(&dead.entry, &segment_id, entry.timestamp());
-            let offset = self.append(&[object, tombstone])?;
-            let dead_bytes = dead.entry.total_bytes();
-            self.objects.arena.count_dead(dead.offset, dead_bytes);
-            self.count(parsed, 0, bytes - dead_bytes as i64);
-            offset
-        } else {
-            let offset = if entry.more() {
-                self.append(&[append_of(entry, EntryType::Object, entry.value())])?
-            } else {
-                self.side(entry.total_bytes(), entry.timestamp())?
-                    .append_copy(entry)
-            };
-            self.count(parsed, 1, bytes);
-            offset
-        };
-        table_slot.publish(offset);
-        Ok(())
-    }
-
-    fn apply_tombstone(
-        &mut self,
-        parsed: &Parsed,
-        entry: &EntryView<'_>,
-        current: Option<Current<'_>>,
-    ) -> Result<(), Status> {
-        let table_slot = match &current {
-            Some(current) if entry.version() < current.entry.version() => return Ok(()),
-            Some(current) if !current.is_object() && entry.version() == current.entry.version() => {
-                return Ok(());
-            }
-            Some(current) => current.slot,
-            None => self.objects.table.empty_slot(parsed.hash)?,
-        };
-        // The marker guards against objects that are not in this log; it names no segment.
-        let marker = append_of(entry, EntryType::Tombstone, &[0; 8]);
-        let offset = match current.filter(Current::is_object) {
-            None => self.append(&[marker])?,
-            Some(dead) => {
-                let segment_id = self.objects.arena.segment_id(dead.offset).to_le_bytes();
-                let tombstone = tombstone_of(&dead.entry, &segment_id, entry.timestamp());
-                let offset = if dead.entry.version() == entry.version() {
-                    self.append(&[tombstone])?
-                } else {
-                    self.append(&[tombstone, marker])? + tombstone.bytes()
-                };
-                let dead_bytes = dead.entry.total_bytes();
-                self.objects.arena.count_dead(dead.offset, dead_bytes);
-                self.count(parsed, -1, -(dead_bytes as i64));
-                offset
-            }
-        };
-        table_slot.publish(offset);
-        self.worker.markers.push(Marker {
-            hash: parsed.hash,
-            offset,
-        });
+    /// Writes the tombstone of an object that was in the table and has been superseded.
+    fn bury(&mut self, parsed: &Parsed, offset: usize, timestamp: u32) -> Result<(), Status> {
+        let arena = &self.objects.arena;
+        // SAFETY: no segment is freed while this runs.
+        let dead = unsafe { arena.entry(offset) };
+        if dead.entry_type() != EntryType::Object {
+            return Ok(());
+        }
+        arena.count_dead(offset, dead.total_bytes());
+        self.count(parsed, -1, -(dead.total_bytes() as i64));
+        let prior = [arena.segment_id(offset)];
+        let tombstone = [tombstone_of(&dead, &prior, timestamp)];
+        self.side(tombstone[0].bytes(), timestamp)?
+            .append(&tombstone);
         Ok(())
     }
 
@@ -280,12 +257,6 @@ impl Replay<'_> {
         let delta = &mut self.worker.deltas[parsed.tablet as usize];
         delta.0 += records;
         delta.1 += bytes;
-    }
-
-    fn append(&mut self, entries: &[Append<'_>]) -> Result<usize, Status> {
-        let total = entries.iter().map(Append::bytes).sum();
-        let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
-        Ok(self.side(total, timestamp)?.append(entries))
     }
 
     /// This thread's side segment with room for `bytes`.
@@ -326,16 +297,15 @@ pub fn erase_entries(objects: &Objects, side: &Segment) {
         let (offset, entry) = item.expect("published entries parse");
         if entry.entry_type() != EntryType::SegmentHeader {
             let hash = key_hash(entry.table_id(), entry.key());
-            let _guard = objects.table.lock(hash);
             objects.table.erase(hash, side.offset + offset);
         }
     }
 }
 
 #[inline]
-fn append_of<'a>(entry: &EntryView<'a>, entry_type: EntryType, value: &'a [u8]) -> Append<'a> {
+fn append_of<'a>(entry: &EntryView<'a>) -> Append<'a> {
     let header = EntryHeader {
-        entry_type,
+        entry_type: entry.entry_type(),
         flags: 0,
         timestamp: entry.timestamp(),
         table_id: entry.table_id(),
@@ -343,12 +313,13 @@ fn append_of<'a>(entry: &EntryView<'a>, entry_type: EntryType, value: &'a [u8]) 
     };
     Append {
         header,
+        prior: &[],
         key: entry.key(),
-        value,
+        value: entry.value(),
     }
 }
 
 const _: () = assert!(
-    // The longest atomic append fits behind the longest side segment header.
-    2 * entry_bytes(KEY_BYTES_MAX, 8) + entry_bytes(KEY_BYTES_MAX, VALUE_BYTES_MAX) < SEGMENT_BYTES
+    // The longest entry fits behind the longest side segment header.
+    2 * HEADER_BYTES + entry_bytes(KEY_BYTES_MAX, VALUE_BYTES_MAX, 0) < SEGMENT_BYTES
 );

@@ -13,8 +13,7 @@ use parking_lot::Mutex;
 use super::arena::{Arena, SEGMENT_SEGLETS};
 use crate::crc32c;
 use crate::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, FLAG_MORE, SEGMENT_BYTES, entry_bytes,
-    write_entry,
+    EntryHeader, EntryIterator, EntryType, FLAG_MORE, SEGMENT_BYTES, entry_bytes, write_entry,
 };
 use crate::status::Status;
 
@@ -44,6 +43,8 @@ pub struct Certificate {
 pub struct Append<'a> {
     /// Its header; `flags` are set by the segment.
     pub header: EntryHeader,
+    /// Segments that may hold dead versions of its key.
+    pub prior: &'a [u64],
     /// Its key.
     pub key: &'a [u8],
     /// Its value.
@@ -54,7 +55,7 @@ impl Append<'_> {
     /// Bytes that it will occupy.
     #[inline]
     pub fn bytes(&self) -> usize {
-        entry_bytes(self.key.len(), self.value.len())
+        entry_bytes(self.key.len(), self.value.len(), self.prior.len())
     }
 }
 
@@ -115,6 +116,7 @@ impl Segment {
         };
         segment.append(&[Append {
             header,
+            prior: &[],
             key: &[],
             value: &value,
         }]);
@@ -157,11 +159,13 @@ impl Segment {
         !self.closed() && self.appended() + bytes <= SEGMENT_BYTES
     }
 
-    /// Appends all entries as one atomic append and returns the arena offset of the first.
+    /// Writes all entries as one atomic append behind the published bytes and returns the arena
+    /// offset of the first. Nobody reads them before a slot refers to them or `publish`; until then
+    /// the next `prepare` overwrites them.
     ///
     /// # Panics
     /// If they do not fit, or the segment is closed: the appender has asked before.
-    pub fn append(&self, entries: &[Append<'_>]) -> usize {
+    pub fn prepare(&self, entries: &[Append<'_>]) -> usize {
         let total: usize = entries.iter().map(Append::bytes).sum();
         assert!(
             self.fits(total),
@@ -181,30 +185,26 @@ impl Segment {
                 flags,
                 ..entry.header
             };
-            at += write_entry(&mut out[at..], &header, entry.key, entry.value);
+            at += write_entry(&mut out[at..], &header, entry.prior, entry.key, entry.value);
         }
-        self.appended.store(start + total, Ordering::Release);
         self.offset + start
     }
 
-    /// Appends a verified entry as it is, an atomic append of its own; returns its arena offset.
+    /// Publishes the next `bytes`, which were prepared.
+    pub fn publish(&self, bytes: usize) {
+        let end = self.appended() + bytes;
+        assert!(end <= SEGMENT_BYTES, "what was prepared fits");
+        self.appended.store(end, Ordering::Release);
+    }
+
+    /// Appends all entries as one atomic append and returns the arena offset of the first.
     ///
     /// # Panics
-    /// If it does not fit or belongs to a longer atomic append.
-    pub fn append_copy(&self, entry: &EntryView<'_>) -> usize {
-        let total = entry.total_bytes();
-        assert!(
-            self.fits(total) && !entry.more(),
-            "a whole atomic append fits"
-        );
-        let start = self.appended();
-        // SAFETY: [appended, …) belongs to the single appender.
-        let out = unsafe { self.arena.unpublished(self.offset + start, total) };
-        let bytes = entry.bytes();
-        out[..bytes.len()].copy_from_slice(bytes);
-        out[bytes.len()..].fill(0);
-        self.appended.store(start + total, Ordering::Release);
-        self.offset + start
+    /// See `prepare`.
+    pub fn append(&self, entries: &[Append<'_>]) -> usize {
+        let offset = self.prepare(entries);
+        self.publish(entries.iter().map(Append::bytes).sum());
+        offset
     }
 
     /// The published bytes.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 
 use rekindle_core::crc32c::crc32c;
-use rekindle_core::entry::{EntryIterator, EntryType};
+use rekindle_core::entry::{EntryIterator, EntryType, EntryView};
 use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::master::recovery::Recovery;
 use rekindle_core::master::tablets::SlotRange;
@@ -376,9 +376,49 @@ pub fn certified(master: &Master, id: u64, random: &mut Random) -> Vec<u8> {
 /// All certified bytes of a log.
 pub fn log_bytes(master: &Master, random: &mut Random) -> Vec<Vec<u8>> {
     let ids = master.log_segments().expect("open");
-    ids.into_iter()
+    let log: Vec<_> = ids
+        .into_iter()
         .map(|id| certified(master, id, random))
-        .collect()
+        .collect();
+    check_dead_versions_are_named(&log);
+    log
+}
+
+/// For each dead version of a key in the log, the newest entry of the key, or a tombstone, names
+/// its segment.
+pub fn check_dead_versions_are_named(log: &[Vec<u8>]) {
+    let mut by_key: HashMap<_, Vec<(u64, EntryView<'_>)>> = HashMap::new();
+    for segment in log {
+        let mut segment_id = 0;
+        for item in EntryIterator::new(segment) {
+            let entry = item.expect("certified bytes parse").1;
+            match entry.entry_type() {
+                EntryType::SegmentHeader => segment_id = entry.version(),
+                EntryType::Object | EntryType::Tombstone => by_key
+                    .entry((entry.table_id(), entry.key()))
+                    .or_default()
+                    .push((segment_id, entry)),
+                _ => {}
+            }
+        }
+    }
+    for entries in by_key.values() {
+        let is_object = |entry: &EntryView<'_>| entry.entry_type() == EntryType::Object;
+        // A tombstone is newer than the object of its version.
+        let age = |entry: &EntryView<'_>| (entry.version(), !is_object(entry));
+        let newest = entries.iter().map(|(_, entry)| age(entry)).max();
+        for (segment_id, dead) in entries {
+            if !is_object(dead) || Some(age(dead)) == newest {
+                continue;
+            }
+            let named = entries.iter().any(|(_, entry)| {
+                age(entry) > age(dead)
+                    && (!is_object(entry) || Some(age(entry)) == newest)
+                    && entry.prior().any(|id| id == *segment_id)
+            });
+            assert!(named, "{dead:?} in segment {segment_id} is guarded");
+        }
+    }
 }
 
 /// What a backup does: the entries of one partition.
