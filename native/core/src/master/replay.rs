@@ -339,11 +339,27 @@ impl ReplayWorker {
 pub fn erase_entries(objects: &Objects, side: &Segment) {
     // SAFETY: the segment is alive.
     let bytes = unsafe { side.bytes() };
-    for item in EntryIterator::new(bytes) {
-        let (offset, entry) = item.expect("published entries parse");
-        if is_indexed(&entry) {
-            let hash = key_hash(entry.table_id(), entry.key());
-            objects.table.erase(hash, side.offset + offset);
+    let mut entries = EntryIterator::new(bytes)
+        .map(|item| item.expect("published entries parse"))
+        .filter(|(_, entry)| is_indexed(entry))
+        .map(|(offset, entry)| {
+            (
+                key_hash(entry.table_id(), entry.key()),
+                side.offset + offset,
+            )
+        });
+    let mut batch = Vec::with_capacity(AHEAD);
+    loop {
+        batch.clear();
+        batch.extend(entries.by_ref().take(AHEAD));
+        for (hash, _) in &batch {
+            objects.table.prefetch_bucket(*hash);
+        }
+        for (hash, offset) in &batch {
+            objects.table.erase(*hash, *offset);
+        }
+        if batch.is_empty() {
+            return;
         }
     }
 }
