@@ -292,7 +292,7 @@ fn frees_switches_and_reads_do_not_cross() {
             disk.storage.write(&body, id).expect("a frame is free");
             assert_eq!(disk.answer(id), Status::Ok);
             // Every other image is on its way when its replica or its neighbour goes.
-            if id % 2 == 0 {
+            if id.is_multiple_of(2) {
                 settle_images(&disk, index + 1);
             }
             if id > 4 {
