@@ -15,7 +15,7 @@ import { formatCount, formatMs, textTable } from '../src/ops/text-table.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { ChaosChecker, chaosValue } from './chaos-checker.js';
-import { waitUntilWhole } from './cluster-health.js';
+import { serverStats, waitUntilWhole } from './cluster-health.js';
 import { randomStream } from './dataset.js';
 import { type BenchOptions, type BenchResult, machineLine, metric } from './report.js';
 
@@ -33,9 +33,8 @@ const WRITERS = 32;
 const KEYS_PER_WRITER = 32;
 const KEYS = WRITERS * KEYS_PER_WRITER;
 const READERS = 8;
-const VALUE_BYTES_MAX = 1500;
-/** Paces writers: overwritten objects keep their memory while there is no cleaner. */
-const WRITE_PAUSE_MS = 40;
+/** Large enough that short runs overwrite their memory, and segments are cleaned meanwhile. */
+const VALUE_BYTES_MAX = 16_000;
 const READ_PAUSE_MS = 4;
 const OPERATION_TIMEOUT_MS = 60_000;
 const WHOLE_TIMEOUT_MS = 120_000;
@@ -78,7 +77,8 @@ export async function runChaos(options: ChaosOptions): Promise<BenchResult> {
     const faults = injectFaults(cluster, client, options, seed).finally(stop);
     const [pauses] = await Promise.all([faults, work]).finally(stop);
     await readAll(run);
-    return result(options, run, { seed, pauses, totalMs: performance.now() - start });
+    const cleaned = await passesOf(client);
+    return result(options, run, { seed, pauses, cleaned, totalMs: performance.now() - start });
   } catch (error) {
     process.stderr.write(`chaos: failed with seed ${seed}\n${cluster.logTails()}\n`);
     throw error;
@@ -108,7 +108,6 @@ async function write(run: Run, writer: number, seed: number): Promise<void> {
       checker.writeUnknown();
     }
     run.longestMs = Math.max(run.longestMs, performance.now() - start);
-    await delay(random() % (2 * WRITE_PAUSE_MS));
   }
 }
 
@@ -133,6 +132,12 @@ async function readOne(run: Run, keyIndex: number): Promise<void> {
 
 async function readAll(run: Run): Promise<void> {
   for (let keyIndex = 0; keyIndex < KEYS; keyIndex++) await readOne(run, keyIndex);
+}
+
+/** Cleaning passes that the servers have finished since they were started last. */
+async function passesOf(client: Client): Promise<number> {
+  const servers = await serverStats(client);
+  return servers.reduce((sum, { master }) => sum + (master?.cleanerPassesReplicated ?? 0), 0);
 }
 
 /** Errors that the SDK throws on purpose are counted; anything else is a bug of the run. */
@@ -182,7 +187,12 @@ function draw(random: () => number, below: number, count: number): number[] {
 function result(
   options: ChaosOptions,
   run: Run,
-  { seed, pauses, totalMs }: { seed: number; pauses: number[]; totalMs: number },
+  {
+    seed,
+    pauses,
+    cleaned,
+    totalMs,
+  }: { seed: number; pauses: number[]; cleaned: number; totalMs: number },
 ): BenchResult {
   const { checker, errors, longestMs } = run;
   const { kills, servers, durability, memoryBytes, downAtOnce, quick } = options;
@@ -196,6 +206,7 @@ function result(
     ['writes of unknown outcome', checker.writesUnknown],
     ['checked reads', checker.reads],
     ['errors seen by clients', errorCount],
+    ['cleaning passes', cleaned],
     ['longest operation', formatMs(longestMs)],
     ['longest from kill to whole', formatMs(Math.max(0, ...pauses))],
     ['violations', checker.violationCount],

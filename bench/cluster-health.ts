@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from '../src/client/index.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import { WsLinkPool } from '../src/rpc/link-pool.js';
-import type { ClusterStatus, RecoveryReport } from '../src/rpc/messages.js';
+import type { ClusterStatus, RecoveryReport, ServerStats } from '../src/rpc/messages.js';
 
 const POLL_MS = 50;
 
@@ -63,24 +63,32 @@ export function waitUntilWhole(
   });
 }
 
+/** Counters and sizes of all servers that are up. */
+export async function serverStats(client: Client): Promise<ServerStats[]> {
+  const links = new WsLinkPool({
+    identity: () => ({ role: 'tool', clusterId: null, serverId: null }),
+  });
+  try {
+    const { servers } = await client.status();
+    const up = servers.filter(({ status }) => status === 'up');
+    return await Promise.all(
+      up.map(({ address }) => links.link(address).call('GET_SERVER_STATS', {})),
+    );
+  } finally {
+    links.close();
+  }
+}
+
 /**
  * Every server has touched all of its log memory, as servers have that did not start just now.
  * Memory that a virtual machine gets for the first time is 10 to 30 times slower.
  */
 export async function waitUntilTouched(client: Client, timeoutMs: number): Promise<void> {
-  const links = new WsLinkPool({
-    identity: () => ({ role: 'tool', clusterId: null, serverId: null }),
+  await waitFor('log memory of all servers touched', timeoutMs, async () => {
+    const servers = await serverStats(client);
+    const touched = servers.every(
+      ({ master }) => master === null || (master.touchedBytes ?? 0) >= (master.memoryBytes ?? 0),
+    );
+    return touched ? true : undefined;
   });
-  try {
-    await waitFor('log memory of all servers touched', timeoutMs, async () => {
-      const { servers } = await client.status();
-      for (const { address } of servers) {
-        const { master } = await links.link(address).call('GET_SERVER_STATS', {});
-        if (master !== null && (master.touchedBytes ?? 0) < (master.memoryBytes ?? 0)) return;
-      }
-      return true;
-    });
-  } finally {
-    links.close();
-  }
 }

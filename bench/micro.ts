@@ -56,7 +56,13 @@ function renumber(request: Buffer, operations: number, acknowledged: number): vo
 
 function openMaster(): MasterCore {
   const { MasterCore } = loadAddon();
-  const master = new MasterCore({ serverId: 1, memoryBytes: MEMORY_BYTES, replayThreads: 1 });
+  const master = new MasterCore({
+    serverId: 1,
+    memoryBytes: MEMORY_BYTES,
+    replayThreads: 1,
+    replicated: false,
+    diskExpansionFactor: 2,
+  });
   master.takeTablet({ tableId: TABLE, startSlot: 0, endSlot: 0xffff_ffff });
   master.openLog();
   return master;

@@ -5,7 +5,7 @@
  */
 import { Command } from 'commander';
 import { type FolderReport, inspectDataFolder } from '../ops/inspector/data-folder.js';
-import type { FrameReport } from '../ops/inspector/frame-file.js';
+import type { FrameReport, ReplicaReport } from '../ops/inspector/frame-file.js';
 import { formatBytes, textTable } from '../ops/text-table.js';
 import { EXIT_NO, EXIT_OK, printJson, printLine, run } from './command-runner.js';
 import { jsonFlag } from './option-parsers.js';
@@ -15,12 +15,14 @@ const titles = [
   ...['epoch', 'objects', 'tombstones', 'digest'],
 ];
 
-function frameRow({ frame, status, replica }: FrameReport): string[] {
-  if (replica === null) return [String(frame), status];
+function frameRows({ frame, status, replicas }: FrameReport): string[][] {
+  if (replicas.length === 0) return [[String(frame), status]];
+  return replicas.map((replica) => [String(frame), status, ...replicaCells(replica)]);
+}
+
+function replicaCells(replica: ReplicaReport): string[] {
   const { codec, counts, digest, stored } = replica;
   return [
-    String(frame),
-    status,
     String(replica.masterId),
     String(replica.segmentId),
     replica.kind ?? '',
@@ -52,7 +54,7 @@ export function folderText(report: FolderReport): string {
   }
   lines.push(`frames             ${frames.length}, ${free} of them free`);
   const used = frames.filter(({ status }) => status !== 'free');
-  if (used.length > 0) lines.push('', textTable(titles, used.map(frameRow)));
+  if (used.length > 0) lines.push('', textTable(titles, used.flatMap(frameRows)));
   lines.push('', ...damage.map((finding) => `damaged: ${finding}`));
   lines.push(damage.length === 0 ? 'all checksums match' : `${damage.length} findings`);
   return lines.join('\n');

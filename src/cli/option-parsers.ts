@@ -44,6 +44,15 @@ export function parseMemoryBytes(text: string): number {
   return Math.ceil(bytes / SEGMENT_BYTES) * SEGMENT_BYTES;
 }
 
+/** A factor from 1 to 100: 2, 1.5. */
+export function parseFactor(text: string): number {
+  const factor = /^\d+(\.\d+)?$/.test(text.trim()) ? Number(text) : Number.NaN;
+  if (!(factor >= 1 && factor <= 100)) {
+    throw new InvalidArgumentError(`"${text}" is not a number from 1 to 100.`);
+  }
+  return factor;
+}
+
 /** A parser of whole numbers from `min` to `max`. */
 export function integer(min: number, max: number): (text: string) => number {
   return (text) => {

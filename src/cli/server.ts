@@ -1,7 +1,7 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
 import { startServer } from '../cluster/server.js';
-import { option, parseAddress, parseMemoryBytes } from './option-parsers.js';
+import { option, parseAddress, parseFactor, parseMemoryBytes } from './option-parsers.js';
 import {
   runService,
   type ServiceOptions,
@@ -13,6 +13,7 @@ import {
 interface ServerCommandOptions extends ServiceOptions {
   coordinator: string;
   memory: number;
+  diskExpansion: number;
   hostLabel?: string;
 }
 
@@ -24,6 +25,7 @@ async function serveData(options: ServerCommandOptions): Promise<number> {
     host: options.host,
     port: options.port,
     memoryBytes: options.memory,
+    diskExpansionFactor: options.diskExpansion,
     insecure: options.insecure ?? false,
     ...(options.hostLabel === undefined ? {} : { hostLabel: options.hostLabel }),
   });
@@ -45,6 +47,14 @@ export function serverCommand(): Command {
         256 * 2 ** 20,
         '256MB',
       ),
+    )
+    .addOption(
+      option(
+        '--disk-expansion <factor>',
+        'segments of the log on disk, for each that fits into memory',
+        'DISK_EXPANSION',
+        parseFactor,
+      ).default(2),
     )
     .addOption(
       option('--host-label <name>', 'placement label; default: the host name', 'HOST_LABEL'),

@@ -130,8 +130,8 @@ function refusalText(code: StatusCode): string {
       return 'the object has another version';
     case 'OUT_OF_MEMORY':
       return (
-        'the memory of the master is full: add servers and put new tables on them, or restart ' +
-        'servers with a larger --memory'
+        'the memory of the master is full: delete objects, add servers and put new tables on ' +
+        'them, or restart servers with a larger --memory'
       );
     case 'STALE_RPC':
       return 'an earlier attempt was acknowledged; whether it was applied is not known';

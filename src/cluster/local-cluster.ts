@@ -159,18 +159,22 @@ export class LocalCluster {
     await this.#server(index).kill(signal);
   }
 
-  /** Starts a server that does not run, on its old port and folder. Returns its new id. */
-  async restartServer(index: number): Promise<number> {
+  /**
+   * Starts a server that does not run, on its old port and folder, with this added to its
+   * environment. Returns its new id.
+   */
+  async restartServer(index: number, environment: Record<string, string> = {}): Promise<number> {
     const { coordinatorPort, memoryBytes } = this.#layout;
     const server = this.#server(index);
-    const ready = await server.start([
+    const serverArguments = [
       ...[CLI, 'server', '--ready-json', '--exit-with-parent'],
       ...['--coordinator', `${HOST}:${coordinatorPort}`],
       ...['--host', HOST, '--port', String(this.serverPort(index))],
       ...['--data', join(this.dataDirectory, server.name)],
       ...['--memory', String(memoryBytes)],
       ...(this.#options.serverArguments ?? []),
-    ]);
+    ];
+    const ready = await server.start(serverArguments, environment);
     invariant(ready.serverId !== null, 'a ready server has an id');
     return ready.serverId;
   }

@@ -68,8 +68,14 @@ export class ManagedProcess {
     return this.#child === undefined ? undefined : this.#ready;
   }
 
-  /** Starts `node …nodeArguments` and resolves when it is ready; rejects with its log's tail. */
-  async start(nodeArguments: readonly string[]): Promise<ReadyLine> {
+  /**
+   * Starts `node …nodeArguments` and resolves when it is ready; rejects with its log's tail.
+   * `environment` is added for this run.
+   */
+  async start(
+    nodeArguments: readonly string[],
+    environment: Record<string, string> = {},
+  ): Promise<ReadyLine> {
     if (this.#child !== undefined) {
       throw new RekindleError('INVALID_ARGUMENT', `${this.name} is already running`);
     }
@@ -78,7 +84,7 @@ export class ManagedProcess {
     const child = spawn(process.execPath, nodeArguments, {
       stdio: ['pipe', 'pipe', log],
       detached: true,
-      env: { ...process.env, ...this.#options.environment },
+      env: { ...process.env, ...this.#options.environment, ...environment },
     });
     closeSync(log);
     this.#child = child;

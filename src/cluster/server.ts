@@ -12,6 +12,7 @@ import path from 'node:path';
 import { setImmediate as yieldTurn } from 'node:timers/promises';
 import { BackupService } from '../backup/backup-service.js';
 import { ReplicaGarbageCollectorRuntime } from '../backup/replica-garbage-collector-runtime.js';
+import { CleanerDriver } from '../master/cleaner-driver.js';
 import { FailureDetectorRuntime } from '../master/failure-detector-runtime.js';
 import { MasterService } from '../master/master-service.js';
 import { RecoveryMaster } from '../master/recovery-master.js';
@@ -34,6 +35,9 @@ import { Membership } from './membership.js';
 const segmentBytes = 8 * 1024 * 1024;
 const memoryBytesMin = 64 * 1024 * 1024;
 const framesMin = 256;
+const diskExpansionFactorDefault = 2;
+/** Frames beyond an even share of all replicas: chance, and logs that are being recovered. */
+const framesMargin = 4 / 3;
 /** Exit code of a server that was declared crashed. */
 const zombieExitCode = 3;
 
@@ -58,7 +62,15 @@ export interface ServerOptions {
   backup?: boolean;
   /** Threads that replay in a recovery. Default: half of the cores, at least 1. */
   replayThreads?: number;
-  /** Replica frames of 8 MiB that the disk may hold. Default: eight times the log memory. */
+  /**
+   * Segments that the log may have on its backups, as a multiple of those that fit into memory: at
+   * least 1, default 2. More disk for less work of the cleaner.
+   */
+  diskExpansionFactor?: number;
+  /**
+   * Replica frames of 8 MiB that the disk may hold. Default: a third more than R expanded logs of
+   * this server's memory have segments (R = 3, factor 2: eight times the log memory), at least 256.
+   */
   framesMax?: number;
   /** `replicated` clusters: longest time until a write is on disk. */
   flushIntervalMs?: number;
@@ -105,6 +117,9 @@ function checkOptions(options: ServerOptions): void {
   checkListenAddress(options.host, options.insecure === true);
   if (options.memoryBytes < memoryBytesMin) refuse('a server needs at least 64 MiB of memory');
   if (options.master === false && options.backup === false) refuse('a server needs a role');
+  // False for what is not a number, too.
+  const expandable = (options.diskExpansionFactor ?? diskExpansionFactorDefault) >= 1;
+  if (!expandable) refuse('the disk expansion factor is a number from 1 up');
 }
 
 class Server implements RunningServer {
@@ -134,6 +149,7 @@ class Server implements RunningServer {
   #master: MasterService | null = null;
   #replication: ReplicaManagerRuntime | null = null;
   #recovery: RecoveryMaster | null = null;
+  #cleaner: CleanerDriver | null = null;
   #detector: FailureDetectorRuntime | null = null;
   #stopping: Promise<void> | null = null;
 
@@ -162,8 +178,8 @@ class Server implements RunningServer {
     this.#registerServerHandlers();
     this.#handlers.install(this.#endpoint);
     this.port = await this.#endpoint.listen(host, port);
-    const durability = await this.#clusterDurability();
-    if (this.#options.backup !== false) await this.#openStorage(durability);
+    const { durability, replicas } = await this.#clusterSettings();
+    if (this.#options.backup !== false) await this.#openStorage(durability, replicas);
     const list = await this.#enlist();
     if (this.#options.backup !== false) this.#startBackup();
     if (this.#options.master !== false) this.#startMaster(list);
@@ -185,6 +201,7 @@ class Server implements RunningServer {
           : {
               ...this.#masterCore.stats(),
               ...this.#replication?.counters(),
+              ...this.#cleaner?.counters(),
               ...this.#master?.counters(),
               recoveriesRunning: this.#recovery?.running ?? 0,
             },
@@ -220,8 +237,10 @@ class Server implements RunningServer {
     this.#abort.abort(new RekindleError('SHUTTING_DOWN', 'the server is stopping'));
     this.#detector?.close();
     this.#master?.stop();
-    // Replication first: recoveries wait for it, and get a definite error from it.
+    const cleanerEnded = this.#cleaner?.stop();
+    // Replication first: recoveries and the cleaner wait for it, and get a definite error from it.
     this.#replication?.stop();
+    await cleanerEnded;
     await this.#recovery?.stop();
     this.#master?.close();
     await this.#garbage?.close();
@@ -237,7 +256,7 @@ class Server implements RunningServer {
   }
 
   /** The mode is the cluster's, and the storage must know it when it opens. */
-  async #clusterDurability(): Promise<Durability> {
+  async #clusterSettings(): Promise<{ durability: Durability; replicas: number }> {
     const { list } = await callUntilAnswered(
       this.#coordinator,
       'GET_SERVER_LIST',
@@ -245,16 +264,19 @@ class Server implements RunningServer {
       this.#log,
       this.#abort.signal,
     );
-    return list.durability;
+    return { durability: list.durability, replicas: list.replicas };
   }
 
-  async #openStorage(durability: Durability): Promise<void> {
+  async #openStorage(durability: Durability, replicas: number): Promise<void> {
     const { dataDirectory, memoryBytes, framesMax, flushIntervalMs, compress } = this.#options;
+    const expansion = this.#options.diskExpansionFactor ?? diskExpansionFactorDefault;
+    const logSegments = Math.ceil((memoryBytes / segmentBytes) * expansion);
+    const framesDefault = Math.ceil(logSegments * replicas * framesMargin);
     const directory = path.join(dataDirectory, 'backup');
     await mkdir(directory, { recursive: true });
     this.#backupCore = await this.#addon.openBackup({
       directory,
-      framesMax: framesMax ?? Math.max(framesMin, Math.ceil(memoryBytes / segmentBytes) * 8),
+      framesMax: framesMax ?? Math.max(framesMin, framesDefault),
       durability,
       flushIntervalMs: flushIntervalMs ?? 100,
       compress: compress ?? true,
@@ -335,13 +357,15 @@ class Server implements RunningServer {
   }
 
   #startMaster(list: ServerList): void {
-    const { memoryBytes, replayThreads } = this.#options;
+    const { diskExpansionFactor, memoryBytes, replayThreads } = this.#options;
     const { serverId } = this;
     const log = this.#log.with({ part: 'master' });
     const core = new this.#addon.MasterCore({
       serverId,
       memoryBytes: Math.floor(memoryBytes / segmentBytes) * segmentBytes,
       replayThreads: replayThreads ?? Math.max(1, Math.floor(os.availableParallelism() / 2)),
+      replicated: list.replicas > 0,
+      diskExpansionFactor: diskExpansionFactor ?? diskExpansionFactorDefault,
     });
     this.#masterCore = core;
     const coordinator = this.#coordinator;
@@ -363,6 +387,7 @@ class Server implements RunningServer {
       coordinator,
       log,
     });
+    this.#cleaner = new CleanerDriver({ core, replication, log });
     const service = new MasterService({
       core,
       replication,

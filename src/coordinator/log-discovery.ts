@@ -136,9 +136,9 @@ function findHead(
 }
 
 /**
- * Closed replicas are all equal; primaries go first since their backups read them unasked. Of
- * open ones only those with the highest (epoch, length) are used, so that all partitions see the
- * same bytes.
+ * Closed replicas all say the same, though one that was copied after a compaction is shorter;
+ * primaries go first since their backups read them unasked. Of open ones only those with the
+ * highest (epoch, length) are used, so that all partitions see the same bytes.
  */
 function chooseReplicas(segmentId: number, replicas: readonly Replica[]): LogSegment | null {
   const closed = replicas.filter((replica) => replica.closed);

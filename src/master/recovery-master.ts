@@ -38,7 +38,7 @@ export type RecoveryReplication = Pick<
   | 'waitDurable'
   | 'lostOpenReplica'
   | 'raiseMinOpenSegment'
-  | 'drainSides'
+  | 'drain'
   | 'free'
   | 'scheduleFlush'
 >;
@@ -95,9 +95,12 @@ export class RecoveryMaster {
     // The older generation holds the same tablets: it must have let go of them first.
     task.finished = (older?.finished ?? Promise.resolve())
       .then(() => this.#run(task))
-      .catch((thrown: unknown) =>
-        this.#options.log.error({ err: asRekindleError(thrown) }, 'a recovery ended abnormally'),
-      )
+      .catch((thrown: unknown) => {
+        const error = asRekindleError(thrown);
+        // The replication was stopped while it still sent segments that are taken back.
+        if (error.code === 'SHUTTING_DOWN') return;
+        this.#options.log.error({ err: error }, 'a recovery ended abnormally');
+      })
       .finally(() => {
         if (this.#tasks.get(key) === task) this.#tasks.delete(key);
       });
@@ -327,9 +330,9 @@ export class RecoveryMaster {
     const { replication } = this.#options;
     if (committed && !(await this.#leaveLog(recovery))) return;
     // First the sockets let go of the bytes, then the core reuses them.
-    const frees = await replication.drainSides(recovery.sideSegments());
+    const replicas = await replication.drain(recovery.sideSegments());
     recovery.abort();
-    replication.free(frees);
+    void replication.free(replicas);
   }
 
   /**

@@ -4,13 +4,14 @@
  *
  * One flush per event-loop turn (`scheduleFlush`, setImmediate) moves everything that was appended
  * in that turn: this is the group commit. Segment bytes go to the socket as a view of the core's
- * memory, so nothing of a segment may be released while a write of it is under way (`release`).
+ * memory, so no segment may be freed (`drain`) or unpinned while a write of it is under way.
  */
 import { setTimeout as sleep, setImmediate as yieldTurn } from 'node:timers/promises';
 import type { MasterCore } from '../native/contract.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
+import { type ReplicaAddress, ReplicaFreer } from './replica-freer.js';
 import {
   ReplicaManager as Manager,
   type ReplicaManager,
@@ -29,8 +30,6 @@ const FLAG_CERTIFICATE = 8;
 const tickMs = 20;
 const retryDelayMs = 100;
 const retryDelayMsMax = 1_000;
-/** A backup that cannot be reached keeps a replica too many; its garbage collector will ask. */
-const freeAttemptsMax = 5;
 /** Waiters for positions and segments at a time; recoveries and tablet creations. */
 const waitersMax = 10_000;
 
@@ -46,6 +45,11 @@ export interface ReplicaManagerRuntimeOptions {
   onDurable: (position: number) => void;
   /** A backup refused us as fenced or not a member. */
   onMembershipDoubt: (reason: string) => void;
+}
+
+interface Drain {
+  resolve: () => void;
+  reject: (error: RekindleError) => void;
 }
 
 interface Waiter {
@@ -76,12 +80,16 @@ export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, p
   return header;
 }
 
+function stopping(): RekindleError {
+  return new RekindleError('SHUTTING_DOWN', 'the master is stopping', { outcome: 'unknown' });
+}
+
 export class ReplicaManagerRuntime {
   readonly #options: ReplicaManagerRuntimeOptions;
   readonly #manager: ReplicaManager;
   /** Filled by the core, reused: a hot call allocates nothing. */
   readonly #results = new Float64Array(4);
-  readonly #segmentBytes = new Map<number, Uint8Array>();
+  readonly #freer: ReplicaFreer;
   readonly #sides = new Set<number>();
   /** Heads that may still grow; all but the last are closed or about to be. */
   #growingHeads: number[] = [];
@@ -92,8 +100,10 @@ export class ReplicaManagerRuntime {
   #waiters: Waiter[] = [];
   /** Writes under way by segment. */
   readonly #inFlight = new Map<number, number>();
-  /** Releases wait here until the last write of the segment has ended. */
-  readonly #drains = new Map<number, (() => void)[]>();
+  /** Drains wait here until the last write of the segment has ended. */
+  readonly #drains = new Map<number, Drain[]>();
+  /** Unpinned as soon as their last write, to a backup that was lost, has ended. */
+  readonly #unpins = new Set<number>();
   /** (segment, epoch) stores go one after the other, in order. */
   #stores: Promise<void> = Promise.resolve();
   #storedMinOpen = { segmentId: 0, epoch: 0 };
@@ -108,9 +118,12 @@ export class ReplicaManagerRuntime {
       random: options.random ?? Math.random,
       source: (segmentId, from, bytesMax) => {
         options.core.chunk(segmentId, from, bytesMax, results);
-        return { end: results[0] ?? 0, checksum: results[1] ?? 0 };
+        const [end = 0, checksum = 0, segmentBytes = 0] = results;
+        return { end, checksum, segmentBytes };
       },
     });
+    const { log, serverId, servers } = options;
+    this.#freer = new ReplicaFreer({ masterId: serverId, servers, log });
     this.#timer = setInterval(() => this.#tick(), tickMs);
     this.#timer.unref();
   }
@@ -124,7 +137,7 @@ export class ReplicaManagerRuntime {
   }
 
   counters(): Record<string, number> {
-    return this.#manager.counters();
+    return { ...this.#manager.counters(), ...this.#freer.counters() };
   }
 
   neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
@@ -146,7 +159,7 @@ export class ReplicaManagerRuntime {
     });
   }
 
-  /** Announces side segments of a recovery and replicates what they hold. */
+  /** Announces side segments (of a recovery, survivors) and replicates what they hold. */
   trackSides(segmentIds: readonly number[]): void {
     for (const segmentId of segmentIds) {
       if (this.#sides.has(segmentId) || this.#manager.segment(segmentId) !== undefined) continue;
@@ -183,44 +196,45 @@ export class ReplicaManagerRuntime {
   }
 
   /**
-   * Stops to replicate side segments. Resolves when no byte of them is in use any more; then the
-   * core may free them and `free` their replicas.
+   * Stops to replicate these segments and forgets them. Resolves, with the replicas to be freed,
+   * when no byte of them is in use any more: then the core may free their memory.
    */
-  async drainSides(segmentIds: readonly number[]): Promise<ReplicaManagerEffect[]> {
-    const frees: ReplicaManagerEffect[] = [];
+  async drain(segmentIds: readonly number[]): Promise<ReplicaAddress[]> {
+    const replicas: ReplicaAddress[] = [];
     for (const segmentId of segmentIds) {
       this.#sides.delete(segmentId);
-      const effects = this.#manager.step({ kind: 'released', segmentId }, performance.now());
-      for (const effect of effects) {
-        if (effect.kind === 'free') frees.push(effect);
+      this.#unpins.delete(segmentId);
+      // Freed by the caller, when the core has let go of the segment.
+      this.#step({ kind: 'released', segmentId }, (effect) => {
+        if (effect.kind === 'free' && effect.segmentId === segmentId) replicas.push(effect);
         else this.#perform(effect);
-      }
+      });
     }
     for (const segmentId of segmentIds) {
-      if ((this.#inFlight.get(segmentId) ?? 0) > 0) {
-        await new Promise<void>((resolve) => {
-          const drains = this.#drains.get(segmentId) ?? [];
-          drains.push(resolve);
-          this.#drains.set(segmentId, drains);
-        });
-      }
-      this.#segmentBytes.delete(segmentId);
+      if (!this.#inFlight.has(segmentId)) continue;
+      if (this.#stopped) throw stopping();
+      await new Promise<void>((resolve, reject) => {
+        const drains = this.#drains.get(segmentId) ?? [];
+        drains.push({ resolve, reject });
+        this.#drains.set(segmentId, drains);
+      });
     }
-    return frees;
+    return replicas;
   }
 
-  /** Performs the frees that `drainSides` gave. */
-  free(frees: readonly ReplicaManagerEffect[]): void {
-    for (const effect of frees) this.#perform(effect);
+  /** Tells the backups; resolves when they have answered, or are gone. */
+  free(replicas: readonly ReplicaAddress[]): Promise<void> {
+    return this.#freer.free(replicas);
   }
 
   stop(): void {
     this.#stopped = true;
     clearInterval(this.#timer);
-    const error = new RekindleError('SHUTTING_DOWN', 'the master is stopping', {
-      outcome: 'unknown',
-    });
+    this.#freer.stop();
+    const error = stopping();
     for (const waiter of this.#waiters.splice(0)) waiter.reject(error);
+    for (const drain of [...this.#drains.values()].flat()) drain.reject(error);
+    this.#drains.clear();
   }
 
   #flush(): void {
@@ -264,9 +278,9 @@ export class ReplicaManagerRuntime {
     this.#settleWaiters();
   }
 
-  #step(event: ReplicaManagerEvent): void {
+  #step(event: ReplicaManagerEvent, perform = this.#performEach): void {
     const before = this.#manager.durablePosition;
-    for (const effect of this.#manager.step(event, performance.now())) this.#perform(effect);
+    for (const effect of this.#manager.step(event, performance.now())) perform(effect);
     const after = this.#manager.durablePosition;
     if (after > before) {
       this.#options.core.setDurable(after);
@@ -274,6 +288,8 @@ export class ReplicaManagerRuntime {
     }
     if (this.#waiters.length > 0) this.#settleWaiters();
   }
+
+  readonly #performEach = (effect: ReplicaManagerEffect): void => this.#perform(effect);
 
   #perform(effect: ReplicaManagerEffect): void {
     switch (effect.kind) {
@@ -290,7 +306,11 @@ export class ReplicaManagerRuntime {
         return;
       }
       case 'free':
-        void this.#free(effect.serverId, effect.segmentId);
+        void this.#freer.free([effect]);
+        return;
+      case 'unpin':
+        this.#unpins.add(effect.segmentId);
+        this.#unpin(effect.segmentId);
         return;
       case 'verifyMembership':
         this.#options.onMembershipDoubt(`a backup answered ${effect.code}`);
@@ -325,23 +345,13 @@ export class ReplicaManagerRuntime {
       throw new RekindleError('CONNECTION_LOST', `server ${write.serverId} is not in the list`);
     }
     const header = encodeBackupWriteHeader(this.#options.serverId, write, write.replicaIndex === 0);
+    const { end, offset, segmentId } = write;
     const parts =
-      write.end === write.offset
-        ? [header]
-        : [header, this.#bytesOf(write.segmentId).subarray(write.offset, write.end)];
+      end === offset ? [header] : [header, this.#options.core.segmentBytes(segmentId, offset, end)];
     const answered = link.callBinary('BACKUP_WRITE', parts);
     // The flush that called us ends this turn already: waiting for the link's would cost another.
     link.flush();
     await answered;
-  }
-
-  #bytesOf(segmentId: number): Uint8Array {
-    let bytes = this.#segmentBytes.get(segmentId);
-    if (bytes === undefined) {
-      bytes = this.#options.core.segmentBytes(segmentId);
-      this.#segmentBytes.set(segmentId, bytes);
-    }
-    return bytes;
   }
 
   #endWrite(segmentId: number): void {
@@ -351,11 +361,22 @@ export class ReplicaManagerRuntime {
       return;
     }
     this.#inFlight.delete(segmentId);
-    // The view is made again should the segment be sent once more: the map stays small.
-    if (this.#manager.segment(segmentId)?.synced ?? true) this.#segmentBytes.delete(segmentId);
+    this.#unpin(segmentId);
     const drains = this.#drains.get(segmentId) ?? [];
     this.#drains.delete(segmentId);
-    for (const resolve of drains) resolve();
+    for (const drain of drains) drain.resolve();
+  }
+
+  /**
+   * The manager wants the segment unpinned. A write to a backup that was lost may still be under
+   * way: then later. If another replica is lost meanwhile the segment stays pinned; the manager
+   * says so again when that one is replaced.
+   */
+  #unpin(segmentId: number): void {
+    if (this.#stopped || this.#inFlight.has(segmentId) || !this.#unpins.delete(segmentId)) return;
+    if (this.#manager.segment(segmentId)?.synced === true) {
+      this.#options.core.unpinSegment(segmentId);
+    }
   }
 
   /** Retries until the coordinator has stored it or the master stops. */
@@ -363,7 +384,7 @@ export class ReplicaManagerRuntime {
     const { serverId, coordinator, log } = this.#options;
     const store = async (): Promise<void> => {
       for (let attempt = 0; ; attempt += 1) {
-        if (this.#stopped) throw new RekindleError('SHUTTING_DOWN', 'the master is stopping');
+        if (this.#stopped) throw stopping();
         const stored = this.#storedMinOpen;
         // It only grows: what is forbidden stays forbidden.
         if (segmentId < stored.segmentId) return;
@@ -392,27 +413,9 @@ export class ReplicaManagerRuntime {
     return stored;
   }
 
-  async #free(serverId: number, segmentId: number): Promise<void> {
-    const { log, servers } = this.#options;
-    const masterId = this.#options.serverId;
-    for (let attempt = 0; attempt < freeAttemptsMax && !this.#stopped; attempt += 1) {
-      const link = servers.linkTo(serverId);
-      if (link === null) return;
-      try {
-        await link.call('BACKUP_FREE', { masterId, segmentIds: [segmentId] });
-        return;
-      } catch (thrown) {
-        const { code, message } = asRekindleError(thrown);
-        log.debug({ serverId, segmentId, code, message }, 'a replica is not freed yet');
-        await sleep(retryDelayMs * (attempt + 1));
-      }
-    }
-    if (!this.#stopped) log.warn({ serverId, segmentId }, 'a replica could not be freed');
-  }
-
   async #wait(done: () => boolean, timeoutMs: number, message: string): Promise<void> {
     if (done()) return;
-    if (this.#stopped) throw new RekindleError('SHUTTING_DOWN', 'the master is stopping');
+    if (this.#stopped) throw stopping();
     if (this.#waiters.length >= waitersMax) {
       throw new RekindleError('RETRY', 'too many waiters for replication', { retryAfterMs: 100 });
     }

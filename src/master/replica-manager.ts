@@ -36,7 +36,7 @@ export type ReplicaManagerEvent =
   | { kind: 'acked'; write: SegmentWrite }
   | { kind: 'failed'; write: SegmentWrite; code: StatusCode }
   | { kind: 'recoveryInfoStored'; segmentId: number; epoch: number }
-  /** The segment left the log; its replicas are freed. */
+  /** The segment left the log, a head only when a durable digest lacks it; replicas are freed. */
   | { kind: 'released'; segmentId: number }
   | { kind: 'tick' };
 
@@ -44,6 +44,7 @@ export type ReplicaManagerEffect =
   | { kind: 'send'; write: SegmentWrite }
   | { kind: 'storeRecoveryInfo'; segmentId: number; epoch: number }
   | { kind: 'free'; segmentId: number; serverId: number }
+  | { kind: 'unpin'; segmentId: number }
   | { kind: 'verifyMembership'; code: StatusCode };
 
 interface Head {
@@ -52,14 +53,19 @@ interface Head {
 }
 
 const writesInFlightMaxDefault = 24;
+/** Sides and copies of closed segments begin no write beyond this share: heads find room. */
+const backgroundShare = 2 / 3;
 
 export class ReplicaManager {
   readonly #options: ReplicaManagerOptions;
   readonly #selector: BackupSelector;
   readonly #segments = new Map<number, ReplicatedSegment>();
-  /** Heads in log order; released ones stay out. */
+  /**
+   * Heads in log order: those that are not closed on all R, and the one before them, whose close
+   * opens their gates (it stays here even when it was released).
+   */
   readonly #heads: Head[] = [];
-  /** Heads below this index are closed on all R: #heads[i].closeCommitted for all i < it. */
+  /** Heads below this index (none or one) are closed on all R. */
   #firstOpenHead = 0;
   /** Segments that may have something to send, in the order of their first need. */
   readonly #active = new Set<ReplicatedSegment>();
@@ -89,7 +95,8 @@ export class ReplicaManager {
 
   /**
    * Which of the replicas that a backup found after its restart must be kept: those of segments
-   * that are not on R backups at present. The backup is a new incarnation, so none is in use.
+   * of the log that are not on R backups at present. The backup is a new incarnation, so none is
+   * in use. Cleaned segments are unknown here, but only once a durable digest lacks them.
    */
   neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
     // Our list is older than that backup: it still counts replicas of its former incarnation.
@@ -234,7 +241,10 @@ export class ReplicaManager {
   #release(segmentId: number, effects: ReplicaManagerEffect[]): void {
     const segment = this.#segments.get(segmentId);
     if (segment === undefined) return;
-    invariant(segment.kind === 'side', 'only side segments leave the log in this version');
+    invariant(
+      segment.kind === 'side' || segment.closeCommitted,
+      'a head is closed on all its backups before a later digest can be durable',
+    );
     this.#writesInFlight -= segment.writesInFlight;
     for (const serverId of segment.serverIds) effects.push({ kind: 'free', segmentId, serverId });
     this.#segments.delete(segmentId);
@@ -258,6 +268,11 @@ export class ReplicaManager {
       this.#pumpSegment(segment, nowMs, effects);
       if (segment.synced) this.#active.delete(segment);
     }
+    // Heads that are closed everywhere leave the list: all but the newest, which is a gate.
+    if (this.#firstOpenHead > 1) {
+      this.#heads.splice(0, this.#firstOpenHead - 1);
+      this.#firstOpenHead = 1;
+    }
   }
 
   #openGates(index: number, nowMs: number): void {
@@ -276,7 +291,9 @@ export class ReplicaManager {
   }
 
   #pumpSegment(segment: ReplicatedSegment, nowMs: number, effects: ReplicaManagerEffect[]): void {
-    const budgetMax = this.#options.writesInFlightMax ?? writesInFlightMaxDefault;
+    const inFlightMax = this.#options.writesInFlightMax ?? writesInFlightMaxDefault;
+    const isOpenHead = segment.kind === 'head' && !segment.closeCommitted;
+    const budgetMax = isOpenHead ? inFlightMax : Math.ceil(inFlightMax * backgroundShare);
     // Twice: the first pass may only place replicas, which can then be written to.
     for (let pass = 0; pass < 2; pass += 1) {
       const results = segment.pump(nowMs, budgetMax - this.#writesInFlight);

@@ -7,6 +7,11 @@
  * that may still be open starts a new epoch, and nothing of the segment counts as durable until
  * every replica holds the segment in that epoch *and* the coordinator forbids the older ones.
  *
+ * A segment is pinned in the core's memory until it is closed on all R; then the core may compact
+ * it, and a replica that is lost later is written from what the segment is by then: from its first
+ * byte, from one content, since reading that byte pins the segment again. So replicas of a segment
+ * may differ in bytes, but each is whole.
+ *
  * Choosing backups, sending and timers are the ReplicaManager's and its runtime's.
  */
 import { invariant } from '../rpc/errors.js';
@@ -22,7 +27,7 @@ export type ChunkSource = (
   segmentId: number,
   from: number,
   bytesMax: number,
-) => { end: number; checksum: number };
+) => { end: number; checksum: number; segmentBytes: number };
 
 export interface SegmentWrite {
   segmentId: number;
@@ -57,6 +62,8 @@ export type SegmentEffect =
   | { kind: 'free'; segmentId: number; serverId: number }
   /** The backup has no frame for us at present. */
   | { kind: 'backupFull'; serverId: number }
+  /** No replica is being written any more: the core may compact the segment. */
+  | { kind: 'unpin'; segmentId: number }
   /** A backup does not take us for a member. */
   | { kind: 'verifyMembership'; code: StatusCode };
 
@@ -130,9 +137,10 @@ export class ReplicatedSegment {
   readonly openingBytes: number;
   /** Backups that lost this segment: never asked again, a stale copy may lie there. */
   readonly excludedServerIds = new Set<number>();
-  /** A replica that may have been open was lost at some time. */
+  /** A replica that may have been open, with a certificate, was lost at some time. */
   lostOpenReplica = false;
   epoch = 0;
+  /** What the log counts; a compaction does not change it. */
   appendedBytes: number;
   closed = false;
 
@@ -147,6 +155,9 @@ export class ReplicatedSegment {
   #recovering = false;
   #recoverTargetBytes = 0;
   #epochBeingStored = -1;
+  /** Bytes of a complete replica that is written now: fewer than appended after a compaction. */
+  #contentBytes: number;
+  #pinned = true;
 
   constructor(options: ReplicatedSegmentOptions) {
     invariant(options.replicas >= 0, 'the replication factor is not negative');
@@ -154,6 +165,7 @@ export class ReplicatedSegment {
     this.kind = options.kind;
     this.openingBytes = options.openingBytes;
     this.appendedBytes = options.openingBytes;
+    this.#contentBytes = options.openingBytes;
     this.#source = options.source;
     this.#nextToken = options.nextToken;
     this.#replicas = Array.from({ length: options.replicas }, () => newReplica(0));
@@ -186,7 +198,7 @@ export class ReplicatedSegment {
 
   /** What backups may hold at present; nothing behind it can have been acknowledged. */
   get #limitBytes(): number {
-    return this.#precedingCloseCommitted ? this.appendedBytes : this.openingBytes;
+    return this.#precedingCloseCommitted ? this.#contentBytes : this.openingBytes;
   }
 
   /** Closed on R backups right now: nothing is left to do until a backup is lost. */
@@ -263,12 +275,17 @@ export class ReplicatedSegment {
       this.#epochBeingStored = this.epoch;
       effects.push({ kind: 'storeRecoveryInfo', segmentId: this.segmentId, epoch: this.epoch });
     }
+    if (this.#pinned && this.synced) {
+      this.#pinned = false;
+      effects.push({ kind: 'unpin', segmentId: this.segmentId });
+    }
     return effects;
   }
 
   #extend(appendedBytes: number, closed: boolean): void {
     invariant(appendedBytes >= this.appendedBytes, 'a segment only grows');
     invariant(!this.closed || (closed && appendedBytes === this.appendedBytes), 'closed is final');
+    if (!this.closed) this.#contentBytes = appendedBytes;
     this.appendedBytes = appendedBytes;
     this.closed = closed;
     this.#updateCloseCommitted();
@@ -334,9 +351,10 @@ export class ReplicatedSegment {
     this.#replicas[replicaIndex] = newReplica(
       replica.touched ? this.#limitBytes : replica.certifyFromBytes,
     );
-    if (replica.closed || !replica.touched) return;
+    // The copy of a segment that was closed everywhere has no certificate before it is closed.
+    if (replica.closed || !replica.touched || this.#closeCommitted) return;
     this.lostOpenReplica = true;
-    if (this.kind === 'side' || this.#closeCommitted) return;
+    if (this.kind === 'side') return;
     this.epoch += 1;
     this.#recovering = true;
     this.#recoverTargetBytes = this.#limitBytes;
@@ -361,8 +379,7 @@ export class ReplicatedSegment {
       if (!this.#precedingOpenCommitted) return null;
       if (replica.certifyFromBytes > 0) return { ...write, token: this.#nextToken() };
     }
-    const limitBytes = this.#limitBytes;
-    const bytesLeft = limitBytes - replica.ackedBytes;
+    const bytesLeft = this.#limitBytes - replica.ackedBytes;
     invariant(bytesLeft >= 0, 'no more is acknowledged than may be sent');
     const mayClose =
       this.closed &&
@@ -378,12 +395,34 @@ export class ReplicatedSegment {
     const { end, checksum } =
       bytesLeft === 0
         ? { end: replica.ackedBytes, checksum: replica.ackedChecksum }
-        : this.#source(this.segmentId, replica.ackedBytes, bytesMax);
-    invariant(end >= replica.ackedBytes && end <= limitBytes, 'a chunk keeps within the limit');
-    const close = mayClose && end === this.appendedBytes;
+        : this.#read(replica, bytesMax);
+    const close = mayClose && end === this.#contentBytes;
     const certified = end >= replica.certifyFromBytes;
     if (bytesLeft === 0 && !close && !(epochStale && certified)) return null;
     return { ...write, token: this.#nextToken(), end, checksum, close, certified };
+  }
+
+  #read(replica: Replica, bytesMax: number): { end: number; checksum: number } {
+    const from = replica.ackedBytes;
+    const { end, checksum, segmentBytes } = this.#source(this.segmentId, from, bytesMax);
+    if (from === 0) {
+      this.#pinned = true;
+      if (this.#closeCommitted) this.#takeContent(replica, segmentBytes);
+    }
+    invariant(end >= from && end <= this.#limitBytes, 'a chunk keeps within the limit');
+    return { end, checksum };
+  }
+
+  /** The segment may have been compacted since its replicas were complete. */
+  #takeContent(replica: Replica, segmentBytes: number): void {
+    const begun = (r: Replica): boolean => r.ackedBytes > 0 || (r.inFlight?.end ?? 0) > 0;
+    invariant(
+      segmentBytes === this.#contentBytes ||
+        (segmentBytes < this.#contentBytes && this.#replicas.every((r) => r.closed || !begun(r))),
+      'a pinned segment keeps its content',
+    );
+    this.#contentBytes = segmentBytes;
+    replica.certifyFromBytes = segmentBytes;
   }
 
   #mustStoreRecoveryInfo(): boolean {

@@ -14,6 +14,23 @@ export interface MasterOptions {
   memoryBytes: number;
   /** Threads for replay; at least 1. */
   replayThreads: number;
+  /**
+   * False: there are no backups. Everything counts as durable once it is appended, and the cleaner
+   * commits its passes by itself.
+   */
+  replicated: boolean;
+  /**
+   * Segments that the log may have on backups, as a multiple of those that fit into memory; at
+   * least 1. Compaction frees memory but no replica, so the log may have more than memory holds.
+   */
+  diskExpansionFactor: number;
+}
+
+/** All live entries of `cleaned` are in `survivors` too: closed segments that no digest names. */
+export interface CleaningPass {
+  passId: number;
+  survivors: number[];
+  cleaned: number[];
 }
 
 /**
@@ -53,12 +70,22 @@ export interface MasterCore {
   segmentState(segmentId: number, results: Float64Array): void;
   /**
    * The next piece to replicate from offset `from`: results[0] = its end (an end of an atomic
-   * append, at most `bytesMax` further where possible), results[1] = checksum of [0, end).
-   * `from` = 0 ends at the end of the opening.
+   * append, at most `bytesMax` further where possible), results[1] = checksum of [0, end),
+   * results[2] = bytes of the segment as it is now: of a closed one its final length, until a
+   * compaction makes it shorter. `from` = 0 ends at the end of the opening, and pins the segment:
+   * it stays what it is until the next `unpinSegment`.
    */
   chunk(segmentId: number, from: number, bytesMax: number, results: Float64Array): void;
-  /** The segment's 8 MiB, without a copy. Valid until the segment is freed. */
-  segmentBytes(segmentId: number): Uint8Array;
+  /**
+   * The bytes [from, end) of the segment, without a copy: one piece of `chunk`, since a compacted
+   * segment is not contiguous. Valid until the segment is unpinned or freed.
+   */
+  segmentBytes(segmentId: number, from: number, end: number): Uint8Array;
+  /**
+   * Nothing of this segment is being replicated any more: it is closed on all R backups. The core
+   * may compact it in memory from now on. Every segment is pinned from its opening.
+   */
+  unpinSegment(segmentId: number): void;
   /** Position after the newest append. */
   appendedPosition(): number;
   /** Everything below `position` is on all its backups. */
@@ -66,8 +93,27 @@ export interface MasterCore {
   /** Segment ids of the log, ascending, as the newest digest lists them. */
   logSegments(): number[];
 
+  /**
+   * Called on the JavaScript thread when a pass of the cleaner has moved all live entries. What
+   * follows is docs/replication.md §6: `commitCleaning`, then `endCleaning`, in the order of the
+   * passes.
+   */
+  onCleaningPass(callback: (pass: CleaningPass) => void): void;
+  /**
+   * The survivors are closed on all R backups: from the next head on the digest names them and
+   * leaves the cleaned ones out. Returns the position that must be durable before `endCleaning`; 0
+   * if that head is not open yet: call again when it is, or with `force` to open it now.
+   */
+  commitCleaning(passId: number, force: boolean): number;
+  /**
+   * That position is durable and JavaScript uses no byte of the cleaned segments any more. Their
+   * memory is reused as soon as no reader is left.
+   */
+  endCleaning(passId: number): void;
+
   /** Prepares tablets (not ready, hence not served) for the replay of one partition. */
   startRecovery(tablets: RecoveryTablet[]): RecoveryCore;
+  /** `memoryShort` is 1 while writes are refused, or about to be, until the cleaner gets on. */
   stats(): Record<string, number>;
   /** Ends worker threads and gives the memory back. Further calls throw. */
   close(): void;

@@ -10,6 +10,7 @@ import { waitFor } from '../../bench/cluster-health.js';
 import { Dataset } from '../../bench/dataset.js';
 import { writeDataset } from '../../bench/dataset-transfer.js';
 import { type FolderReport, inspectDataFolder } from '../../src/ops/inspector/data-folder.js';
+import { UNIT_BYTES, unitsOf } from '../../src/ops/inspector/directory.js';
 import { BLOCK_BYTES, DATA_OFFSET, FRAME_BYTES } from '../../src/ops/inspector/frame.js';
 import { rekindle, withCluster, withFolder } from './fixture.js';
 
@@ -41,13 +42,13 @@ test('the folder of a stopped server is inspected', { timeout: 240_000 }, async 
     const folder = join(cluster.dataDirectory, 'server-1');
     await waitFor('compression of a closed replica', 60_000, async () => {
       const { frames } = inspectDataFolder(folder);
-      return frames.some(({ replica }) => replica?.codec === 'lz4') || undefined;
+      return frames.some(({ status }) => status === 'shared') || undefined;
     });
     await cluster.killAll('SIGTERM');
 
     const report = await inspected(folder, 0);
     assert.equal(report.superblock?.clusterId, report.stateCopy?.clusterId);
-    const replicas = report.frames.flatMap(({ replica }) => (replica === null ? [] : [replica]));
+    const replicas = report.frames.flatMap((frame) => frame.replicas);
     assert.ok(replicas.some(({ state }) => state === 'open'));
     const closed = replicas.find(({ state, counts }) => state === 'closed' && counts.OBJECT);
     assert.ok(closed !== undefined, 'a segment was filled');
@@ -58,16 +59,17 @@ test('the folder of a stopped server is inspected', { timeout: 240_000 }, async 
     assert.deepEqual([shown.code, shown.stderr], [0, '']);
     assert.match(shown.stdout, /all checksums match/);
 
-    const damagedFrame = report.frames.find(({ replica }) => replica === closed)?.frame;
-    assert.ok(damagedFrame !== undefined);
-    const offset = damagedFrame * FRAME_BYTES + DATA_OFFSET + BLOCK_BYTES + 5;
+    const image = replicas.find(({ pieces }) => pieces.length > 0);
+    const home = image?.pieces[0];
+    assert.ok(image !== undefined && home !== undefined);
+    const unit = unitsOf(home.units)[0] ?? 0;
+    const offset = home.frame * FRAME_BYTES + DATA_OFFSET + unit * UNIT_BYTES + BLOCK_BYTES + 5;
     flipByte(join(folder, 'backup', 'frames'), offset);
     const after = await inspected(folder, 1);
-    assert.equal(after.frames[damagedFrame]?.status, 'bad');
-    assert.deepEqual(
-      after.frames.filter(({ status }) => status === 'bad').map(({ frame }) => frame),
-      [damagedFrame],
-    );
+    const wholeAfter = after.frames.flatMap((frame) => frame.replicas);
+    assert.equal(wholeAfter.length, replicas.length - 1);
+    assert.ok(wholeAfter.every(({ segmentId }) => segmentId !== image.segmentId));
+    assert.equal(after.damage.length, 1);
   });
 });
 

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { encodeBackupWriteHeader } from '../../src/master/replica-manager-runtime.js';
 import { crc32c } from '../../src/ops/checksum.js';
+import { type Directory, decodeDirectory, isDirectory } from '../../src/ops/inspector/directory.js';
 import {
   decodeDigest,
   decodeEntries,
@@ -200,6 +201,22 @@ test('slots of frames equal their vectors', () => {
     }
   }
   assert.equal(decodeSlot(Buffer.alloc(8192)), null);
+});
+
+type DirectoryVector = Directory & Pick<Patched, 'patches'>;
+
+test('directories of shared frames equal their vectors', () => {
+  for (const vector of golden<{ vectors: DirectoryVector[] }>('frame-directory').vectors) {
+    const { patches, ...fields } = vector;
+    const block = patched({ length: 4096, patches });
+    assert.ok(isDirectory(block));
+    assert.deepEqual(decodeDirectory(block), fields);
+    for (const at of [9, 16, 70, 109, 3000, 4095]) {
+      const damaged = Buffer.from(block);
+      damaged[at] = (damaged[at] ?? 0) ^ 0x10;
+      assert.equal(typeof decodeDirectory(damaged), 'string', `byte ${at}`);
+    }
+  }
 });
 
 test('an LZ4 image gives back its raw bytes or says what is wrong', () => {

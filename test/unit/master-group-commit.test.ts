@@ -50,7 +50,7 @@ class Cluster {
       results[0] = from === 0 ? openingBytes : Math.min(from + bytesMax, this.appended);
       results[1] = 7;
     },
-    segmentBytes: () => new Uint8Array(8 * 1024 * 1024),
+    segmentBytes: (_segmentId: number, from: number, end: number) => new Uint8Array(end - from),
     setDurable: () => undefined,
   } as unknown as MasterCore;
 

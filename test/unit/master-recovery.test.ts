@@ -60,11 +60,11 @@ class Fakes {
     waitDurable: async (position) => void this.trace.push(`durable ${position}`),
     lostOpenReplica: () => this.lostOpenReplica,
     raiseMinOpenSegment: async () => void this.trace.push('min open raised'),
-    drainSides: async () => {
+    drain: async () => {
       this.trace.push('drained');
-      return [{ kind: 'free', segmentId: 100, serverId: 7 }];
+      return [{ segmentId: 100, serverId: 7 }];
     },
-    free: (frees) => void this.trace.push(`free ${frees.length}`),
+    free: async (replicas) => void this.trace.push(`free ${replicas.length}`),
   };
 
   readonly servers: ServerDirectory = {

@@ -8,6 +8,7 @@ import {
   parseAddress,
   parseBytes,
   parseDurationMs,
+  parseFactor,
   parseMemoryBytes,
 } from '../../src/cli/option-parsers.js';
 
@@ -62,5 +63,13 @@ test('a flag in the environment is set by a yes, not by any text', () => {
     }
   } finally {
     delete process.env[name];
+  }
+});
+
+test('factors', () => {
+  assert.equal(parseFactor('2'), 2);
+  assert.equal(parseFactor(' 1.5 '), 1.5);
+  for (const text of ['0.5', '-2', '101', 'two', '', 'Infinity', '1e1']) {
+    assert.throws(() => parseFactor(text), /is not a number from 1 to 100/, text);
   }
 });

@@ -6,8 +6,12 @@ mod backup_support;
 
 use backup_support::{Directory, Disk, options, partition, tablet};
 use rekindle_core::backup::Identity;
+use rekindle_core::backup::directory::{
+    Directory as FrameDirectory, Piece, Tenant, encode_directory,
+};
 use rekindle_core::backup::frame::{
-    CertificateBlock, Codec, FrameState, SLOT_BYTES, SlotContent, decode_slot, encode_slot,
+    BLOCK_BYTES, CertificateBlock, Codec, FrameState, SLOT_BYTES, SlotContent, decode_slot,
+    encode_slot,
 };
 use rekindle_core::backup::lz4_image;
 use rekindle_core::backup::split::{PIECE_HEADER_BYTES, PartitionMap, split};
@@ -336,6 +340,37 @@ fn frame_slots() {
         encode_slot(&certificate, &bytes(vector, "tail"), &mut written);
         assert!(written == expected, "sequence {}", certificate.sequence);
         assert_eq!(decode_slot(&expected), SlotContent::Valid(certificate));
+    }
+}
+
+#[test]
+fn frame_directories() {
+    for vector in list(&golden("frame-directory"), "vectors") {
+        let tenant = |row: &Value| Tenant {
+            master_id: number(row, "masterId"),
+            segment_id: number(row, "segmentId"),
+            epoch: number(row, "epoch"),
+            length: number(row, "length") as u32,
+            checksum: number(row, "checksum") as u32,
+            stored: number(row, "stored") as u32,
+            primary: row["primary"].as_bool().expect("a flag"),
+            units: number(row, "units") as u8,
+            next: row["next"].is_object().then(|| Piece {
+                frame: number(&row["next"], "frame") as u32,
+                units: number(&row["next"], "units") as u8,
+            }),
+        };
+        let directory = FrameDirectory {
+            sequence: number(vector, "sequence"),
+            tenants: list(vector, "tenants").iter().map(tenant).collect(),
+        };
+        let mut slot = patched(vector, SLOT_BYTES);
+        let mut written = vec![0xff; BLOCK_BYTES];
+        encode_directory(&directory, &mut written);
+        assert!(written == slot[..BLOCK_BYTES]);
+        // What an earlier replica left in the tail block means nothing.
+        slot[BLOCK_BYTES..].fill(0xee);
+        assert_eq!(decode_slot(&slot), SlotContent::Shared(directory));
     }
 }
 

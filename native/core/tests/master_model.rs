@@ -63,8 +63,7 @@ fn a_log_cut_at_a_certified_end_is_an_earlier_state() {
         "all in one segment"
     );
     let segment = first.segment(head).expect("there");
-    // SAFETY: nothing is freed here.
-    let bytes = unsafe { segment.bytes() }.to_vec();
+    let bytes = segment.copy();
     for (end, model) in states {
         let next = recover(&[bytes[..end].to_vec()], &mut random);
         model.compare(&mut Client::new(&next, 2));

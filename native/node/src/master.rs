@@ -8,10 +8,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use napi::Status as NapiStatus;
 use napi::bindgen_prelude::{
     BufferSlice, Env, Float64ArraySlice, FnArgs, Function, JsObjectValue, JsValue, Object,
-    ObjectRef, Uint8Array, Uint8ArraySlice,
+    ObjectRef, Uint8Array, Uint8ArraySlice, Unknown,
 };
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use rekindle_core::entry::SEGMENT_BYTES;
 use rekindle_core::master::recovery::Recovery;
@@ -34,7 +36,26 @@ pub struct MasterOptions {
     pub memory_bytes: f64,
     /// At least 1.
     pub replay_threads: u32,
+    /// Whether backups hold the log.
+    pub replicated: bool,
+    /// Segments on backups, as a multiple of those that fit into memory.
+    pub disk_expansion_factor: f64,
 }
+
+/// A pass of the cleaner whose survivors must be replicated.
+#[napi(object)]
+pub struct CleaningPass {
+    /// From 1.
+    pub pass_id: f64,
+    /// Segments that hold what was alive.
+    pub survivors: Vec<f64>,
+    /// Segments that they replace.
+    pub cleaned: Vec<f64>,
+}
+
+/// Does not keep the process alive.
+type PassCallback =
+    ThreadsafeFunction<CleaningPass, Unknown<'static>, CleaningPass, NapiStatus, false, true>;
 
 /// A range of slots of a table, both ends inclusive.
 #[napi(object)]
@@ -101,6 +122,8 @@ impl MasterCore {
                 server_id: whole(options.server_id)?,
                 memory_bytes: whole(options.memory_bytes)? as usize,
                 replay_threads: options.replay_threads as usize,
+                replicated: options.replicated,
+                disk_expansion_factor: options.disk_expansion_factor,
             })
         })?;
         Ok(Self {
@@ -220,24 +243,86 @@ impl MasterCore {
             // SAFETY: JavaScript does not run during the call.
             let results = unsafe { results.as_mut() };
             let (from, bytes_max) = (whole(from)? as usize, whole(bytes_max)? as usize);
-            let piece = self.master.chunk(whole(segment_id)?, from, bytes_max)?;
-            store(results, &[piece.end as f64, f64::from(piece.checksum)])
+            let id = whole(segment_id)?;
+            let piece = self.master.chunk(id, from, bytes_max)?;
+            let appended = self.master.segment(id)?.appended() as f64;
+            store(
+                results,
+                &[piece.end as f64, f64::from(piece.checksum), appended],
+            )
         })
     }
 
-    /// A segment's memory.
+    /// Bytes of a segment, without a copy.
     #[napi(ts_return_type = "Uint8Array")]
-    pub fn segment_bytes<'env>(&mut self, env: &'env Env, segment_id: f64) -> Result<Object<'env>> {
-        let offset = guard("segmentBytes", || {
-            Ok(self.master.segment(whole(segment_id)?)?.offset)
+    pub fn segment_bytes<'env>(
+        &mut self,
+        env: &'env Env,
+        segment_id: f64,
+        from: f64,
+        end: f64,
+    ) -> Result<Object<'env>> {
+        let (offset, length) = guard("segmentBytes", || {
+            let (from, end) = (whole(from)? as usize, whole(end)? as usize);
+            let (offset, follow) = self.master.segment(whole(segment_id)?)?.locate(from)?;
+            let length = end.checked_sub(from).ok_or(Status::InvalidArgument)?;
+            if length > follow {
+                return Err(Status::InvalidArgument);
+            }
+            Ok((offset, length))
         })?;
         let region = self.region(env, offset / REGION_BYTES)?;
         let start = (offset % REGION_BYTES) as f64;
         let subarray: Function<'_, FnArgs<(f64, f64)>, Object<'env>> =
             region.get_named_property("subarray").map_err(border)?;
         subarray
-            .apply(region, (start, start + SEGMENT_BYTES as f64).into())
+            .apply(region, (start, start + length as f64).into())
             .map_err(border)
+    }
+
+    /// No replica of the segment is being written any more.
+    #[napi]
+    pub fn unpin_segment(&self, segment_id: f64) -> Result<()> {
+        guard("unpinSegment", || {
+            self.master.unpin_segment(whole(segment_id)?)
+        })
+    }
+
+    /// Called with each pass of the cleaner.
+    #[napi(ts_args_type = "callback: (pass: CleaningPass) => void")]
+    pub fn on_cleaning_pass(
+        &self,
+        callback: Function<'_, CleaningPass, Unknown<'static>>,
+    ) -> Result<()> {
+        let function: PassCallback = callback
+            .build_threadsafe_function::<CleaningPass>()
+            .weak::<true>()
+            .build_callback(|context| Ok(context.value))
+            .map_err(border)?;
+        self.master.on_cleaning_pass(Box::new(move |pass| {
+            let told = CleaningPass {
+                pass_id: pass.id as f64,
+                survivors: numbers(pass.survivors.clone()),
+                cleaned: numbers(pass.cleaned.clone()),
+            };
+            // Few passes are under way at a time; the queue refuses only when Node ends.
+            function.call(told, ThreadsafeFunctionCallMode::NonBlocking);
+        }));
+        Ok(())
+    }
+
+    /// The survivors of a pass are replicated.
+    #[napi]
+    pub fn commit_cleaning(&self, pass_id: f64, force: bool) -> Result<f64> {
+        guard("commitCleaning", || {
+            Ok(self.master.commit_cleaning(whole(pass_id)?, force)? as f64)
+        })
+    }
+
+    /// The head that names the survivors is durable.
+    #[napi]
+    pub fn end_cleaning(&self, pass_id: f64) -> Result<()> {
+        guard("endCleaning", || self.master.end_cleaning(whole(pass_id)?))
     }
 
     fn region<'env>(&mut self, env: &'env Env, index: usize) -> Result<Object<'env>> {

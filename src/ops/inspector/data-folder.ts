@@ -40,6 +40,12 @@ export function inspectDataFolder(folder: string): FolderReport {
       damage.push(...report.damage.map((finding) => `frame ${report.frame}: ${finding}`));
     });
   }
+  // A frame in which other frames' images end has no directory that says so.
+  const pieces = frames.flatMap(({ replicas }) => replicas.flatMap((replica) => replica.pieces));
+  for (const { frame } of pieces) {
+    const report = frames[frame];
+    if (report?.status === 'free') report.status = 'shared';
+  }
   return { damaged: damage.length > 0, superblock, stateCopy, frames, damage };
 }
 

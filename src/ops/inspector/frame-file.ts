@@ -1,12 +1,21 @@
 /**
- * The frame file of a server that is stopped, frame by frame: which slot counts, which replica it
- * holds, whether every byte of it is right. Follows *Restart* of docs/formats.md §4, but where a
+ * The frame file of a server that is stopped, frame by frame: which slot counts, which replicas it
+ * names, whether every byte of them is right. Follows *Restart* of docs/formats.md §4, but where a
  * restart believes the slot of a closed replica, the inspector reads all of its bytes.
  *
- * One frame is in memory at a time. A live server changes frames meanwhile: its findings may be
+ * One replica is in memory at a time. A live server changes frames meanwhile: its findings may be
  * false.
  */
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import {
+  type Directory,
+  decodeDirectory,
+  isDirectory,
+  type Piece,
+  type Tenant,
+  UNIT_BYTES,
+  unitsOf,
+} from './directory.js';
 import {
   BLOCK_BYTES,
   blockFloor,
@@ -21,15 +30,23 @@ import { inspectSegment, type SegmentSummary } from './segment.js';
 
 export interface FrameReport {
   frame: number;
-  /** `bad`: slots were written, and no replica of them is whole. */
-  status: 'free' | 'replica' | 'bad';
-  replica: ReplicaReport | null;
+  /** `bad`: slots were written, and no replica that they name is whole. */
+  status: 'free' | 'replica' | 'shared' | 'bad';
+  /** Of a shared frame: the images that have their home here. */
+  replicas: ReplicaReport[];
   /** What does not match its checksum, the slot that does not count included. */
   damage: string[];
 }
 
 export interface ReplicaReport extends Omit<Slot, 'tail'>, Omit<SegmentSummary, 'damage'> {
   slot: number;
+  /** Where an image lies in shared frames, its home first. */
+  pieces: Piece[];
+}
+
+interface Found<T> {
+  slot: T;
+  index: number;
 }
 
 /** Reports every frame to `each`, in the order of the file. */
@@ -46,37 +63,83 @@ export function inspectFrameFile(path: string, each: (report: FrameReport) => vo
 function inspectFrame(file: number, frame: number): FrameReport {
   const start = frame * FRAME_BYTES;
   const damage: string[] = [];
-  const valid: { slot: Slot; index: number }[] = [];
+  const valid: Found<Slot | Directory>[] = [];
   for (const index of [0, 1]) {
-    const slot = decodeSlot(readUpTo(file, start + index * SLOT_BYTES, SLOT_BYTES));
+    const bytes = readUpTo(file, start + index * SLOT_BYTES, SLOT_BYTES);
+    const shared = isDirectory(bytes);
+    const slot = shared ? decodeDirectory(bytes.subarray(0, BLOCK_BYTES)) : decodeSlot(bytes);
     if (typeof slot === 'string') damage.push(`slot ${index}: ${slot}`);
     else if (slot !== null) valid.push({ slot, index });
   }
   valid.sort((one, other) => other.slot.sequence - one.slot.sequence);
-  const newest = valid[0]?.slot;
+  const [newest] = valid;
   if (newest === undefined) {
-    return { frame, status: damage.length === 0 ? 'free' : 'bad', replica: null, damage };
+    return { frame, status: damage.length === 0 ? 'free' : 'bad', replicas: [], damage };
   }
-  if (newest.state === 'free') return { frame, status: 'free', replica: null, damage };
+  if ('tenants' in newest.slot) {
+    return inspectShared(file, frame, newest as Found<Directory>, damage);
+  }
+  const slots = valid.filter((found): found is Found<Slot> => !('tenants' in found.slot));
+  return inspectWhole(file, frame, slots, damage);
+}
+
+/** The slots of a frame that one replica has for itself, the newest first. */
+function inspectWhole(
+  file: number,
+  frame: number,
+  slots: Found<Slot>[],
+  damage: string[],
+): FrameReport {
+  const newest = slots[0]?.slot;
+  if (newest === undefined || newest.state === 'free') {
+    return { frame, status: 'free', replicas: [], damage };
+  }
   const { masterId, segmentId } = newest;
-  for (const { slot, index } of valid) {
+  for (const { slot, index } of slots) {
     const same = slot.masterId === masterId && slot.segmentId === segmentId;
     if (!same || slot.state === 'free') continue;
-    const summary = inspectReplica(file, start, slot);
+    const bytes = replicaBytes(file, frame * FRAME_BYTES, slot);
+    const summary = inspectReplica(bytes, slot);
     damage.push(...summary.damage.map((finding) => `replica of slot ${index}: ${finding}`));
     if (summary.damage.length === 0) {
       const { tail: _, ...fields } = slot;
       const { kind, counts, digest } = summary;
-      const replica = { ...fields, slot: index, kind, counts, digest };
-      return { frame, status: 'replica', replica, damage };
+      const replica = { ...fields, slot: index, pieces: [], kind, counts, digest };
+      return { frame, status: 'replica', replicas: [replica], damage };
     }
   }
-  return { frame, status: 'bad', replica: null, damage };
+  return { frame, status: 'bad', replicas: [], damage };
 }
 
-function inspectReplica(file: number, frameStart: number, slot: Slot): SegmentSummary {
-  const { length, checksum, masterId, segmentId } = slot;
-  const bytes = replicaBytes(file, frameStart, slot);
+function inspectShared(
+  file: number,
+  frame: number,
+  { slot, index }: Found<Directory>,
+  damage: string[],
+): FrameReport {
+  const replicas: ReplicaReport[] = [];
+  const { sequence, tenants } = slot;
+  for (const tenant of tenants) {
+    const { units, next, ...fields } = tenant;
+    const pieces = [{ frame, units }, ...(next === null ? [] : [next])];
+    const image = Buffer.concat(pieces.flatMap((piece) => readUnits(file, piece)));
+    const bytes = decodeLz4Image(image.subarray(0, tenant.stored), tenant.length);
+    const { damage: found, ...summary } = inspectReplica(bytes, tenant);
+    damage.push(...found.map((finding) => `image of segment ${tenant.segmentId}: ${finding}`));
+    if (found.length > 0) continue;
+    const closed = { sequence, state: 'closed', codec: 'lz4', slot: index } as const;
+    replicas.push({ ...fields, ...closed, pieces, ...summary });
+  }
+  return { frame, status: replicas.length > 0 ? 'shared' : 'bad', replicas, damage };
+}
+
+function readUnits(file: number, { frame, units }: Piece): Buffer[] {
+  const data = frame * FRAME_BYTES + DATA_OFFSET;
+  return unitsOf(units).map((unit) => readUpTo(file, data + unit * UNIT_BYTES, UNIT_BYTES));
+}
+
+function inspectReplica(bytes: Buffer | string, named: Slot | Tenant): SegmentSummary {
+  const { length, checksum, masterId, segmentId } = named;
   if (typeof bytes === 'string') return { kind: null, counts: {}, digest: null, damage: [bytes] };
   return inspectSegment(bytes, { length, checksum }, BigInt(masterId), BigInt(segmentId));
 }

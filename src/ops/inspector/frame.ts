@@ -91,7 +91,7 @@ export function blockFloor(length: number): number {
   return length - (length % BLOCK_BYTES);
 }
 
-function openingDamage(block: Buffer, magic: string): string | null {
+export function openingDamage(block: Buffer, magic: string): string | null {
   if (block.toString('latin1', 0, 4) !== magic) return 'the magic number is wrong';
   if (block.readUInt32LE(4) !== format) return `unknown format ${block.readUInt32LE(4)}`;
   const right = crc32c(block.subarray(0, BLOCK_BYTES - 4)) === block.readUInt32LE(BLOCK_BYTES - 4);
@@ -107,7 +107,7 @@ function allPresent(values: (number | null)[]): values is number[] {
 }
 
 /** Ids, versions and positions stay below 2^53 by contract; anything else is damage. */
-function safeU64(bytes: Buffer, at: number): number | null {
+export function safeU64(bytes: Buffer, at: number): number | null {
   const value = bytes.readUInt32LE(at) + bytes.readUInt32LE(at + 4) * 2 ** 32;
   return Number.isSafeInteger(value) ? value : null;
 }

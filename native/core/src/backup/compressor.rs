@@ -1,18 +1,17 @@
 //! Compresses closed replicas where a probe says that it pays, on a low-priority thread.
 //!
-//! Rule: the image is written to a different frame and flushed, then its slot is written and
-//! flushed, and only then is the raw frame freed. A crash leaves one or both; the restart scan
-//! keeps one. A replica that cannot be compressed now (no spare frame, a disk error) stays raw.
+//! Rule: the image is written to units that nothing on disk names and flushed here; the I/O thread
+//! then writes the directory that names it, flushes that, and only then frees the raw frame. A
+//! crash leaves one or both; the restart scan keeps one. A replica that cannot be compressed now
+//! (no room, a disk error, more closes than this thread can follow) stays raw and is counted.
 
-use crate::backup::frame::{
-    CertificateBlock, Codec, DATA_OFFSET, FrameState, SLOT_BYTES, block_ceiling, encode_slot,
-    frame_offset, slot_offset,
-};
+use crate::backup::directory::{Extent, UNIT_BYTES};
+use crate::backup::frame::{block_ceiling, frame_of};
 use crate::backup::lz4_image;
-use crate::backup::segment_buffer::{AlignedBytes, SegmentBuffer};
-use crate::backup::state::{CompressJob, Job};
+use crate::backup::segment_buffer::SegmentBuffer;
+use crate::backup::state::{CompressJob, Job, State, Switch};
 use crate::backup::storage::Shared;
-use std::io;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 /// Frames that compression leaves to new replicas.
@@ -43,6 +42,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     }
 }
 
+/// False if the replica stays raw; what the I/O thread makes of the image, it counts itself.
 fn compress(shared: &Shared, job: &CompressJob) -> bool {
     let length = job.certified.length as usize;
     // SAFETY: the replica is closed: none of its bytes changes any more.
@@ -56,98 +56,85 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
     let Some(stored) = lz4_image::encode(bytes, image.bytes_mut()) else {
         return false;
     };
-    let (frame, slot, sequence) = {
+    let extent = {
         let mut state = shared.state.lock();
-        let wanted = state
-            .replicas
-            .get(&job.key)
-            .is_some_and(|replica| replica.id == job.id);
-        if !wanted || state.frames.free_count() <= FRAMES_SPARED {
-            return false;
-        }
-        let Some(frame) = state.frames.allocate_apart() else {
+        let replica = state.replicas.get(&job.key);
+        let wanted = replica.is_some_and(|replica| replica.id == job.id);
+        let units = stored.div_ceil(UNIT_BYTES) as u32;
+        let extent = if wanted && !state.stopping {
+            state.frames.allocate_extent(units, FRAMES_SPARED)
+        } else {
+            None
+        };
+        let Some(extent) = extent else {
             return false;
         };
-        let (slot, sequence) = state.frames.next_slot(frame);
-        (frame, slot, sequence)
+        extent
     };
-    let certificate = CertificateBlock {
-        sequence,
-        master_id: job.key.0,
-        segment_id: job.key.1,
-        epoch: job.certified.epoch,
-        length: job.certified.length,
-        checksum: job.certified.checksum,
-        state: FrameState::Closed,
+    let written = write_image(shared, extent, stored, &mut image);
+    let mut state = shared.state.lock();
+    if let Err(failure) = written {
+        give_up(&mut state, extent, &failure);
+        return false;
+    }
+    if state.stopping {
+        state.frames.release_extent(extent);
+        return false;
+    }
+    let switch = Switch {
+        key: job.key,
+        id: job.id,
+        certified: job.certified,
         primary: job.primary,
-        codec: Codec::Lz4,
         stored: stored as u32,
+        extent,
     };
-    let written = write_image(shared, frame, slot, &certificate, &mut image);
-    switch(shared, job, frame, slot, &certificate, written.is_ok());
-    written.is_ok()
+    state.jobs.push_back(Job::Switch(switch));
+    shared.io_wake.notify_one();
+    true
+}
+
+/// Why an image could not be flushed; with the frame, if one write failed.
+struct Failure {
+    frame: Option<u32>,
+    disk_full: bool,
 }
 
 fn write_image(
     shared: &Shared,
-    frame: u32,
-    slot: usize,
-    certificate: &CertificateBlock,
+    extent: Extent,
+    stored: usize,
     image: &mut SegmentBuffer,
-) -> io::Result<()> {
-    let stored = certificate.stored as usize;
+) -> Result<(), Failure> {
     let end = block_ceiling(stored);
-    image.bytes_mut()[stored..end].fill(0);
-    shared.compressor_file.write(
-        &image.bytes_mut()[..end],
-        frame_offset(frame) + DATA_OFFSET as u64,
-    )?;
-    shared.compressor_file.sync()?;
-    let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
-    encode_slot(certificate, &[], slot_bytes.bytes_mut());
-    shared
-        .compressor_file
-        .write(slot_bytes.bytes(), slot_offset(frame, slot))?;
-    shared.compressor_file.sync()
+    let image = image.bytes_mut();
+    image[stored..end].fill(0);
+    for (offset, range) in extent.runs(end) {
+        let written = shared.compressor_file.write(&image[range], offset);
+        written.map_err(|error| Failure {
+            frame: Some(frame_of(offset)),
+            disk_full: error.kind() == ErrorKind::StorageFull,
+        })?;
+    }
+    let synced = shared.compressor_file.sync();
+    synced.map_err(|_| Failure {
+        frame: None,
+        disk_full: false,
+    })
 }
 
-/// Makes the image the replica and frees the raw frame; or the image's, if the replica is gone.
-fn switch(
-    shared: &Shared,
-    job: &CompressJob,
-    frame: u32,
-    slot: usize,
-    certificate: &CertificateBlock,
-    written: bool,
-) {
-    let mut state = shared.state.lock();
-    if !written {
-        state.counters.disk_errors += 1;
-        state.frames.latch_bad(frame);
-        return;
-    }
-    state.frames.frame_mut(frame).newest_slot = slot;
-    let replica = state
-        .replicas
-        .get_mut(&job.key)
-        .filter(|replica| replica.id == job.id);
-    let unused = match replica {
-        Some(replica) => {
-            replica.codec = Codec::Lz4;
-            replica.stored = certificate.stored;
-            std::mem::replace(&mut replica.frame, frame)
+/// Latches the frames that failed; what they hold for others stays readable. A full disk is no
+/// reason to latch a frame that others live in: its units were never written before.
+fn give_up(state: &mut State, extent: Extent, failure: &Failure) {
+    state.counters.disk_errors += 1;
+    for piece in extent.pieces() {
+        let hit = failure.frame.is_none_or(|frame| frame == piece.frame);
+        let spared = failure.disk_full && !state.frames.shared.tenants(piece.frame).is_empty();
+        if hit && !spared {
+            state.frames.latch_bad(piece.frame);
+        } else {
+            let (home, next) = (piece, None);
+            state.frames.release_extent(Extent { home, next });
         }
-        None => frame,
-    };
-    if unused != frame {
-        state.counters.compressed += 1;
-        let saved = u64::from(certificate.length - certificate.stored);
-        state.counters.compression_saved_bytes += saved;
     }
-    // Refused only while stopping or overfull: then a restart finds both frames and frees one.
-    let job = Job::Free {
-        frames: vec![unused],
-        done: Box::new(drop),
-    };
-    drop(shared.queue_job(&mut state, job));
 }

@@ -1,8 +1,10 @@
 //! The layout of a frame: two slots of {certificate block, tail block} before 8 MiB of data.
 //!
 //! Rule: a slot counts only if both of its checksums match; whether the *replica* it names counts
-//! is decided by whoever reads the data (`restart`, `read`).
+//! is decided by whoever reads the data (`restart`, `read`). A frame that several images share has
+//! a directory in the place of the certificate block (`directory`).
 
+use crate::backup::directory::{self, Directory, decode_directory};
 use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
 use crate::little_endian::{u32_at, u64_at};
@@ -75,7 +77,7 @@ pub struct CertificateBlock {
 }
 
 /// What a slot's bytes turned out to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotContent {
     /// Zeros: never written.
     Empty,
@@ -83,11 +85,18 @@ pub enum SlotContent {
     Corrupt,
     /// Both checksums match.
     Valid(CertificateBlock),
+    /// The directory of a shared frame; its checksum matches.
+    Shared(Directory),
 }
 
 /// Offset of a frame in the frame file.
 pub fn frame_offset(frame: u32) -> u64 {
     u64::from(frame) * FRAME_BYTES as u64
+}
+
+/// The frame that an offset lies in.
+pub fn frame_of(offset: u64) -> u32 {
+    u32::try_from(offset / FRAME_BYTES as u64).expect("offsets come from frame_offset")
 }
 
 /// Offset of a slot in the frame file.
@@ -152,6 +161,9 @@ pub fn decode_slot(bytes: &[u8]) -> SlotContent {
         return SlotContent::Empty;
     }
     let (block, tail_block) = bytes.split_at(BLOCK_BYTES);
+    if u32_at(block, 0) == directory::MAGIC {
+        return decode_directory(block).map_or(SlotContent::Corrupt, SlotContent::Shared);
+    }
     let sound = u32_at(block, 0) == MAGIC
         && u32_at(block, 4) == FORMAT
         && u32_at(block, CRC_AT) == crc32c(&block[..CRC_AT])

@@ -1,10 +1,12 @@
-//! Which frames are free, in use, being read, or bad.
+//! Which frames are free, in use by one replica or shared by images, being read, or bad.
 //!
 //! Rules: a frame's slot sequence only grows; the newest slot is never the next one written; a
 //! frame that someone reads is not used again before the reader is done; a frame whose disk failed
 //! is never used again by this process.
 
+use crate::backup::directory::{Extent, Piece};
 use crate::backup::frame::SLOTS;
+use crate::backup::shared_frames::SharedFrames;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,8 @@ const GROWTH_RETRY: Duration = Duration::from_secs(10);
 pub(super) enum FrameUse {
     Free,
     Used,
+    /// Its units are in `shared`.
+    Shared,
     /// Freed on disk, and still read.
     Draining,
     /// Zeros are being written.
@@ -48,6 +52,7 @@ impl Frame {
 pub(super) struct FrameTable {
     frames: Vec<Frame>,
     free: VecDeque<u32>,
+    pub shared: SharedFrames,
     frames_max: usize,
     prewriting: Option<u32>,
     growth_retry_at: Option<Instant>,
@@ -58,18 +63,47 @@ impl FrameTable {
         Self {
             frames: Vec::new(),
             free: VecDeque::new(),
+            shared: SharedFrames::default(),
             frames_max: frames_max as usize,
             prewriting: None,
             growth_retry_at: None,
         }
     }
 
-    /// Takes a frame that the restart scan found.
+    /// Takes a frame that the restart scan found; a free one is ready after `found_all`.
     pub fn push_found(&mut self, frame: Frame) {
-        if frame.usage == FrameUse::Free {
-            self.free.push_back(self.frames.len() as u32);
-        }
         self.frames.push(frame);
+    }
+
+    /// The scan is done, `torn` frames are to be used again after the others.
+    pub fn found_all(&mut self, torn: &[u32]) {
+        let frames = 0..self.frames.len() as u32;
+        let first = frames.filter(|frame| !torn.contains(frame));
+        for frame in first.chain(torn.iter().copied()) {
+            if self.frames[frame as usize].usage == FrameUse::Free {
+                self.free.push_back(frame);
+            }
+        }
+    }
+
+    /// Takes the units of a piece that the restart scan found; false if something else lies there.
+    pub fn claim(&mut self, piece: Piece) -> bool {
+        let Some(frame) = self.frames.get_mut(piece.frame as usize) else {
+            return false;
+        };
+        match frame.usage {
+            FrameUse::Free => frame.usage = FrameUse::Shared,
+            FrameUse::Shared | FrameUse::Bad => {}
+            FrameUse::Used | FrameUse::Draining | FrameUse::Prewriting => return false,
+        }
+        if !self.shared.is_free(piece) {
+            return false;
+        }
+        self.shared.take(piece);
+        if self.frames[piece.frame as usize].usage == FrameUse::Bad {
+            self.shared.latch_bad(piece.frame);
+        }
+        true
     }
 
     pub fn frame_mut(&mut self, frame: u32) -> &mut Frame {
@@ -127,8 +161,43 @@ impl FrameTable {
 
     /// A frame for a thread that writes beside the I/O thread: never the one that is being
     /// pre-written, whose zeros may be on their way to the disk.
-    pub fn allocate_apart(&mut self) -> Option<u32> {
+    fn allocate_apart(&mut self) -> Option<u32> {
         self.allocate_ready().or_else(|| self.allocate_at_end())
+    }
+
+    /// Units for an image. A fresh frame is begun only if `spared` others stay free. For a thread
+    /// that writes beside the I/O thread, see `allocate_apart`.
+    pub fn allocate_extent(&mut self, units: u32, spared: usize) -> Option<Extent> {
+        let extent = match self.shared.fit(units) {
+            Some(extent) => extent,
+            None if self.free_count() <= spared => return None,
+            None => {
+                let fresh = self.allocate_apart()?;
+                self.frame_mut(fresh).usage = FrameUse::Shared;
+                self.shared.fit_with(fresh, units)
+            }
+        };
+        extent.pieces().for_each(|piece| self.shared.take(piece));
+        Some(extent)
+    }
+
+    /// Nothing on disk names these units any more. A frame that is empty now is free: its newest
+    /// slot says so, or was never written.
+    pub fn release_extent(&mut self, extent: Extent) {
+        for piece in extent.pieces() {
+            let pinned = self.frame_mut(piece.frame).pins > 0;
+            if self.shared.give_back(piece, pinned) {
+                self.release_shared(piece.frame);
+            }
+        }
+    }
+
+    fn release_shared(&mut self, frame: u32) {
+        self.shared.forget(frame);
+        if self.frame_mut(frame).usage == FrameUse::Shared {
+            self.frame_mut(frame).usage = FrameUse::Free;
+            self.free.push_back(frame);
+        }
     }
 
     fn allocate_at_end(&mut self) -> Option<u32> {
@@ -189,7 +258,7 @@ impl FrameTable {
     pub fn next_slot(&mut self, frame: u32) -> (usize, u64) {
         let entry = self.frame_mut(frame);
         assert!(
-            entry.usage == FrameUse::Used,
+            matches!(entry.usage, FrameUse::Used | FrameUse::Shared),
             "only used frames are written"
         );
         entry.sequence += 1;
@@ -213,6 +282,7 @@ impl FrameTable {
     /// The disk failed under it.
     pub fn latch_bad(&mut self, frame: u32) {
         self.frame_mut(frame).usage = FrameUse::Bad;
+        self.shared.latch_bad(frame);
     }
 
     /// A reader starts; the frame's contents stay until `unpin`.
@@ -227,6 +297,8 @@ impl FrameTable {
         if entry.pins == 0 && entry.usage == FrameUse::Draining {
             entry.usage = FrameUse::Free;
             self.free.push_back(frame);
+        } else if entry.pins == 0 && self.shared.contains(frame) && self.shared.unpinned(frame) {
+            self.release_shared(frame);
         }
     }
 }

@@ -9,8 +9,7 @@ use crate::backup::frame::{
     slot_offset,
 };
 use crate::backup::frame_file::FrameFile;
-use crate::backup::frame_table::FrameUse;
-use crate::backup::restart::free_certificate;
+use crate::backup::frame_jobs::FrameJobs;
 use crate::backup::segment_buffer::AlignedBytes;
 use crate::backup::state::{FlushPlan, Job, State};
 use crate::backup::storage::{Completion, Durability, Shared};
@@ -25,22 +24,10 @@ const PREWRITE_STEP_BYTES: usize = 1 << 20;
 /// Closed replicas that wait for the compressor with their bytes in memory.
 const COMPRESS_QUEUE_MAX: usize = 4;
 
-struct FreePlan {
-    frames: Vec<FreeFrame>,
-    done: Completion,
-}
-
-struct FreeFrame {
-    frame: u32,
-    slot: usize,
-    sequence: u64,
-    failed: bool,
-}
-
 #[derive(Default)]
 struct Group {
     plans: Vec<FlushPlan>,
-    frees: Vec<FreePlan>,
+    frames: FrameJobs,
     superblocks: Vec<(Option<Identity>, Completion)>,
     done: Vec<(u64, Status)>,
 }
@@ -78,12 +65,20 @@ pub(super) fn run(shared: &Arc<Shared>) {
     };
     shared.deliver(done);
     for job in jobs {
-        let (Job::Free { done, .. } | Job::Superblock { done, .. }) = job;
-        done(Err(Status::Internal));
+        match job {
+            Job::Free { done, .. } | Job::Superblock { done, .. } => done(Err(Status::Internal)),
+            Job::Switch(_) => {}
+        }
     }
     if outcome.is_err() {
         shared.state.lock().counters.panics += 1;
     }
+}
+
+/// Commits the jobs that the scan at start has left, on the thread that opens the storage.
+pub(super) fn run_once(shared: &Shared) {
+    let group = take_group(&mut shared.state.lock(), Instant::now());
+    commit(shared, group, &mut AlignedBytes::new(SLOT_BYTES));
 }
 
 fn run_rounds(shared: &Shared) {
@@ -146,29 +141,11 @@ fn take_group(state: &mut State, now: Instant) -> Group {
     for job in std::mem::take(&mut state.jobs) {
         match job {
             Job::Superblock { identity, done } => group.superblocks.push((identity, done)),
-            Job::Free { frames, done } => {
-                let mut plan = FreePlan {
-                    frames: Vec::with_capacity(frames.len()),
-                    done,
-                };
-                for frame in frames {
-                    let failed = state.frames.frame_mut(frame).usage == FrameUse::Bad;
-                    let (slot, sequence) = if failed {
-                        (0, 0)
-                    } else {
-                        state.frames.next_slot(frame)
-                    };
-                    plan.frames.push(FreeFrame {
-                        frame,
-                        slot,
-                        sequence,
-                        failed,
-                    });
-                }
-                group.frees.push(plan);
-            }
+            Job::Free { places, done } => group.frames.add_free(state, places, done),
+            Job::Switch(switch) => group.frames.add_switch(state, switch),
         }
     }
+    group.frames.seal(state);
     group
 }
 
@@ -195,41 +172,18 @@ fn commit(shared: &Shared, mut group: Group, slot_bytes: &mut AlignedBytes) {
     for plan in &mut group.plans {
         plan.failed = write_plan(file, plan, slot_bytes).is_err();
     }
-    for free in group
-        .frees
-        .iter_mut()
-        .flat_map(|plan| &mut plan.frames)
-        .filter(|f| !f.failed)
-    {
-        encode_slot(
-            &free_certificate(free.sequence),
-            &[],
-            slot_bytes.bytes_mut(),
-        );
-        free.failed = file
-            .write(slot_bytes.bytes(), slot_offset(free.frame, free.slot))
-            .is_err();
-    }
-    let writes = !group.plans.is_empty() || !group.frees.is_empty();
+    group.frames.write(file, slot_bytes);
+    let writes = !group.plans.is_empty() || !group.frames.is_empty();
     if writes && file.sync().is_err() {
         group.plans.iter_mut().for_each(|plan| plan.failed = true);
-        group
-            .frees
-            .iter_mut()
-            .flat_map(|plan| &mut plan.frames)
-            .for_each(|f| f.failed = true);
+        group.frames.fail();
     }
     let superblock_results = write_superblocks(shared, &group.superblocks);
     let mut completions: Vec<(Completion, Result<(), Status>)> = Vec::new();
     let done = {
         let mut state = shared.state.lock();
-        let done = apply(
-            &mut state,
-            &mut completions,
-            group.plans,
-            group.frees,
-            group.done,
-        );
+        let done = apply(&mut state, group.plans, group.done);
+        group.frames.apply(&mut state, &mut completions);
         for ((_, done), result) in group.superblocks.into_iter().zip(superblock_results) {
             completions.push((done, result));
         }
@@ -245,9 +199,7 @@ fn commit(shared: &Shared, mut group: Group, slot_bytes: &mut AlignedBytes) {
 
 fn apply(
     state: &mut State,
-    completions: &mut Vec<(Completion, Result<(), Status>)>,
     plans: Vec<FlushPlan>,
-    frees: Vec<FreePlan>,
     mut done: Vec<(u64, Status)>,
 ) -> Vec<(u64, Status)> {
     state.counters.flush_groups += u64::from(!plans.is_empty());
@@ -257,26 +209,6 @@ fn apply(
             + block_floor(plan.certificate.length as usize) as u64
             - u64::from(plan.flushed_blocks) * BLOCK_BYTES as u64;
         state.apply_flush(plan, &mut done);
-    }
-    for free in frees {
-        let mut result = Ok(());
-        for FreeFrame {
-            frame,
-            slot,
-            failed,
-            ..
-        } in free.frames
-        {
-            if failed {
-                state.counters.disk_errors += 1;
-                state.frames.latch_bad(frame);
-                result = Err(Status::DiskError);
-            } else {
-                state.frames.frame_mut(frame).newest_slot = slot;
-                state.frames.release(frame);
-            }
-        }
-        completions.push((free.done, result));
     }
     state.tokens_waiting -= done.len().min(state.tokens_waiting);
     done

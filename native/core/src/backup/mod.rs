@@ -5,17 +5,22 @@
 //! never handed out. `docs/formats.md` §4 has the bytes on disk. Modules, arrows downwards:
 //!
 //! - `storage`: the handle; `recovery`: reading and splitting; `compressor`: LZ4 after the close
-//! - `write`: BACKUP_WRITE; `io_thread`: group commit; `restart`: the scan; `read`, `digest`
-//! - `state`, `frame_table`: replicas and frames in memory, one lock, never held over I/O
-//! - `frame`, `frame_file`, `superblock`, `lz4_image`, `split`, `segment_buffer`: formats and bytes
+//! - `write`: BACKUP_WRITE; `io_thread`: group commit; `frame_jobs`: frees and directories in it;
+//!   `restart`: the scan; `read`, `digest`
+//! - `state`, `frame_table`, `shared_frames`: replicas and frames in memory, one lock, never held
+//!   over I/O
+//! - `frame`, `directory`, `frame_file`, `superblock`, `lz4_image`, `split`, `segment_buffer`:
+//!   formats and bytes
 //!
 //! Memory: at most `framesMax` open replicas of 8 MiB, [`compressor`]'s queue, two buffers a
 //! recovery worker and the cache of pieces.
 
 mod compressor;
 mod digest;
+pub mod directory;
 pub mod frame;
 pub mod frame_file;
+mod frame_jobs;
 mod frame_table;
 mod io_thread;
 pub mod lz4_image;
@@ -23,6 +28,7 @@ mod read;
 mod recovery;
 mod restart;
 mod segment_buffer;
+mod shared_frames;
 pub mod split;
 mod state;
 mod storage;

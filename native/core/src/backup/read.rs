@@ -9,7 +9,7 @@ use crate::backup::frame::{
 use crate::backup::frame_file::FrameFile;
 use crate::backup::lz4_image;
 use crate::backup::segment_buffer::{BufferPool, SegmentBuffer};
-use crate::backup::state::ReplicaKey;
+use crate::backup::state::{Place, ReplicaKey};
 use crate::backup::storage::Shared;
 use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 /// Where a replica lies on disk, and its certificate.
 pub(super) struct Location {
-    pub frame: u32,
+    pub place: Place,
+    /// Of a raw replica: the slot with its tail.
     pub slot: usize,
     pub codec: Codec,
     pub stored: u32,
@@ -55,7 +56,6 @@ pub(super) fn read_from_disk(
 ) -> Result<ReplicaBytes, Status> {
     let length = location.length as usize;
     let stored = location.stored as usize;
-    let data = frame_offset(location.frame) + DATA_OFFSET as u64;
     let read = |bytes: &mut [u8], offset: u64| {
         let result = if bytes.is_empty() {
             Ok(())
@@ -67,10 +67,12 @@ pub(super) fn read_from_disk(
     let mut buffer = pool.take()?;
     match location.codec {
         Codec::Raw => {
+            let frame = location.place.whole();
+            let data = frame_offset(frame) + DATA_OFFSET as u64;
             let floor = block_floor(length);
             read(&mut buffer.bytes_mut()[..floor], data)?;
             if floor < length {
-                let tail = slot_offset(location.frame, location.slot) + BLOCK_BYTES as u64;
+                let tail = slot_offset(frame, location.slot) + BLOCK_BYTES as u64;
                 read(&mut buffer.bytes_mut()[floor..floor + BLOCK_BYTES], tail)?;
             }
         }
@@ -78,7 +80,9 @@ pub(super) fn read_from_disk(
             let mut image = pool.take()?;
             let end = block_ceiling(stored);
             assert!(end <= SEGMENT_BYTES, "decode_slot checks the limit");
-            read(&mut image.bytes_mut()[..end], data)?;
+            for (offset, range) in location.place.extent().runs(end) {
+                read(&mut image.bytes_mut()[range], offset)?;
+            }
             lz4_image::decode(
                 &image.bytes_mut()[..stored],
                 &mut buffer.bytes_mut()[..length],
@@ -109,11 +113,15 @@ impl Shared {
                 drop(state);
                 return ReplicaBytes { buffer, length }.verified(certified.checksum);
             }
-            let (frame, codec, stored) = (replica.frame, replica.codec, replica.stored);
-            state.frames.pin(frame);
+            let (place, codec, stored) = (replica.place, replica.codec, replica.stored);
+            place
+                .extent()
+                .pieces()
+                .for_each(|piece| state.frames.pin(piece.frame));
+            let home = place.extent().home.frame;
             Location {
-                frame,
-                slot: state.frames.frame_mut(frame).newest_slot,
+                place,
+                slot: state.frames.frame_mut(home).newest_slot,
                 codec,
                 stored,
                 length: certified.length,
@@ -122,7 +130,9 @@ impl Shared {
         };
         let result = read_from_disk(&self.file, &self.pool, &location);
         let mut state = self.state.lock();
-        state.frames.unpin(location.frame);
+        for piece in location.place.extent().pieces() {
+            state.frames.unpin(piece.frame);
+        }
         if result.is_err() {
             state.counters.read_errors += 1;
         }

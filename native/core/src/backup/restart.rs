@@ -5,16 +5,22 @@
 //! flushed, and verified when it is read. Of a replica's groups only the newest can be cut off, and
 //! the slot beside its first group is free or empty: such a frame is used again, last. Any other
 //! frame without a whole replica is damaged; it is kept as it is and never used.
+//!
+//! The newest valid slot says what kind a frame is. Images that a directory names are believed as
+//! closed replicas are, but read and verified if the slot beside it is corrupt: then the directory
+//! may be an older one, and its units filled anew since. An image whose bytes or units are those of
+//! another is dropped and counted.
 
+use crate::backup::directory::{Directory, Extent, Tenant};
 use crate::backup::frame::{
     BLOCK_BYTES, CertificateBlock, Codec, DATA_OFFSET, FrameState, SLOT_BYTES, SLOTS, SlotContent,
-    decode_slot, encode_slot, frame_offset, slot_offset,
+    decode_slot, frame_offset,
 };
 use crate::backup::frame_file::FrameFile;
 use crate::backup::frame_table::{Frame, FrameUse};
 use crate::backup::read::{Location, read_from_disk};
 use crate::backup::segment_buffer::{AlignedBytes, BufferPool};
-use crate::backup::state::{Certified, Replica, State};
+use crate::backup::state::{Certified, Job, Place, Replica, ReplicaKey, State};
 use crate::status::Status;
 use std::io;
 use std::sync::Arc;
@@ -22,6 +28,7 @@ use std::sync::Arc;
 enum Found {
     Free,
     Replica(usize, CertificateBlock),
+    Shared(SharedFound),
     /// The first group of a replica, cut off by a crash: nothing of it was acknowledged. (Or it
     /// has rotted since, which looks the same; hence counted, and used last.)
     Torn,
@@ -30,13 +37,21 @@ enum Found {
     Unreadable,
 }
 
+struct SharedFound {
+    frame: u32,
+    directory: Directory,
+    /// Of the other slot.
+    corrupt_beside: bool,
+    same_beside: bool,
+}
+
 struct Scan<'a> {
     file: &'a FrameFile,
     pool: &'a Arc<BufferPool>,
     slots: AlignedBytes,
 }
 
-/// Fills the state from the file.
+/// Fills the state from the file; what it finds twice is left to be freed in `state.jobs`.
 pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) -> io::Result<()> {
     let mut scan = Scan {
         file,
@@ -44,7 +59,8 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
         slots: AlignedBytes::new(DATA_OFFSET),
     };
     let mut torn = Vec::new();
-    let mut superseded = Vec::new();
+    let mut shared = Vec::new();
+    let mut places = Vec::new();
     let count = u32::try_from(file.frame_count()?).map_err(io::Error::other)?;
     for index in 0..count {
         let mut frame = Frame::new(FrameUse::Used);
@@ -52,10 +68,15 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
             Found::Free => frame.usage = FrameUse::Free,
             Found::Replica(slot, certificate) => {
                 frame.newest_slot = slot;
-                superseded.extend(keep_best(state, index, &certificate));
+                places.extend(keep_best(state, &Candidate::whole(index, &certificate)));
+            }
+            Found::Shared(found) => {
+                frame.usage = FrameUse::Shared;
+                shared.push(found);
             }
             Found::Torn => {
                 state.counters.torn_at_restart += 1;
+                frame.usage = FrameUse::Free;
                 torn.push(index);
             }
             Found::Damaged | Found::Unreadable => {
@@ -65,9 +86,14 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
         }
         state.frames.push_found(frame);
     }
-    free_superseded(file, state, &superseded);
-    torn.into_iter()
-        .for_each(|index| state.frames.release(index));
+    places.extend(scan.keep_tenants(state, &shared));
+    state.frames.found_all(&torn);
+    if !places.is_empty() {
+        state.jobs.push_back(Job::Free {
+            places,
+            done: Box::new(drop),
+        });
+    }
     Ok(())
 }
 
@@ -87,6 +113,9 @@ impl Scan<'_> {
             if let SlotContent::Valid(certificate) = content {
                 valid.push((slot, *certificate));
             }
+        }
+        if let Some(found) = newest_directory(index, frame, &contents) {
+            return Found::Shared(found);
         }
         valid.sort_by_key(|(_, certificate)| std::cmp::Reverse(certificate.sequence));
         let Some(&(newest_slot, newest)) = valid.first() else {
@@ -130,7 +159,7 @@ impl Scan<'_> {
             ..
         } = *certificate;
         let location = Location {
-            frame,
+            place: Place::Whole(frame),
             slot,
             codec,
             stored,
@@ -139,6 +168,85 @@ impl Scan<'_> {
         };
         read_from_disk(self.file, self.pool, &location).map(drop)
     }
+
+    /// Takes the units of all directories and adds their replicas. Returns what they supersede.
+    fn keep_tenants(&self, state: &mut State, shared: &[SharedFound]) -> Vec<Place> {
+        let mut places = Vec::new();
+        // Homes first: a directory is surer of its own frame than another one of it.
+        for found in shared {
+            for tenant in &found.directory.tenants {
+                let claimed = state.frames.claim(tenant.extent(found.frame).home);
+                assert!(claimed, "the units of a directory are disjoint");
+                state.frames.shared.add_tenant(found.frame, *tenant);
+            }
+        }
+        for found in shared {
+            for tenant in &found.directory.tenants {
+                let extent = tenant.extent(found.frame);
+                let (home, next) = (extent.home, extent.next);
+                let held = if next.is_some_and(|next| !state.frames.claim(next)) {
+                    Some(Extent { home, next: None })
+                } else if found.corrupt_beside && !self.tenant_holds(tenant, extent) {
+                    Some(extent)
+                } else {
+                    places.extend(keep_best(state, &Candidate::tenant(found.frame, tenant)));
+                    None
+                };
+                if let Some(held) = held {
+                    state.counters.images_bad_at_restart += 1;
+                    state.frames.shared.remove_tenant(home);
+                    state.frames.release_extent(held);
+                }
+            }
+        }
+        for found in shared.iter().filter(|found| !found.same_beside) {
+            if state.frames.shared.contains(found.frame) {
+                state.frames.shared.set_mirror_due(found.frame, true);
+            }
+        }
+        places
+    }
+
+    /// False only if its bytes were read and are others: an error may pass.
+    fn tenant_holds(&self, tenant: &Tenant, extent: Extent) -> bool {
+        let location = Location {
+            place: Place::Shared(extent),
+            slot: 0,
+            codec: Codec::Lz4,
+            stored: tenant.stored,
+            length: tenant.length,
+            checksum: tenant.checksum,
+        };
+        let read = read_from_disk(self.file, self.pool, &location).map(drop);
+        read != Err(Status::ChecksumMismatch)
+    }
+}
+
+/// The directory, if the newest valid slot is one.
+fn newest_directory(
+    index: u32,
+    frame: &mut Frame,
+    contents: &[SlotContent],
+) -> Option<SharedFound> {
+    let sequence = |content: &SlotContent| match content {
+        SlotContent::Valid(certificate) => Some(certificate.sequence),
+        SlotContent::Shared(directory) => Some(directory.sequence),
+        SlotContent::Empty | SlotContent::Corrupt => None,
+    };
+    let newest = (0..contents.len()).max_by_key(|&slot| sequence(&contents[slot]))?;
+    let SlotContent::Shared(directory) = &contents[newest] else {
+        return None;
+    };
+    frame.sequence = directory.sequence;
+    frame.newest_slot = newest;
+    let beside = &contents[SLOTS - 1 - newest];
+    let same = |other: &Directory| other.tenants == directory.tenants;
+    Some(SharedFound {
+        frame: index,
+        directory: directory.clone(),
+        corrupt_beside: *beside == SlotContent::Corrupt,
+        same_beside: matches!(beside, SlotContent::Shared(other) if same(other)),
+    })
 }
 
 /// Says which of the two it is; the next slot written in a torn frame is the torn one, so that the
@@ -147,7 +255,7 @@ fn torn_or_damaged(contents: &[SlotContent], frame: &mut Frame) -> Found {
     let unused = |content: &SlotContent| match content {
         SlotContent::Empty => true,
         SlotContent::Valid(certificate) => certificate.state == FrameState::Free,
-        SlotContent::Corrupt => false,
+        SlotContent::Corrupt | SlotContent::Shared(_) => false,
     };
     let Some(slot) = contents.iter().position(unused) else {
         return Found::Damaged;
@@ -156,36 +264,82 @@ fn torn_or_damaged(contents: &[SlotContent], frame: &mut Frame) -> Found {
     Found::Torn
 }
 
-/// Adds a replica; of two with the same key the closed, younger, longer one stays. Returns the
-/// frame of the other.
-fn keep_best(state: &mut State, frame: u32, found: &CertificateBlock) -> Option<u32> {
-    let key = (found.master_id, found.segment_id);
-    let closed = found.state == FrameState::Closed;
-    let certified = Certified {
-        length: found.length,
-        checksum: found.checksum,
-        epoch: found.epoch,
-    };
-    let rank = (closed, found.epoch, found.length, found.codec == Codec::Lz4);
-    let rival = state.replicas.get(&key).map(|rival| {
-        let Certified { length, epoch, .. } = rival.certified.expect("found with a certificate");
-        (
-            rival.frame,
-            (rival.closed, epoch, length, rival.codec == Codec::Lz4),
-        )
-    });
-    if rival.is_some_and(|(_, other)| other >= rank) {
-        return Some(frame);
+/// A replica that the scan found.
+struct Candidate {
+    key: ReplicaKey,
+    certified: Certified,
+    closed: bool,
+    primary: bool,
+    codec: Codec,
+    stored: u32,
+    place: Place,
+}
+
+impl Candidate {
+    fn whole(frame: u32, found: &CertificateBlock) -> Self {
+        Self {
+            key: (found.master_id, found.segment_id),
+            certified: Certified {
+                length: found.length,
+                checksum: found.checksum,
+                epoch: found.epoch,
+            },
+            closed: found.state == FrameState::Closed,
+            primary: found.primary,
+            codec: found.codec,
+            stored: found.stored,
+            place: Place::Whole(frame),
+        }
     }
-    let id = state.new_replica_id();
+
+    fn tenant(frame: u32, tenant: &Tenant) -> Self {
+        Self {
+            key: (tenant.master_id, tenant.segment_id),
+            certified: Certified {
+                length: tenant.length,
+                checksum: tenant.checksum,
+                epoch: tenant.epoch,
+            },
+            closed: true,
+            primary: tenant.primary,
+            codec: Codec::Lz4,
+            stored: tenant.stored,
+            place: Place::Shared(tenant.extent(frame)),
+        }
+    }
+
+    /// Closed, younger, longer replicas stay, and of two that are equal so far the image.
+    fn rank(&self) -> (bool, u64, u32, bool) {
+        let Certified { length, epoch, .. } = self.certified;
+        (self.closed, epoch, length, self.codec == Codec::Lz4)
+    }
+}
+
+/// Adds a replica; of two with the same key the better one stays. Returns the place of the other.
+fn keep_best(state: &mut State, found: &Candidate) -> Option<Place> {
+    let rival = state.replicas.get(&found.key).map(|rival| Candidate {
+        key: found.key,
+        certified: rival.certified.expect("found with a certificate"),
+        closed: rival.closed,
+        primary: rival.primary,
+        codec: rival.codec,
+        stored: rival.stored,
+        place: rival.place,
+    });
+    if rival
+        .as_ref()
+        .is_some_and(|rival| rival.rank() >= found.rank())
+    {
+        return Some(found.place);
+    }
     let replica = Replica {
-        id,
+        id: state.new_replica_id(),
         primary: found.primary,
-        frame,
-        certified: Some(certified),
-        closed,
-        durable: Some(certified),
-        durable_closed: closed,
+        place: found.place,
+        certified: Some(found.certified),
+        closed: found.closed,
+        durable: Some(found.certified),
+        durable_closed: found.closed,
         codec: found.codec,
         stored: found.stored,
         memory: None,
@@ -193,37 +347,8 @@ fn keep_best(state: &mut State, frame: u32, found: &CertificateBlock) -> Option<
         from_restart: true,
         replaced: None,
     };
-    state.replicas.insert(key, replica);
-    rival.map(|(frame, _)| frame)
-}
-
-/// Marks frames free on disk; one that cannot be written is latched bad.
-fn free_superseded(file: &FrameFile, state: &mut State, frames: &[u32]) {
-    let mut written = Vec::new();
-    let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
-    for &frame in frames {
-        let (slot, sequence) = state.frames.next_slot(frame);
-        encode_slot(&free_certificate(sequence), &[], slot_bytes.bytes_mut());
-        if file
-            .write(slot_bytes.bytes(), slot_offset(frame, slot))
-            .is_ok()
-        {
-            written.push((frame, slot));
-        } else {
-            state.counters.disk_errors += 1;
-            state.frames.latch_bad(frame);
-        }
-    }
-    let synced = written.is_empty() || file.sync().is_ok();
-    for (frame, slot) in written {
-        if synced {
-            state.frames.frame_mut(frame).newest_slot = slot;
-            state.frames.release(frame);
-        } else {
-            state.counters.disk_errors += 1;
-            state.frames.latch_bad(frame);
-        }
-    }
+    state.replicas.insert(found.key, replica);
+    rival.map(|rival| rival.place)
 }
 
 /// The certificate of a frame that holds nothing.

@@ -3,6 +3,7 @@
 //! Rule: the lock around [`State`] is held for bookkeeping and copies, never over I/O. Of each
 //! replica, durable length <= certified length <= received length.
 
+use crate::backup::directory::{Extent, Piece, Tenant};
 use crate::backup::frame::{BLOCK_BYTES, CertificateBlock, Codec, FrameState};
 use crate::backup::frame_table::FrameTable;
 use crate::backup::segment_buffer::SegmentBuffer;
@@ -29,6 +30,39 @@ pub(super) struct Certified {
     pub epoch: u64,
 }
 
+/// Where a replica lies on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has the frame for itself.
+    Whole(u32),
+    /// An image in units of shared frames.
+    Shared(Extent),
+}
+
+impl Place {
+    /// The frame of a replica that is no image, or still changes.
+    pub fn whole(&self) -> u32 {
+        match *self {
+            Place::Whole(frame) => frame,
+            Place::Shared(_) => panic!("only images share frames"),
+        }
+    }
+
+    /// Where an image that lies in this place lies.
+    pub fn extent(&self) -> Extent {
+        match *self {
+            Place::Whole(frame) => Extent {
+                home: Piece {
+                    frame,
+                    units: u8::MAX,
+                },
+                next: None,
+            },
+            Place::Shared(extent) => extent,
+        }
+    }
+}
+
 /// The bytes of an open replica.
 pub(super) struct OpenMemory {
     pub buffer: Arc<SegmentBuffer>,
@@ -43,7 +77,7 @@ pub(super) struct Replica {
     /// Unique in this process: tells a replica from its successor of the same key.
     pub id: u64,
     pub primary: bool,
-    pub frame: u32,
+    pub place: Place,
     /// None until the first certificate: the replica is invisible.
     pub certified: Option<Certified>,
     /// A close was accepted.
@@ -94,8 +128,13 @@ pub(super) struct FlushPlan {
 
 /// Work of the I/O thread that is not a write of a master.
 pub(super) enum Job {
-    /// Marks frames free; the numbers are frames.
-    Free { frames: Vec<u32>, done: Completion },
+    /// Frees what lies in these places.
+    Free {
+        places: Vec<Place>,
+        done: Completion,
+    },
+    /// The image of a closed replica is flushed: makes it the replica.
+    Switch(Switch),
     /// Writes the fences and, if given, a new identity.
     Superblock {
         identity: Option<Identity>,
@@ -112,6 +151,32 @@ pub(super) struct CompressJob {
     pub primary: bool,
 }
 
+/// A flushed image that waits for its directory.
+pub(super) struct Switch {
+    pub key: ReplicaKey,
+    pub id: u64,
+    pub certified: Certified,
+    pub primary: bool,
+    pub stored: u32,
+    pub extent: Extent,
+}
+
+impl Switch {
+    pub fn tenant(&self) -> Tenant {
+        Tenant {
+            master_id: self.key.0,
+            segment_id: self.key.1,
+            epoch: self.certified.epoch,
+            length: self.certified.length,
+            checksum: self.certified.checksum,
+            stored: self.stored,
+            primary: self.primary,
+            units: self.extent.home.units,
+            next: self.extent.next,
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Counters {
     pub flush_groups: u64,
@@ -122,6 +187,7 @@ pub(super) struct Counters {
     pub panics: u64,
     pub bad_at_restart: u64,
     pub torn_at_restart: u64,
+    pub images_bad_at_restart: u64,
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,
@@ -217,7 +283,7 @@ impl State {
             replica.closed && (replica.durable == replica.certified || (fresh && blocks_flushed));
         let data_only = replica.closed && !closing && fresh;
         let buffer = Arc::clone(&memory.buffer);
-        let (id, frame, primary) = (replica.id, replica.frame, replica.primary);
+        let (id, frame, primary) = (replica.id, replica.place.whole(), replica.primary);
         let flushed_blocks = memory.flushed_blocks;
         let tokens = if replica.closed && !closing {
             Vec::new()
@@ -316,7 +382,7 @@ impl State {
         };
         if let Some(replaced) = replica.replaced.take() {
             self.jobs.push_back(Job::Free {
-                frames: vec![replaced.frame],
+                places: vec![replaced.place],
                 done: Box::new(drop),
             });
         }
@@ -350,8 +416,8 @@ impl State {
         }
     }
 
-    /// Forgets a replica; returns the frames to mark free.
-    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<u32> {
+    /// Forgets a replica; returns the places to free.
+    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<Place> {
         self.dirty.remove(&key);
         let Some(mut replica) = self.replicas.remove(&key) else {
             return Vec::new();
@@ -362,7 +428,7 @@ impl State {
                 .drain(..)
                 .map(|token| (token, Status::ReplicaUnknown)),
         );
-        let replaced = replica.replaced.take().map(|replaced| replaced.frame);
-        std::iter::once(replica.frame).chain(replaced).collect()
+        let replaced = replica.replaced.take().map(|replaced| replaced.place);
+        std::iter::once(replica.place).chain(replaced).collect()
     }
 }

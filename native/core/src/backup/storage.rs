@@ -146,8 +146,10 @@ impl Shared {
             self.io_wake.notify_one();
             return None;
         };
-        let (Job::Free { done, .. } | Job::Superblock { done, .. }) = job;
-        Some((done, refusal))
+        match job {
+            Job::Free { done, .. } | Job::Superblock { done, .. } => Some((done, refusal)),
+            Job::Switch(_) => panic!("the compressor queues switches itself"),
+        }
     }
 }
 
@@ -196,6 +198,7 @@ impl BackupStorage {
             sink: Mutex::new(Sink::default()),
             directory: Mutex::new(Some(directory)),
         });
+        io_thread::run_once(&shared);
         let recoveries = Recoveries::new(Arc::clone(&shared), piece_cache_bytes);
         let storage = Self {
             shared,
@@ -333,13 +336,13 @@ impl BackupStorage {
                     },
                 ))
             } else {
-                let mut frames = Vec::new();
+                let mut places = Vec::new();
                 for &segment_id in segment_ids {
-                    frames.extend(state.forget_replica((master_id, segment_id), &mut finished));
+                    places.extend(state.forget_replica((master_id, segment_id), &mut finished));
                 }
                 state.tokens_waiting -= finished.len();
                 self.shared
-                    .queue_job(&mut state, Job::Free { frames, done })
+                    .queue_job(&mut state, Job::Free { places, done })
             }
         };
         refuse(refused);
@@ -445,9 +448,14 @@ impl BackupStorage {
             stats.insert("framesFree", state.frames.free_count() as f64);
             stats.insert("framesBad", state.frames.count(FrameUse::Bad) as f64);
             let prewriting = state.frames.count(FrameUse::Prewriting);
+            stats.insert("framesShared", state.frames.shared.count() as f64);
+            let units = f64::from(state.frames.shared.free_units());
+            stats.insert("sharedUnitsFree", units);
             stats.insert("framesPrewriting", prewriting as f64);
             stats.insert("framesBadAtRestart", counters.bad_at_restart as f64);
             stats.insert("framesTornAtRestart", counters.torn_at_restart as f64);
+            let images_bad = counters.images_bad_at_restart;
+            stats.insert("imagesBadAtRestart", images_bad as f64);
             stats.insert("replicas", state.replicas.len() as f64);
             stats.insert("fencedMasters", state.fenced.len() as f64);
             stats.insert("queuedBytes", state.queued_bytes() as f64);

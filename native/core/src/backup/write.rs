@@ -6,7 +6,7 @@
 
 use crate::backup::frame::Codec;
 use crate::backup::segment_buffer::{BufferPool, SegmentBuffer};
-use crate::backup::state::{Certified, OpenMemory, Replica, ReplicaKey, State, TOKENS_MAX};
+use crate::backup::state::{Certified, OpenMemory, Place, Replica, ReplicaKey, State, TOKENS_MAX};
 use crate::crc32c;
 use crate::entry::SEGMENT_BYTES;
 use crate::little_endian::{u32_at, u64_at};
@@ -181,7 +181,7 @@ impl State {
         let replica = Replica {
             id: self.new_replica_id(),
             primary: write.has(FLAG_PRIMARY),
-            frame,
+            place: Place::Whole(frame),
             certified: None,
             closed: false,
             durable: None,

@@ -1,10 +1,15 @@
-//! The arena: all log memory of a master in one mapping, handed out as runs of seglets.
+//! The arena: all log memory of a master in one mapping, handed out in blocks of a segment's size.
+//!
+//! A block is a whole segment's memory, or is filled by the cleaner with *extents*: runs of seglets
+//! that hold what is left of several compacted segments. A block is free again when its last
+//! extent is gone; holes are not used before.
 //!
 //! Rules: the mapping lives as long as anybody holds the `Arc`, so a view of it never dangles; a
 //! byte is written only by the owner of an unpublished range and read only after its publication
-//! (a release store of a segment's end or of a hash table slot). Who may take the last runs is
+//! (a release store of a segment's end or of a hash table slot). Who may take the last blocks is
 //! decided by the caller, who names how many must stay free.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -13,7 +18,7 @@ use crate::entry::{EntryView, HEADER_BYTES, SEGLET_BYTES, SEGMENT_BYTES};
 use crate::mapping::Mapping;
 use crate::status::Status;
 
-/// Seglets of a full segment.
+/// Seglets of a block.
 pub const SEGMENT_SEGLETS: usize = SEGMENT_BYTES / SEGLET_BYTES;
 
 /// What stands for "no position" in a seglet of a side segment.
@@ -30,13 +35,41 @@ struct Seglet {
     dead_bytes: AtomicU64,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Block {
+    used_seglets: usize,
+    /// More extents will be put here.
+    filling: bool,
+}
+
+struct Blocks {
+    all: Box<[Block]>,
+    /// Used as a stack: the memory that was used last is the warmest.
+    free: Vec<usize>,
+}
+
 /// Log memory with its allocator.
 pub struct Arena {
     memory: Mapping,
     seglets: Box<[Seglet]>,
-    used: Mutex<Vec<bool>>,
-    /// Changed under the lock of `used` only.
+    blocks: Mutex<Blocks>,
+    /// Changed under the lock of `blocks` only.
     free_count: AtomicUsize,
+}
+
+/// A run of seglets of one segment, given back when it is dropped: whoever holds it may read it.
+pub struct Extent {
+    arena: Arc<Arena>,
+    /// First byte in the arena.
+    pub offset: usize,
+    /// Whole seglets.
+    pub capacity: usize,
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        self.arena.release(self.offset, self.capacity);
+    }
 }
 
 impl Arena {
@@ -48,71 +81,124 @@ impl Arena {
         if bytes == 0 || !bytes.is_multiple_of(SEGMENT_BYTES) || bytes / 8 >= 1 << 46 {
             return Err(Status::InvalidArgument);
         }
-        let count = bytes / SEGLET_BYTES;
+        let count = bytes / SEGMENT_BYTES;
         Ok(Self {
             memory: Mapping::reserve(bytes)?,
-            seglets: (0..count).map(|_| Seglet::default()).collect(),
-            used: Mutex::new(vec![false; count]),
+            seglets: (0..bytes / SEGLET_BYTES)
+                .map(|_| Seglet::default())
+                .collect(),
+            blocks: Mutex::new(Blocks {
+                all: vec![Block::default(); count].into_boxed_slice(),
+                free: (0..count).rev().collect(),
+            }),
             free_count: AtomicUsize::new(count),
         })
     }
 
-    /// Takes `seglets` contiguous seglets for a segment and returns their offset, provided that
-    /// `keep_free` seglets remain. `position` is the log position of the first byte; a side segment
-    /// has none.
+    fn take_block(&self, keep_free: usize, filling: bool) -> Result<usize, Status> {
+        let mut blocks = self.blocks.lock();
+        if blocks.free.len() <= keep_free {
+            return Err(Status::OutOfMemory);
+        }
+        let index = blocks.free.pop().ok_or(Status::OutOfMemory)?;
+        self.free_count.store(blocks.free.len(), Ordering::Relaxed);
+        blocks.all[index].filling = filling;
+        Ok(index * SEGMENT_BYTES)
+    }
+
+    /// Takes a block for a segment, provided that `keep_free` others remain. `position` is the log
+    /// position of the first byte; a side segment has none.
     ///
     /// # Errors
     /// `OutOfMemory`.
     pub fn allocate(
-        &self,
-        seglets: usize,
+        self: &Arc<Self>,
         keep_free: usize,
         segment_id: u64,
         position: Option<u64>,
-    ) -> Result<usize, Status> {
+    ) -> Result<Extent, Status> {
+        let offset = self.take_block(keep_free, false)?;
+        Ok(self.claim(offset, SEGMENT_BYTES, segment_id, position))
+    }
+
+    /// Takes a block to be filled with extents by `claim`; `end_filling` ends that.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if fewer than `keep_free` others would remain.
+    pub fn begin_filling(&self, keep_free: usize) -> Result<usize, Status> {
+        self.take_block(keep_free, true)
+    }
+
+    /// No more extents are put into the block at `offset`.
+    pub fn end_filling(&self, offset: usize) {
+        let mut blocks = self.blocks.lock();
+        let block = &mut blocks.all[offset / SEGMENT_BYTES];
+        assert!(block.filling, "a block is filled once");
+        block.filling = false;
+        self.free_if_unused(&mut blocks, offset / SEGMENT_BYTES);
+    }
+
+    /// Gives whole seglets of a block that the caller has taken to a segment.
+    pub fn claim(
+        self: &Arc<Self>,
+        offset: usize,
+        capacity: usize,
+        segment_id: u64,
+        position: Option<u64>,
+    ) -> Extent {
         assert!(
-            seglets > 0 && segment_id > 0,
-            "a run has seglets and an owner"
+            segment_id > 0 && capacity > 0 && (offset | capacity).is_multiple_of(SEGLET_BYTES),
+            "a run has whole seglets and an owner"
         );
-        let mut used = self.used.lock();
-        if self.free_seglets() < seglets + keep_free {
-            return Err(Status::OutOfMemory);
-        }
-        let mut run = 0;
-        for index in 0..used.len() {
-            run = if used[index] { 0 } else { run + 1 };
-            if run == seglets {
-                let first = index + 1 - seglets;
-                used[first..=index].fill(true);
-                self.free_count.fetch_sub(seglets, Ordering::Relaxed);
-                for (step, seglet) in self.seglets[first..=index].iter().enumerate() {
-                    let at = position
-                        .map_or(SIDE_POSITION, |start| start + (step * SEGLET_BYTES) as u64);
-                    seglet.position.store(at, Ordering::Relaxed);
-                    seglet.dead_bytes.store(0, Ordering::Relaxed);
-                    seglet.segment_id.store(segment_id, Ordering::Release);
-                }
-                return Ok(first * SEGLET_BYTES);
-            }
-        }
-        Err(Status::OutOfMemory)
-    }
-
-    /// Returns a run; nothing may refer into it any more.
-    pub fn release(&self, offset: usize, seglets: usize) {
         let first = offset / SEGLET_BYTES;
-        let mut used = self.used.lock();
-        for index in first..first + seglets {
-            assert!(used[index], "only a used seglet is released");
-            used[index] = false;
-            self.seglets[index].segment_id.store(0, Ordering::Release);
+        let count = capacity / SEGLET_BYTES;
+        self.blocks.lock().all[offset / SEGMENT_BYTES].used_seglets += count;
+        for (step, seglet) in self.seglets[first..first + count].iter().enumerate() {
+            let start = position.map_or(SIDE_POSITION, |at| at + (step * SEGLET_BYTES) as u64);
+            seglet.position.store(start, Ordering::Relaxed);
+            seglet.dead_bytes.store(0, Ordering::Relaxed);
+            seglet.segment_id.store(segment_id, Ordering::Release);
         }
-        self.free_count.fetch_add(seglets, Ordering::Relaxed);
+        Extent {
+            arena: Arc::clone(self),
+            offset,
+            capacity,
+        }
     }
 
-    /// Free seglets.
-    pub fn free_seglets(&self) -> usize {
+    fn release(&self, offset: usize, capacity: usize) {
+        let first = offset / SEGLET_BYTES;
+        let count = capacity / SEGLET_BYTES;
+        for seglet in &self.seglets[first..first + count] {
+            let owner = seglet.segment_id.swap(0, Ordering::AcqRel);
+            assert!(owner != 0, "only a used seglet is released");
+        }
+        let mut blocks = self.blocks.lock();
+        blocks.all[offset / SEGMENT_BYTES].used_seglets -= count;
+        self.free_if_unused(&mut blocks, offset / SEGMENT_BYTES);
+    }
+
+    fn free_if_unused(&self, blocks: &mut Blocks, index: usize) {
+        let block = blocks.all[index];
+        if block.used_seglets == 0 && !block.filling {
+            blocks.free.push(index);
+            self.free_count.store(blocks.free.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of a block that belong to segments.
+    pub fn claimed_bytes(&self, block: usize) -> usize {
+        self.blocks.lock().all[block].used_seglets * SEGLET_BYTES
+    }
+
+    /// Free blocks.
+    pub fn free_blocks(&self) -> usize {
         self.free_count.load(Ordering::Relaxed)
+    }
+
+    /// All blocks.
+    pub fn blocks(&self) -> usize {
+        self.bytes() / SEGMENT_BYTES
     }
 
     /// Bytes of log memory.
@@ -205,6 +291,14 @@ impl Arena {
         seglet
             .dead_bytes
             .fetch_add(entry_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of dead objects in the `capacity` bytes of whole seglets from `offset` on.
+    pub fn dead_bytes_of(&self, offset: usize, capacity: usize) -> u64 {
+        let first = offset / SEGLET_BYTES;
+        let seglets = &self.seglets[first..first + capacity / SEGLET_BYTES];
+        let dead = |seglet: &Seglet| seglet.dead_bytes.load(Ordering::Relaxed);
+        seglets.iter().map(dead).sum()
     }
 
     /// Bytes of dead objects in all used seglets.

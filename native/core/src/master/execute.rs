@@ -28,6 +28,7 @@ use crate::status::Status;
 const BATCH: usize = 32;
 const RETRY_WINDOW_MS: u16 = 20;
 const RETRY_MEMORY_MS: u16 = 200;
+const RETRY_CLEANER_MS: u16 = 2;
 
 /// What a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,6 +259,10 @@ impl Serving {
                 self.results.save(client_id, rpc_id, result);
                 Outcome::done(result)
             }
+            Err(Status::Retry) => Outcome {
+                retry_after_ms: RETRY_CLEANER_MS,
+                ..Outcome::failed(Status::Retry)
+            },
             Err(status) => Outcome::failed(status),
         }
     }
@@ -379,7 +384,7 @@ impl Serving {
             Some(_) => {}
             None => objects.table.insert(hash, offset)?,
         }
-        self.log.publish(entries);
+        self.log.publish(objects, entries);
         let dead_bytes = dead.map_or(0, |dead| {
             let bytes = dead.entry.total_bytes();
             objects.arena.count_dead(dead.offset, bytes);
@@ -421,8 +426,10 @@ impl Serving {
         if !dead.slot.replace(offset) {
             return Ok(None);
         }
-        self.log.publish(entries);
+        self.log.publish(objects, entries);
         objects.raise_safe_version(version + 1);
+        // There may be room again: let the cleaner look.
+        objects.set_full(false);
         let bytes = dead.entry.total_bytes();
         objects.arena.count_dead(dead.offset, bytes);
         self.count(operation.table_id, hash, -1, -(bytes as i64));
@@ -456,7 +463,12 @@ impl Serving {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        self.log.prepare(objects, &self.tablets, entries, purpose)
+        let prepared = self.log.prepare(objects, &self.tablets, entries, purpose);
+        prepared.map_err(|status| match status {
+            // The cleaner will make room.
+            Status::OutOfMemory if !objects.full() => Status::Retry,
+            status => status,
+        })
     }
 
     fn count(&self, table_id: u64, hash: u64, records: i64, bytes: i64) {

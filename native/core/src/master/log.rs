@@ -2,29 +2,31 @@
 //!
 //! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
 //! names every segment of the log, itself included; side segments enter the log only through the
-//! digest of the head that is opened next. Two segments stay in reserve: removes may take one,
-//! the last is for a head that must be opened. As long as the reserve is not whole, writes are
-//! refused.
+//! digest of the head that is opened next. The last blocks of memory are a reserve: one for a
+//! head that must be opened, two for survivors of the cleaner, one for removes. As long as the
+//! reserve is not whole, writes are refused, with `Retry` while the cleaner may make room.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::arena::SEGMENT_SEGLETS;
 use super::objects::Objects;
 use super::segment::{Append, Segment};
 use super::tablets::Tablets;
 use crate::entry::{EntryHeader, EntryType};
 use crate::status::Status;
 
-/// Seglets that writes and side segments leave alone.
-pub const RESERVE_SEGLETS: usize = 2 * SEGMENT_SEGLETS;
+/// Blocks that writes and side segments leave alone.
+pub const RESERVE_BLOCKS: usize = 4;
+/// Blocks that the cleaner leaves alone.
+pub const HEAD_RESERVE_BLOCKS: usize = 1;
+const REMOVE_KEEPS_BLOCKS: usize = RESERVE_BLOCKS - 1;
 
 /// Why memory is asked for; decides how much of the reserve may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A write: leaves the reserve alone.
     Write,
-    /// A remove: may take one segment of the reserve.
+    /// A remove: may take one block of the reserve.
     Remove,
     /// A head that must be opened: may take all.
     Head,
@@ -33,8 +35,8 @@ pub enum Purpose {
 impl Purpose {
     fn keep_free(self) -> usize {
         match self {
-            Self::Write => RESERVE_SEGLETS,
-            Self::Remove => SEGMENT_SEGLETS,
+            Self::Write => RESERVE_BLOCKS,
+            Self::Remove => REMOVE_KEEPS_BLOCKS,
             Self::Head => 0,
         }
     }
@@ -64,8 +66,11 @@ impl Log {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        if purpose == Purpose::Write && objects.arena.free_seglets() < RESERVE_SEGLETS {
-            return Err(Status::OutOfMemory);
+        if purpose == Purpose::Write && objects.arena.free_blocks() < RESERVE_BLOCKS {
+            objects.reclaim();
+            if objects.arena.free_blocks() < RESERVE_BLOCKS {
+                return Err(Status::OutOfMemory);
+            }
         }
         let total = entries.iter().map(Append::bytes).sum();
         if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
@@ -78,9 +83,14 @@ impl Log {
     }
 
     /// Publishes what the last `prepare` wrote.
-    pub fn publish(&self, entries: &[Append<'_>]) {
+    pub fn publish(&self, objects: &Objects, entries: &[Append<'_>]) {
         let head = self.head.as_ref().expect("a prepared append has its head");
         head.publish(entries.iter().map(Append::bytes).sum());
+        for entry in entries {
+            if entry.header.entry_type == EntryType::Tombstone {
+                head.count_tombstone(entry.bytes(), objects.released());
+            }
+        }
     }
 
     /// Opens the next head, then closes the present one.
@@ -104,7 +114,9 @@ impl Log {
         self.heads.push(head.id);
         self.write_opening(&head, objects, tablets, timestamp);
         if let Some(previous) = self.head.replace(Arc::clone(&head)) {
+            previous.set_timestamp(timestamp);
             previous.close();
+            previous.set_cleanable(true);
         }
         Ok(head)
     }
@@ -150,9 +162,12 @@ impl Log {
         self.segments.extend(ids);
     }
 
-    /// Takes back `add` before a head was opened.
+    /// Segments are not part of the log any more from the next head on.
     pub fn remove(&mut self, ids: &[u64]) {
-        self.segments.retain(|id| !ids.contains(id));
+        for id in ids {
+            self.segments.remove(id);
+        }
+        self.heads.retain(|id| !ids.contains(id));
     }
 
     /// Position after the newest append.

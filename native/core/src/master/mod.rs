@@ -1,11 +1,13 @@
 //! The master half: log, hash table, objects, EXECUTE messages, recovery replay.
 //!
 //! [`Master`] is the handle. One thread serves (all calls but replay take the serving lock, which
-//! is uncontended then); replay runs on the pool's threads beside it and shares [`objects`] only.
-//! Locking order: serving state, recovery state, a replay worker, segments.
-//! Side segments and log segments share one id space; ids only grow.
+//! is uncontended then); replay runs on the pool's threads and cleaning on its own beside it, and
+//! both share [`objects`] only. Locking order: serving state, recovery state, a replay worker,
+//! passes of the cleaner, segments. All segments share one id space; ids only grow.
 
 pub mod arena;
+pub mod cleaner;
+pub mod epoch;
 pub mod execute;
 pub mod hash_table;
 pub mod log;
@@ -20,16 +22,20 @@ pub mod tablets;
 pub mod unacked_rpc_results;
 pub mod worker_pool;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use self::arena::{Arena, SEGMENT_SEGLETS};
+use self::arena::Arena;
+use self::cleaner::CleanerState;
+use self::cleaner::passes::Listener;
+use self::epoch::Pin;
 use self::execute::{Executed, Serving};
 use self::hash_table::prefetch;
-use self::log::{Purpose, RESERVE_SEGLETS};
+use self::log::{Purpose, RESERVE_BLOCKS};
 use self::message::{OperationKind, Request};
 use self::objects::Objects;
 use self::recovery::Recovery;
@@ -43,6 +49,9 @@ use crate::status::Status;
 /// Least log memory: the reserve, a head and room for a replay.
 pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 const REPLAY_THREADS_MAX: usize = 64;
+const DISK_EXPANSION_FACTOR_MAX: f64 = 64.0;
+/// Participant of the epochs; replay threads follow.
+const SERVING_PARTICIPANT: usize = 0;
 
 /// How a master is made.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +62,10 @@ pub struct MasterOptions {
     pub memory_bytes: usize,
     /// 1 … 64.
     pub replay_threads: usize,
+    /// Whether backups hold the log. Without, all is durable as soon as it is appended.
+    pub replicated: bool,
+    /// Segments that the log may have, as a multiple of those that fit into memory; at least 1.
+    pub disk_expansion_factor: f64,
 }
 
 /// What a tablet weighs.
@@ -87,7 +100,32 @@ pub struct Master {
     closed: AtomicBool,
     /// Log memory that needs no page fault any more.
     touched_bytes: AtomicUsize,
+    /// Most segments that backups should hold; None without backups.
+    log_segments_max: Option<usize>,
+    /// With fewer free ones, the cleaner has work.
+    wanted_blocks: usize,
+    cleaner: CleanerState,
     serving: Mutex<Serving>,
+}
+
+/// The serving state, locked; what its holder can reach stays.
+pub struct ServingGuard<'a> {
+    // Dropped first: the next holder pins again.
+    _pin: Pin<'a>,
+    guard: MutexGuard<'a, Serving>,
+}
+
+impl Deref for ServingGuard<'_> {
+    type Target = Serving;
+    fn deref(&self) -> &Serving {
+        &self.guard
+    }
+}
+
+impl DerefMut for ServingGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Serving {
+        &mut self.guard
+    }
 }
 
 impl Master {
@@ -100,22 +138,32 @@ impl Master {
             server_id,
             memory_bytes,
             replay_threads,
+            replicated,
+            disk_expansion_factor,
         } = options;
         if memory_bytes < MEMORY_BYTES_MIN
             || !(1..=REPLAY_THREADS_MAX).contains(&replay_threads)
             || server_id == 0
+            || !(1.0..=DISK_EXPANSION_FACTOR_MAX).contains(&disk_expansion_factor)
         {
             return Err(Status::InvalidArgument);
         }
+        let blocks = memory_bytes / SEGMENT_BYTES;
+        let log_segments_max = (blocks as f64 * disk_expansion_factor) as usize;
+        let participants = 1 + replay_threads;
         let master = Arc::new(Self {
-            objects: Objects::new(server_id, memory_bytes)?,
+            objects: Objects::new(server_id, memory_bytes, participants, replicated)?,
             pool: WorkerPool::new(replay_threads)?,
             replay_threads,
             closed: AtomicBool::new(false),
             touched_bytes: AtomicUsize::new(0),
+            log_segments_max: replicated.then_some(log_segments_max),
+            wanted_blocks: cleaner::wanted_blocks(blocks),
+            cleaner: CleanerState::default(),
             serving: Mutex::default(),
         });
         pretouch::pretouch(&master)?;
+        cleaner::start(&master)?;
         Ok(master)
     }
 
@@ -123,12 +171,21 @@ impl Master {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn serving(&self) -> Result<MutexGuard<'_, Serving>, Status> {
-        let serving = self.serving.lock();
+    fn replicated(&self) -> bool {
+        self.log_segments_max.is_some()
+    }
+
+    #[inline]
+    fn serving(&self) -> Result<ServingGuard<'_>, Status> {
+        let guard = self.serving.lock();
         if self.closed.load(Ordering::Acquire) {
             return Err(Status::InvalidArgument);
         }
-        Ok(serving)
+        if self.cleaner.failed.load(Ordering::Relaxed) {
+            return Err(Status::Internal);
+        }
+        let _pin = self.objects.pin_epoch(SERVING_PARTICIPANT);
+        Ok(ServingGuard { _pin, guard })
     }
 
     /// Seconds since 1970, for entries that no request brings.
@@ -148,7 +205,10 @@ impl Master {
         match serving.tablets.exact(&range)? {
             Some(tablet) if tablet.ready() => Ok(()),
             Some(_) => Err(Status::Retry),
-            None => serving.tablets.insert(Tablet::new(range, true)),
+            None => {
+                let ctime = serving.log.head().map_or(0, |head| head.id);
+                serving.tablets.insert(Tablet::new(range, true, ctime))
+            }
         }
     }
 
@@ -206,7 +266,17 @@ impl Master {
     /// # Errors
     /// `MalformedRequest`; then nothing was executed.
     pub fn execute(&self, body: &[u8], reply: &mut [u8], now_ms: u64) -> Result<Executed, Status> {
-        self.serving()?.execute(&self.objects, body, reply, now_ms)
+        let mut serving = self.serving()?;
+        let mut executed = serving.execute(&self.objects, body, reply, now_ms)?;
+        if executed.position > 0 && !self.replicated() {
+            let appended = serving.log.appended_position();
+            serving.set_durable(&self.objects, appended)?;
+            executed.position = 0;
+        }
+        if self.objects.arena.free_blocks() < self.wanted_blocks {
+            self.cleaner.wake();
+        }
+        Ok(executed)
     }
 
     /// Opens the first head; idempotent.
@@ -266,16 +336,82 @@ impl Master {
     /// # Errors
     /// `InvalidArgument`.
     pub fn chunk(&self, id: u64, from: usize, bytes_max: usize) -> Result<Certificate, Status> {
+        if from == 0 {
+            // Whoever starts over gets one content to the end.
+            let _serving = self.serving()?;
+            return self.objects.pin(id)?.chunk(from, bytes_max);
+        }
         self.segment(id)?.chunk(from, bytes_max)
     }
 
-    /// A segment; valid until it is freed.
+    /// A segment's content as it is replicated; it stays as it is as long as it is held.
     ///
     /// # Errors
     /// `InvalidArgument` if it is not here.
     pub fn segment(&self, id: u64) -> Result<Arc<Segment>, Status> {
         let _serving = self.serving()?;
-        self.objects.segment(id)
+        self.objects.content(id)
+    }
+
+    /// No replica of the segment is being written: the cleaner may take it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` once closed.
+    pub fn unpin_segment(&self, id: u64) -> Result<(), Status> {
+        let _serving = self.serving()?;
+        self.objects.unpin(id);
+        Ok(())
+    }
+
+    /// Calls `listener` with each pass of the cleaner whose survivors must be replicated.
+    pub fn on_cleaning_pass(&self, listener: Listener) {
+        self.cleaner.passes.listen(listener);
+    }
+
+    /// The survivors of a pass are closed on all their backups: the next head's digest names them
+    /// and leaves the cleaned segments out. Returns the position that must be durable before
+    /// `end_cleaning`, 0 if that head is not open yet; `force` opens it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a pass that is not under way; `OutOfMemory`.
+    pub fn commit_cleaning(&self, pass_id: u64, force: bool) -> Result<u64, Status> {
+        let serving = &mut *self.serving()?;
+        let (objects, timestamp) = (&self.objects, self.timestamp());
+        let Serving { log, tablets, .. } = serving;
+        let passes = &self.cleaner.passes;
+        passes.commit(pass_id, force, log, objects, tablets, timestamp)
+    }
+
+    /// The position that `commit_cleaning` returned is durable: the cleaned segments go.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is not.
+    pub fn end_cleaning(&self, pass_id: u64) -> Result<(), Status> {
+        let serving = self.serving()?;
+        let passes = &self.cleaner.passes;
+        let pass = passes.end(pass_id, serving.durable, &serving.log, &self.objects)?;
+        self.objects.release_segments(&pass.cleaned);
+        for id in pass.survivors {
+            self.objects.segment(id)?.set_cleanable(true);
+        }
+        drop(serving);
+        self.cleaner.wake();
+        Ok(())
+    }
+
+    /// Without backups, survivors take the place of cleaned segments at once.
+    fn exchange_segments(&self, survivors: &[u64], cleaned: &[u64]) {
+        let mut serving = self.serving.lock();
+        serving.log.add(survivors);
+        serving.log.remove(cleaned);
+        self.objects.release_segments(cleaned);
+    }
+
+    /// What the cleaner must know of the serving state.
+    fn survey(&self) -> Result<(Vec<Arc<Tablet>>, u64), Status> {
+        let serving = self.serving()?;
+        let tablets = serving.tablets.iter().cloned().collect();
+        Ok((tablets, serving.durable))
     }
 
     /// The log memory, for views that outlive the master.
@@ -322,10 +458,9 @@ impl Master {
     pub fn stats(&self) -> Result<Vec<(&'static str, u64)>, Status> {
         let serving = self.serving()?;
         let (arena, table) = (&self.objects.arena, &self.objects.table);
-        let free_segments = arena.free_seglets() / SEGMENT_SEGLETS;
         let counters = serving.counters;
         let sum = |of: fn(&Tablet) -> u64| serving.tablets.iter().map(|tablet| of(tablet)).sum();
-        Ok(vec![
+        let mut stats = vec![
             ("tablets", serving.tablets.iter().count() as u64),
             ("objects", sum(Tablet::records)),
             ("liveBytes", sum(Tablet::bytes)),
@@ -336,11 +471,8 @@ impl Master {
                 self.touched_bytes.load(Ordering::Relaxed) as u64,
             ),
             ("segmentsUsed", self.objects.segment_count() as u64),
-            ("segmentsFree", free_segments as u64),
-            (
-                "segmentsReserved",
-                (RESERVE_SEGLETS / SEGMENT_SEGLETS) as u64,
-            ),
+            ("segmentsFree", arena.free_blocks() as u64),
+            ("segmentsReserved", RESERVE_BLOCKS as u64),
             ("buckets", table.buckets() as u64),
             ("overflowBuckets", table.overflow_buckets() as u64),
             ("appendedPosition", serving.log.appended_position()),
@@ -348,6 +480,11 @@ impl Master {
             ("safeVersion", self.objects.safe_version()),
             ("clients", serving.results.clients() as u64),
             ("savedResults", serving.results.results() as u64),
+            (
+                "memoryShort",
+                u64::from(arena.free_blocks() < RESERVE_BLOCKS),
+            ),
+            ("memoryFull", u64::from(self.objects.full())),
             ("messages", counters.messages),
             ("reads", counters.reads),
             ("writes", counters.writes),
@@ -358,7 +495,9 @@ impl Master {
                 "replayedObjects",
                 self.objects.replayed_entries.load(Ordering::Relaxed),
             ),
-        ])
+        ];
+        stats.extend(self.cleaner.stats());
+        Ok(stats)
     }
 
     /// Ends the threads and gives the memory back; every later call fails. Views of segments read
@@ -372,6 +511,8 @@ impl Master {
         }
         // Replays that wait fail at once now, those that run end with their segment.
         self.pool.close();
+        self.cleaner.passes.unlisten();
+        self.cleaner.join();
         let _serving = self.serving.lock();
         self.objects.arena.release_pages();
         self.objects.table.release_pages();

@@ -1,18 +1,21 @@
-//! What requests and replay share: arena, hash table, segments, safe version.
+//! What requests, replay and the cleaner share: arena, hash table, segments, safe version.
 //!
 //! Rule: an entry in the table is the newest of its key; its bytes and its segment outlive its
-//! slot. Locking order: serving state, then segments and arena.
+//! slot, and a segment that leaves is kept until no reader can be on its way there (epochs).
+//! Locking order: serving state, then segments, pins, retired, then the arena.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::arena::Arena;
+use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
 use super::segment::Segment;
-use crate::entry::{EntryType, EntryView};
+use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::status::Status;
 
 /// The newest entry of a key, object or tombstone.
@@ -58,9 +61,20 @@ pub struct Objects {
     pub arena: Arc<Arena>,
     /// From key hash to newest entry.
     pub table: HashTable,
+    /// All segments in memory: of the log, of side logs, survivors, and those that were cleaned
+    /// until no digest from which a recovery could start names them.
     segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
     /// Changed with `segments`, under its lock.
     segments_generation: AtomicU64,
+    /// Contents that replicas are being written from, by segment; None without backups.
+    pinned: Option<Mutex<HashMap<u64, Arc<Segment>>>>,
+    /// Out of reach for those who come after the epoch.
+    retired: Mutex<Vec<(u64, Arc<Segment>)>>,
+    /// Segments that have left, ever.
+    released: AtomicU64,
+    /// Memory is used up, and the cleaner cannot make room.
+    full: AtomicBool,
+    epochs: Epochs,
     next_segment_id: AtomicU64,
     safe_version: AtomicU64,
     /// Objects and tombstones that replay has applied.
@@ -68,25 +82,42 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// An empty store.
+    /// An empty store. `participants` take part in the epochs: the serving thread is 0,
+    /// the others replay. With `replicated`, each segment is pinned from its opening.
     ///
     /// # Errors
     /// `InvalidArgument` for an odd size, `OutOfMemory`.
-    pub fn new(log_id: u64, memory_bytes: usize) -> Result<Self, Status> {
+    pub fn new(
+        log_id: u64,
+        memory_bytes: usize,
+        participants: usize,
+        replicated: bool,
+    ) -> Result<Self, Status> {
         Ok(Self {
             log_id,
             arena: Arc::new(Arena::new(memory_bytes)?),
             table: HashTable::new(memory_bytes)?,
             segments: Mutex::new(BTreeMap::new()),
             segments_generation: AtomicU64::new(1),
+            pinned: replicated.then(Mutex::default),
+            retired: Mutex::new(Vec::new()),
+            released: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            epochs: Epochs::new(participants),
             next_segment_id: AtomicU64::new(1),
             safe_version: AtomicU64::new(1),
             replayed_entries: AtomicU64::new(0),
         })
     }
 
+    /// Keeps all that a participant can reach until the pin is dropped.
+    #[inline]
+    pub fn pin_epoch(&self, participant: usize) -> Pin<'_> {
+        self.epochs.pin(participant)
+    }
+
     /// Opens a segment of the log (with its position) or of a side log, leaving `keep_free`
-    /// seglets.
+    /// blocks.
     ///
     /// # Errors
     /// `OutOfMemory`.
@@ -96,9 +127,35 @@ impl Objects {
         keep_free: usize,
         timestamp: u32,
     ) -> Result<Arc<Segment>, Status> {
-        let id = self.next_segment_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.reserve_segment_ids(1).start;
+        self.open_segment_as(id, position, keep_free, timestamp)
+    }
+
+    /// Ids for segments that are opened later.
+    pub fn reserve_segment_ids(&self, count: u64) -> Range<u64> {
+        let first = self.next_segment_id.fetch_add(count, Ordering::Relaxed);
+        first..first + count
+    }
+
+    /// `open_segment` with an id that was reserved.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn open_segment_as(
+        &self,
+        id: u64,
+        position: Option<u64>,
+        keep_free: usize,
+        timestamp: u32,
+    ) -> Result<Arc<Segment>, Status> {
+        if self.arena.free_blocks() <= keep_free {
+            self.reclaim();
+        }
         let segment = Segment::open(&self.arena, id, self.log_id, position, keep_free, timestamp)?;
         let segment = Arc::new(segment);
+        if let Some(pinned) = &self.pinned {
+            pinned.lock().insert(id, Arc::clone(&segment));
+        }
         let mut segments = self.segments.lock();
         segments.insert(id, Arc::clone(&segment));
         self.segments_generation.fetch_add(1, Ordering::Release);
@@ -106,16 +163,55 @@ impl Objects {
         Ok(segment)
     }
 
-    /// A segment in memory.
+    /// A segment in memory, as it is now.
     ///
     /// # Errors
     /// `InvalidArgument` if there is none with this id.
     pub fn segment(&self, id: u64) -> Result<Arc<Segment>, Status> {
-        self.segments
-            .lock()
-            .get(&id)
-            .cloned()
-            .ok_or(Status::InvalidArgument)
+        let segments = self.segments.lock();
+        segments.get(&id).cloned().ok_or(Status::InvalidArgument)
+    }
+
+    /// The content that replicas of a segment are written from: the pinned one, if there is one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is no segment with this id.
+    pub fn content(&self, id: u64) -> Result<Arc<Segment>, Status> {
+        let pinned = self.pinned.as_ref().map(Mutex::lock);
+        match pinned.as_ref().and_then(|pinned| pinned.get(&id)) {
+            Some(segment) => Ok(Arc::clone(segment)),
+            None => self.segment(id),
+        }
+    }
+
+    /// Keeps a segment's content as it is until `unpin`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is no segment with this id.
+    pub fn pin(&self, id: u64) -> Result<Arc<Segment>, Status> {
+        let Some(pinned) = &self.pinned else {
+            return self.segment(id);
+        };
+        let mut pinned = pinned.lock();
+        if let Some(segment) = pinned.get(&id) {
+            return Ok(Arc::clone(segment));
+        }
+        let segment = self.segment(id)?;
+        pinned.insert(id, Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// No replica of the segment is being written any more.
+    pub fn unpin(&self, id: u64) {
+        let unpinned = self.pinned.as_ref().map(|pinned| pinned.lock().remove(&id));
+        // Memory goes back outside the lock.
+        drop(unpinned);
+    }
+
+    /// Whether replicas are being written from this segment's content.
+    pub fn is_pinned(&self, id: u64) -> bool {
+        let pinned = self.pinned.as_ref().map(Mutex::lock);
+        pinned.is_some_and(|pinned| pinned.contains_key(&id))
     }
 
     /// Segments in memory.
@@ -134,17 +230,77 @@ impl Objects {
         }
     }
 
-    /// Frees a segment.
-    ///
-    /// # Safety
-    /// No slot of the table refers into it, and no reader is on its way there.
-    pub unsafe fn free_segment(&self, id: u64) {
+    /// All segments in memory, ascending by id.
+    pub fn all_segments(&self) -> Vec<Arc<Segment>> {
+        self.segments.lock().values().cloned().collect()
+    }
+
+    /// Puts what compaction has left in the place of a segment.
+    pub fn replace_segment(&self, compacted: Arc<Segment>) {
         let mut segments = self.segments.lock();
-        let segment = segments.remove(&id).expect("a segment is freed once");
+        let known = segments.get_mut(&compacted.id);
+        let known = known.expect("a segment that is compacted is in memory");
+        let old = std::mem::replace(known, compacted);
+        drop(segments);
+        self.retire(old);
+    }
+
+    /// Takes segments out for good: nothing in the table refers to them any more, and no digest
+    /// from which a recovery could start names them. Returns those that were there.
+    pub fn release_segments(&self, ids: &[u64]) -> usize {
+        let mut segments = self.segments.lock();
+        let gone: Vec<_> = ids.iter().filter_map(|id| segments.remove(id)).collect();
         self.segments_generation.fetch_add(1, Ordering::Release);
         drop(segments);
-        // SAFETY: the caller's promise.
-        unsafe { segment.free() };
+        let count = gone.len();
+        self.released.fetch_add(count as u64, Ordering::Relaxed);
+        for segment in gone {
+            self.unpin(segment.id);
+            self.retire(segment);
+        }
+        count
+    }
+
+    /// Whether nothing but removes makes room.
+    #[inline]
+    pub fn full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Sets what `full` says.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Segments that have left, ever.
+    pub fn released(&self) -> u64 {
+        self.released.load(Ordering::Relaxed)
+    }
+
+    fn retire(&self, segment: Arc<Segment>) {
+        // Under the lock, so that epochs ascend in the list.
+        let mut retired = self.retired.lock();
+        retired.push((self.epochs.advance(), segment));
+    }
+
+    /// Whole blocks that will be free when readers have gone on.
+    pub fn retired_blocks(&self) -> usize {
+        let retired = self.retired.lock();
+        let whole = |(_, segment): &&(u64, Arc<Segment>)| segment.capacity() == SEGMENT_BYTES;
+        retired.iter().filter(whole).count()
+    }
+
+    /// Gives back the memory of segments that no reader can see any more; says whether some must
+    /// wait still.
+    pub fn reclaim(&self) -> bool {
+        let mut retired = self.retired.lock();
+        // Epochs ascend, so the first that has not passed ends it.
+        let passed = retired.partition_point(|(epoch, _)| self.epochs.passed(*epoch));
+        let gone: Vec<_> = retired.drain(..passed).collect();
+        let waiting = !retired.is_empty();
+        drop(retired);
+        drop(gone);
+        waiting
     }
 
     /// The newest entry of a key.

@@ -55,7 +55,7 @@ impl Recovery {
         let mut serving = master.serving()?;
         let mut tablets: Vec<_> = ranges
             .iter()
-            .map(|range| Tablet::new(*range, false))
+            .map(|range| Tablet::new(*range, false, u64::MAX))
             .collect();
         tablets.sort_by_key(|tablet| tablet.range);
         let mut inserted = 0;
@@ -88,6 +88,9 @@ impl Recovery {
         };
         master.objects.table.begin_replay();
         drop(serving);
+        for tablet in &tablets {
+            tablet.set_ctime_segment_id(head.id);
+        }
         Ok(Self {
             master: Arc::clone(master),
             tablets,
@@ -254,6 +257,9 @@ impl Recovery {
     pub fn activate(&self) -> Result<(), Status> {
         let _serving = self.master.serving()?;
         self.advance(Phase::Committed, Phase::Active)?;
+        for side in self.sides.lock().iter() {
+            side.set_cleanable(true);
+        }
         for tablet in &self.tablets {
             tablet.make_ready();
         }
@@ -300,14 +306,15 @@ impl Recovery {
         let sides = std::mem::take(&mut *self.sides.lock());
         for side in &sides {
             erase_entries(objects, side);
+            side.set_cleanable(committed);
         }
-        for id in &freed {
-            // SAFETY: all slots into it are cleared; readers are kept out by the serving lock.
-            unsafe { objects.free_segment(*id) };
-        }
+        objects.release_segments(&freed);
         for tablet in &self.tablets {
             serving.tablets.remove(&tablet.range);
         }
+        // Readers are let go before the memory is asked for.
+        drop(serving);
+        objects.reclaim();
         Ok(freed)
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::execute::tombstone_of;
 use super::hash_table::{Decision, Upserted, prefetch};
-use super::log::RESERVE_SEGLETS;
+use super::log::RESERVE_BLOCKS;
 use super::objects::Objects;
 use super::segment::{Append, Segment};
 use super::tablets::Tablet;
@@ -268,9 +268,7 @@ impl Replay<'_> {
             .as_ref()
             .is_none_or(|open| !open.fits(bytes))
         {
-            let fresh = self
-                .objects
-                .open_segment(None, RESERVE_SEGLETS, timestamp)?;
+            let fresh = self.objects.open_segment(None, RESERVE_BLOCKS, timestamp)?;
             self.sides.lock().push(Arc::clone(&fresh));
             if let Some(full) = self.worker.open.replace(fresh) {
                 full.close();
@@ -291,13 +289,16 @@ impl ReplayWorker {
 
 /// Takes the entries of a side segment out of the table.
 pub fn erase_entries(objects: &Objects, side: &Segment) {
-    // SAFETY: the segment is alive.
-    let bytes = unsafe { side.bytes() };
-    for item in EntryIterator::new(bytes) {
-        let (offset, entry) = item.expect("published entries parse");
-        if entry.entry_type() != EntryType::SegmentHeader {
-            let hash = key_hash(entry.table_id(), entry.key());
-            objects.table.erase(hash, side.offset + offset);
+    for piece in side.pieces() {
+        let start = piece.extent.offset;
+        // SAFETY: the piece keeps its extent.
+        let bytes = unsafe { objects.arena.published(start, piece.bytes) };
+        for item in EntryIterator::new(bytes) {
+            let (offset, entry) = item.expect("published entries parse");
+            if entry.entry_type() != EntryType::SegmentHeader {
+                let hash = key_hash(entry.table_id(), entry.key());
+                objects.table.erase(hash, start + offset);
+            }
         }
     }
 }

@@ -4,13 +4,17 @@
 //! whole atomic appends and only by the segment's single appender; bytes below it never change.
 //! Each byte is summed once; marks at least `MARK_BYTES` apart let a replica that starts over get
 //! certified pieces without summing again.
+//!
+//! A segment is born in one block. Compaction makes another `Segment` of the same id, whose bytes
+//! lie in several pieces; who still holds the old one keeps the old bytes. Memory goes back when
+//! the last holder of an extent is gone: `Objects` holds back those that readers may still see.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::arena::{Arena, SEGMENT_SEGLETS};
+use super::arena::{Arena, Extent};
 use crate::crc32c;
 use crate::entry::{
     EntryHeader, EntryIterator, EntryType, FLAG_MORE, SEGMENT_BYTES, entry_bytes, write_entry,
@@ -18,6 +22,8 @@ use crate::entry::{
 use crate::status::Status;
 
 const MARK_BYTES: usize = 256 << 10;
+/// Bytes of the entry that each segment begins with.
+pub const SEGMENT_HEADER_BYTES: usize = entry_bytes(0, 16, 0);
 
 /// What a segment holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +65,15 @@ impl Append<'_> {
     }
 }
 
+/// Consecutive bytes of a segment.
+#[derive(Clone)]
+pub struct Piece {
+    /// Where they lie.
+    pub extent: Arc<Extent>,
+    /// Published bytes of a compacted segment; of any other, `appended` says it.
+    pub bytes: usize,
+}
+
 /// A segment of the log or of a side log.
 pub struct Segment {
     arena: Arc<Arena>,
@@ -68,18 +83,27 @@ pub struct Segment {
     pub offset: usize,
     /// Log position of the first byte; 0 for side segments.
     pub position: u64,
+    pieces: Vec<Piece>,
     appended: AtomicUsize,
     closed: AtomicBool,
     opening_bytes: AtomicUsize,
     /// Ascending; the last one is the certified end.
     marks: Mutex<Vec<Certificate>>,
+    /// Its entries belong to the log, and nobody but the cleaner will take them out of the table.
+    cleanable: AtomicBool,
+    /// Seconds since 1970: how young the youngest entries are.
+    timestamp: AtomicU32,
+    /// Bytes of tombstones, dead or not.
+    tombstone_bytes: AtomicU64,
+    /// Segments that had left the log when its tombstones were last known to be needed.
+    released_before: AtomicU64,
 }
 
 impl Segment {
     /// Takes memory for a segment and writes its header.
     ///
     /// # Errors
-    /// `OutOfMemory` if fewer than `keep_free` seglets would remain.
+    /// `OutOfMemory` if fewer than `keep_free` blocks would remain.
     pub fn open(
         arena: &Arc<Arena>,
         id: u64,
@@ -88,16 +112,21 @@ impl Segment {
         keep_free: usize,
         timestamp: u32,
     ) -> Result<Self, Status> {
-        let offset = arena.allocate(SEGMENT_SEGLETS, keep_free, id, position)?;
+        let extent = Arc::new(arena.allocate(keep_free, id, position)?);
         let segment = Self {
             arena: Arc::clone(arena),
             id,
-            offset,
+            offset: extent.offset,
             position: position.unwrap_or(0),
+            pieces: vec![Piece { extent, bytes: 0 }],
             appended: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             opening_bytes: AtomicUsize::new(0),
             marks: Mutex::new(Vec::new()),
+            cleanable: AtomicBool::new(false),
+            timestamp: AtomicU32::new(timestamp),
+            tombstone_bytes: AtomicU64::new(0),
+            released_before: AtomicU64::new(0),
         };
         let kind = if position.is_some() {
             SegmentKind::Log
@@ -125,6 +154,134 @@ impl Segment {
             segment.end_opening();
         }
         Ok(segment)
+    }
+
+    /// What compaction has left of this closed segment. The first piece begins with the segment's
+    /// header, which is all of its opening now.
+    pub fn compacted(&self, pieces: Vec<Piece>, tombstone_bytes: u64, released: u64) -> Self {
+        assert!(self.closed(), "only a closed segment is compacted");
+        let first = pieces.first().expect("a segment keeps its header");
+        let appended = pieces.iter().map(|piece| piece.bytes).sum();
+        Self {
+            arena: Arc::clone(&self.arena),
+            id: self.id,
+            offset: first.extent.offset,
+            position: self.position,
+            appended: AtomicUsize::new(appended),
+            closed: AtomicBool::new(true),
+            opening_bytes: AtomicUsize::new(SEGMENT_HEADER_BYTES),
+            marks: Mutex::new(Vec::new()),
+            cleanable: AtomicBool::new(self.cleanable()),
+            timestamp: AtomicU32::new(self.timestamp()),
+            tombstone_bytes: AtomicU64::new(tombstone_bytes),
+            released_before: AtomicU64::new(released),
+            pieces,
+        }
+    }
+
+    /// Whether the cleaner may take it, as far as the log is concerned.
+    pub fn cleanable(&self) -> bool {
+        self.cleanable.load(Ordering::Acquire)
+    }
+
+    /// Lets the cleaner take it, or keeps the cleaner away.
+    pub fn set_cleanable(&self, cleanable: bool) {
+        self.cleanable.store(cleanable, Ordering::Release);
+    }
+
+    /// Seconds since 1970 of its youngest entries.
+    pub fn timestamp(&self) -> u32 {
+        self.timestamp.load(Ordering::Relaxed)
+    }
+
+    /// Sets what `timestamp` says.
+    pub fn set_timestamp(&self, timestamp: u32) {
+        self.timestamp.store(timestamp, Ordering::Relaxed);
+    }
+
+    /// Bytes of tombstones, dead or not.
+    pub fn tombstone_bytes(&self) -> u64 {
+        self.tombstone_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts a tombstone that was appended; `released` segments had left the log by then.
+    pub fn count_tombstone(&self, bytes: usize, released: u64) {
+        self.tombstone_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        self.released_before.store(released, Ordering::Relaxed);
+    }
+
+    /// See the field.
+    pub fn released_before(&self) -> u64 {
+        self.released_before.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of its seglets.
+    pub fn capacity(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.extent.capacity).sum()
+    }
+
+    /// Bytes of entries that nobody knows to be dead.
+    pub fn live_bytes(&self) -> u64 {
+        let dead = |piece: &Piece| {
+            let Extent {
+                offset, capacity, ..
+            } = *piece.extent;
+            self.arena.dead_bytes_of(offset, capacity)
+        };
+        let dead: u64 = self.pieces.iter().map(dead).sum();
+        (self.appended() as u64).saturating_sub(dead)
+    }
+
+    /// Where its bytes lie, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let whole = self.pieces.len() == 1;
+        self.pieces.iter().map(move |piece| Piece {
+            extent: Arc::clone(&piece.extent),
+            bytes: if whole { self.appended() } else { piece.bytes },
+        })
+    }
+
+    /// Arena offset of the byte at `from`, and how many published bytes follow it there.
+    ///
+    /// # Errors
+    /// `InvalidArgument` beyond what was appended.
+    pub fn locate(&self, from: usize) -> Result<(usize, usize), Status> {
+        let mut start = 0;
+        for piece in self.pieces() {
+            if from < start + piece.bytes {
+                return Ok((
+                    piece.extent.offset + from - start,
+                    start + piece.bytes - from,
+                ));
+            }
+            start += piece.bytes;
+        }
+        Err(Status::InvalidArgument)
+    }
+
+    /// The published bytes from `from` to the end of the piece that they lie in.
+    ///
+    /// # Safety
+    /// The segment is not freed while the result is in use.
+    unsafe fn contiguous(&self, from: usize) -> &[u8] {
+        match self.locate(from) {
+            // SAFETY: below `appended`; not freed (caller's promise).
+            Ok((offset, length)) => unsafe { self.arena.published(offset, length) },
+            Err(_) => &[],
+        }
+    }
+
+    /// A copy of the published bytes.
+    pub fn copy(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.appended());
+        for piece in self.pieces() {
+            // SAFETY: the piece keeps its extent, and its bytes are published.
+            bytes.extend_from_slice(unsafe {
+                self.arena.published(piece.extent.offset, piece.bytes)
+            });
+        }
+        bytes
     }
 
     /// Declares what was appended so far the opening.
@@ -207,13 +364,20 @@ impl Segment {
         offset
     }
 
-    /// The published bytes.
+    /// Lets `write` fill up to `bytes` bytes behind the published end, told where in the arena they
+    /// lie, and publishes as many as it says: 0 leaves no trace. Returns what it said.
     ///
-    /// # Safety
-    /// The segment is not freed while the result is in use.
-    pub unsafe fn bytes(&self) -> &[u8] {
-        // SAFETY: below `appended`; not freed (caller's promise).
-        unsafe { self.arena.published(self.offset, self.appended()) }
+    /// # Panics
+    /// If they do not fit, or the segment is closed: the appender has asked before.
+    pub fn append_if(&self, bytes: usize, write: impl FnOnce(usize, &mut [u8]) -> usize) -> usize {
+        assert!(self.fits(bytes), "an append fits into an open segment");
+        let start = self.appended();
+        // SAFETY: [appended, …) belongs to the single appender.
+        let out = unsafe { self.arena.unpublished(self.offset + start, bytes) };
+        let used = write(self.offset + start, out);
+        assert!(used <= bytes, "no more is published than was asked for");
+        self.appended.store(start + used, Ordering::Release);
+        used
     }
 
     /// The next piece to replicate after `from`: ends at an atomic append, at most `bytes_max`
@@ -227,7 +391,7 @@ impl Segment {
             let end = self.opening_bytes();
             assert!(end > 0, "a visible segment has its opening");
             // SAFETY: this segment is alive, hence not freed.
-            let checksum = crc32c::crc32c(&unsafe { self.bytes() }[..end]);
+            let checksum = crc32c::crc32c(&unsafe { self.contiguous(0) }[..end]);
             marks.push(Certificate { end, checksum });
         }
         let opening = marks[0];
@@ -256,8 +420,7 @@ impl Segment {
 
     fn certify(&self, certified: Certificate, bytes_max: usize) -> Certificate {
         // SAFETY: this segment is alive, hence not freed.
-        let bytes = unsafe { self.bytes() };
-        let fresh = &bytes[certified.end..];
+        let fresh = unsafe { self.contiguous(certified.end) };
         let mut end = 0;
         for item in EntryIterator::new(fresh) {
             let (at, entry) = item.expect("published entries parse");
@@ -274,13 +437,5 @@ impl Segment {
             end: certified.end + end,
             checksum,
         }
-    }
-
-    /// Gives the memory back.
-    ///
-    /// # Safety
-    /// Nothing refers into the segment any more.
-    pub unsafe fn free(&self) {
-        self.arena.release(self.offset, SEGMENT_SEGLETS);
     }
 }

@@ -4,7 +4,7 @@
 //! replay adds to them from its threads; each entry is counted where its slot is published.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::status::Status;
 
@@ -42,19 +42,32 @@ pub struct Tablet {
     /// Its keys.
     pub range: SlotRange,
     ready: AtomicBool,
+    /// Entries in older segments are those of an earlier ownership and do not count.
+    ctime_segment_id: AtomicU64,
     bytes: AtomicI64,
     records: AtomicI64,
 }
 
 impl Tablet {
-    /// A tablet without objects.
-    pub fn new(range: SlotRange, ready: bool) -> Arc<Self> {
+    /// A tablet without objects that is owned from a segment on.
+    pub fn new(range: SlotRange, ready: bool, ctime_segment_id: u64) -> Arc<Self> {
         Arc::new(Self {
             range,
             ready: AtomicBool::new(ready),
+            ctime_segment_id: AtomicU64::new(ctime_segment_id),
             bytes: AtomicI64::new(0),
             records: AtomicI64::new(0),
         })
+    }
+
+    /// First segment that can hold entries that count.
+    pub fn ctime_segment_id(&self) -> u64 {
+        self.ctime_segment_id.load(Ordering::Acquire)
+    }
+
+    /// It is owned from this segment on.
+    pub fn set_ctime_segment_id(&self, id: u64) {
+        self.ctime_segment_id.store(id, Ordering::Release);
     }
 
     /// Whether requests are served.
@@ -169,7 +182,7 @@ mod tests {
         let mut tablets = Tablets::default();
         for (table, start, end) in [(2, 0, 9), (1, 10, 19), (1, 30, u32::MAX)] {
             tablets
-                .insert(Tablet::new(range(table, start, end), true))
+                .insert(Tablet::new(range(table, start, end), true, 0))
                 .expect("inserted");
         }
         for (table, slot, found) in [
@@ -184,7 +197,7 @@ mod tests {
         ] {
             assert_eq!(tablets.find(table, slot).is_some(), found, "{table} {slot}");
         }
-        let overlap = tablets.insert(Tablet::new(range(1, 19, 25), true));
+        let overlap = tablets.insert(Tablet::new(range(1, 19, 25), true, 0));
         assert_eq!(overlap, Err(Status::InvalidArgument));
         assert!(tablets.exact(&range(1, 10, 19)).expect("fits").is_some());
         tablets.remove(&range(1, 10, 19));

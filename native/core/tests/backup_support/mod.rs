@@ -59,6 +59,20 @@ pub fn random_bytes(random: &mut Random, length: usize) -> Vec<u8> {
     words.take(length).collect()
 }
 
+/// Bytes of which `noise` sixteenths do not compress and the rest all but vanish.
+pub fn mixed_bytes(random: &mut Random, length: usize, noise: usize) -> Vec<u8> {
+    const CHUNK_BYTES: usize = 8192;
+    let mut bytes = vec![0; length];
+    for chunk in bytes.chunks_mut(CHUNK_BYTES) {
+        let noisy = chunk.len() * noise.min(16) / 16;
+        for word in chunk[..noisy].chunks_mut(8) {
+            let fresh = random.next().to_le_bytes();
+            word.copy_from_slice(&fresh[..word.len()]);
+        }
+    }
+    bytes
+}
+
 pub struct Directory(PathBuf);
 
 impl Directory {

@@ -194,13 +194,22 @@ impl Client {
     }
 }
 
-pub fn master(memory_bytes: usize) -> Arc<Master> {
-    let options = MasterOptions {
+fn options(memory_bytes: usize, replicated: bool) -> MasterOptions {
+    MasterOptions {
         server_id: 5,
         memory_bytes,
         replay_threads: THREADS,
-    };
-    Master::new(options).expect("a master")
+        replicated,
+        disk_expansion_factor: 2.0,
+    }
+}
+
+pub fn master(memory_bytes: usize) -> Arc<Master> {
+    Master::new(options(memory_bytes, true)).expect("a master")
+}
+
+pub fn master_without_backups(memory_bytes: usize) -> Arc<Master> {
+    Master::new(options(memory_bytes, false)).expect("a master")
 }
 
 pub fn stats(master: &Master) -> HashMap<&'static str, u64> {
@@ -359,8 +368,7 @@ pub fn certified(master: &Master, id: u64, random: &mut Random) -> Vec<u8> {
         newest = piece;
     }
     let segment = master.segment(id).expect("there");
-    // SAFETY: nothing is freed here.
-    let bytes = unsafe { segment.bytes() }[..newest.end].to_vec();
+    let bytes = segment.copy()[..newest.end].to_vec();
     assert_eq!(crc32c(&bytes), newest.checksum);
     // Starting over gives pieces with sound certificates.
     let mut again = 0;

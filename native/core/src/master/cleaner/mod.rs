@@ -1,0 +1,436 @@
+//! The cleaner: a thread of its own that makes room beside reads, writes and replay.
+//!
+//! Two ways (Rumble, FAST '14): *combined cleaning* moves what is alive in several segments to
+//! survivors, sorted by age, after which the segments leave the log; *compaction* empties a block
+//! of memory into another while the segments keep their ids and their replicas. `policy` decides,
+//! `relocation` moves entries, `compaction` packs blocks, `passes` brings survivors into the log.
+//!
+//! Rules: only closed, durable segments that no replica is being written from are touched; no lock
+//! is held while entries move; what has been moved is freed when no reader can see it any more.
+
+mod compaction;
+pub mod passes;
+mod policy;
+mod relocation;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use self::compaction::Filler;
+use self::passes::{PASSES_MAX, Passes};
+pub use self::policy::wanted_blocks;
+use self::policy::{Candidate, Pressure, Work, choose_segments, expected_live_bytes};
+use self::relocation::{Found, Live, Survey, prefetch_ahead};
+use super::Master;
+use super::log::{HEAD_RESERVE_BLOCKS, RESERVE_BLOCKS};
+use super::objects::Objects;
+use super::segment::{SEGMENT_HEADER_BYTES, Segment};
+use crate::entry::SEGMENT_BYTES;
+use crate::status::Status;
+
+/// Bytes that one pass moves at most: with backups, so that few survivors are left half full;
+/// without, what stays in the cache between the search and the move.
+const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
+const PASS_BYTES_ALONE: u64 = 2 * SEGMENT_BYTES as u64;
+/// A store whose live bytes take more of the usable memory is full.
+const LIVE_SHARE_MAX: f64 = 0.95;
+/// Blocks that are never full: of the head, and of what is being moved to.
+const OPEN_BLOCKS: usize = 2;
+/// Most survivors of a pass.
+const SURVIVORS_MAX: usize = 16;
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// Readers unpin within a message.
+const READERS_WAIT: Duration = Duration::from_micros(100);
+/// Nothing can be done before a pass ends or something is overwritten.
+const STUCK_WAIT: Duration = Duration::from_millis(2);
+
+/// What others see of the cleaner.
+#[derive(Default)]
+pub struct CleanerState {
+    /// Between memory and log.
+    pub passes: Passes,
+    sleeping: AtomicBool,
+    wake: Mutex<bool>,
+    woken: Condvar,
+    /// A broken invariant has ended the thread.
+    pub failed: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Bytes moved.
+    pub bytes_copied: AtomicU64,
+    /// Bytes of memory made free, less those that it took.
+    pub bytes_freed: AtomicU64,
+    /// Segments cleaned.
+    pub segments_cleaned: AtomicU64,
+    /// Blocks compacted.
+    pub blocks_compacted: AtomicU64,
+    /// Survivors opened.
+    pub survivors: AtomicU64,
+}
+
+impl CleanerState {
+    /// There may be something to do. Cheap unless the thread sleeps; a call that comes just before
+    /// it falls asleep may be missed, but not those that follow.
+    #[inline]
+    pub fn wake(&self) {
+        if self.sleeping.swap(false, Ordering::Relaxed) {
+            *self.wake.lock() = true;
+            self.woken.notify_one();
+        }
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let mut wake = self.wake.lock();
+        self.sleeping.store(true, Ordering::Relaxed);
+        if !*wake {
+            let _timed_out = self.woken.wait_for(&mut wake, timeout);
+        }
+        self.sleeping.store(false, Ordering::Relaxed);
+        *wake = false;
+    }
+
+    /// Waits for the thread to end; the master is closed.
+    pub fn join(&self) {
+        *self.wake.lock() = true;
+        self.woken.notify_one();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            assert!(thread.join().is_ok(), "the cleaner catches its panics");
+        }
+    }
+}
+
+/// Starts the thread of a master.
+///
+/// # Errors
+/// `OutOfMemory` if the system has no thread to give.
+pub fn start(master: &Arc<Master>) -> Result<(), Status> {
+    let weak = Arc::downgrade(master);
+    let thread = std::thread::Builder::new()
+        .name("rekindle-clean".into())
+        .spawn(move || run(&weak))
+        .map_err(|_| Status::OutOfMemory)?;
+    *master.cleaner.thread.lock() = Some(thread);
+    Ok(())
+}
+
+fn run(master: &Weak<Master>) {
+    let mut cleaner = Cleaner::default();
+    loop {
+        let Some(master) = master.upgrade() else {
+            return;
+        };
+        if master.is_closed() {
+            return;
+        }
+        let step = catch_unwind(AssertUnwindSafe(|| cleaner.step(&master)));
+        let Ok(wait) = step else {
+            master.cleaner.failed.store(true, Ordering::Release);
+            return;
+        };
+        if let Some(wait) = wait {
+            master.cleaner.wait(wait);
+        }
+    }
+}
+
+/// The thread's own state.
+#[derive(Default)]
+struct Cleaner {
+    /// Without backups a survivor stays open from pass to pass.
+    open: Option<Arc<Segment>>,
+    filler: Filler,
+}
+
+/// Segments to which a pass moves entries.
+struct Survivors<'a> {
+    master: &'a Master,
+    /// Reserved before the pass began, so that a tablet that comes later is younger than all.
+    ids: std::ops::Range<u64>,
+    open: Option<Arc<Segment>>,
+    opened: Vec<Arc<Segment>>,
+}
+
+impl Cleaner {
+    /// Does one piece of work; how long to wait before the next, if at all.
+    fn step(&mut self, master: &Master) -> Option<Duration> {
+        let objects = &master.objects;
+        let waiting = objects.reclaim();
+        let state = &master.cleaner;
+        let pressure = Pressure {
+            blocks: objects.arena.blocks(),
+            free_blocks: objects.arena.free_blocks() + objects.retired_blocks(),
+            log_segments: objects.segment_count() - state.passes.log_segments_less(),
+            log_segments_max: master.log_segments_max,
+        };
+        let done = match pressure.work() {
+            Work::Nothing => {
+                objects.set_full(false);
+                return Some(if waiting { READERS_WAIT } else { IDLE_WAIT });
+            }
+            Work::Compact => self.compact(master) || self.clean(master),
+            Work::Clean => self.clean(master),
+        };
+        let full = overfull(master);
+        if done {
+            objects.set_full(full);
+            return None;
+        }
+        if waiting || objects.reclaim() {
+            return Some(READERS_WAIT);
+        }
+        let nothing_to_come = pressure.memory_low() && settled(master);
+        objects.set_full(full || nothing_to_come);
+        Some(STUCK_WAIT)
+    }
+
+    /// One pass of combined cleaning; false if there is nothing that pays.
+    fn clean(&mut self, master: &Master) -> bool {
+        let objects = &master.objects;
+        let state = &master.cleaner;
+        let replicated = master.replicated();
+        if state.passes.count() >= PASSES_MAX {
+            return false;
+        }
+        let room = objects
+            .arena
+            .free_blocks()
+            .saturating_sub(HEAD_RESERVE_BLOCKS);
+        // A pass may need one block more than it has full ones to write.
+        let Some(blocks) = room.checked_sub(1) else {
+            return false;
+        };
+        let live_max = (blocks.clamp(1, SURVIVORS_MAX - 1) * SEGMENT_BYTES) as u64;
+        let pass_max = if replicated {
+            PASS_BYTES_REPLICATED
+        } else {
+            PASS_BYTES_ALONE
+        };
+        let ids = objects.reserve_segment_ids(room.min(SURVIVORS_MAX) as u64);
+        let Ok((tablets, durable)) = master.survey() else {
+            return false;
+        };
+        let segments = cleanable(objects, durable);
+        let candidates = weigh(objects, &segments);
+        let chosen = choose_segments(candidates, live_max.min(pass_max));
+        if chosen.is_empty() {
+            return false;
+        }
+        let survey = Survey::new(objects, tablets);
+        let (chosen, mut found) = search(&survey, &segments, &chosen, room);
+        found.live.sort_by_key(|live| live.timestamp);
+        let mut survivors = Survivors {
+            master,
+            ids,
+            open: self.open.take(),
+            opened: Vec::new(),
+        };
+        let Some(moved) = survivors.take_in(&survey, &found.live) else {
+            return false;
+        };
+        state.bytes_copied.fetch_add(moved, Ordering::Relaxed);
+        for segment in &chosen {
+            segment.set_cleanable(false);
+        }
+        state.count(&chosen, &survivors.opened);
+        self.finish(master, survivors, &chosen);
+        true
+    }
+
+    fn finish(&mut self, master: &Master, survivors: Survivors<'_>, cleaned: &[Arc<Segment>]) {
+        let opened: Vec<u64> = survivors.opened.iter().map(|segment| segment.id).collect();
+        let cleaned: Vec<u64> = cleaned.iter().map(|segment| segment.id).collect();
+        if master.replicated() {
+            if let Some(last) = &survivors.open {
+                last.close();
+            }
+            master.cleaner.passes.begin(opened, cleaned);
+            return;
+        }
+        self.open = survivors.open;
+        master.exchange_segments(&opened, &cleaned);
+    }
+
+    fn compact(&mut self, master: &Master) -> bool {
+        let Ok((tablets, durable)) = master.survey() else {
+            return false;
+        };
+        let survey = Survey::new(&master.objects, tablets);
+        let done = self
+            .filler
+            .compact_a_block(&master.objects, &survey, durable);
+        let state = &master.cleaner;
+        if let Some(compacted) = &done {
+            let gained = SEGMENT_BYTES as u64 - compacted.bytes_taken.min(SEGMENT_BYTES as u64);
+            state.blocks_compacted.fetch_add(1, Ordering::Relaxed);
+            state.bytes_freed.fetch_add(gained, Ordering::Relaxed);
+            state
+                .bytes_copied
+                .fetch_add(compacted.bytes_copied, Ordering::Relaxed);
+        }
+        done.is_some()
+    }
+}
+
+impl CleanerState {
+    /// Counters by name.
+    pub fn stats(&self) -> [(&'static str, u64); 6] {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("cleanerBytesCopied", value(&self.bytes_copied)),
+            ("cleanerBytesFreed", value(&self.bytes_freed)),
+            ("cleanerSegmentsCleaned", value(&self.segments_cleaned)),
+            ("cleanerBlocksCompacted", value(&self.blocks_compacted)),
+            ("cleanerSurvivors", value(&self.survivors)),
+            ("cleanerPasses", self.passes.count() as u64),
+        ]
+    }
+
+    fn count(&self, cleaned: &[Arc<Segment>], opened: &[Arc<Segment>]) {
+        let before: usize = cleaned.iter().map(|segment| segment.capacity()).sum();
+        let after = opened.len() * SEGMENT_BYTES;
+        let freed = before.saturating_sub(after) as u64;
+        self.bytes_freed.fetch_add(freed, Ordering::Relaxed);
+        self.segments_cleaned
+            .fetch_add(cleaned.len() as u64, Ordering::Relaxed);
+        self.survivors
+            .fetch_add(opened.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Whether so much is alive that cleaning would cost more than it is worth.
+fn overfull(master: &Master) -> bool {
+    let objects = &master.objects;
+    let emptied = master.cleaner.passes.cleaned();
+    let mut segments = objects.all_segments();
+    segments.retain(|segment| !emptied.contains(&segment.id));
+    let all = weigh(objects, &segments);
+    let live: u64 = all.iter().map(|segment| segment.live_bytes).sum();
+    let blocks = objects.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
+    live as f64 > LIVE_SHARE_MAX * (blocks * SEGMENT_BYTES) as f64
+}
+
+/// Whether no pass and no segment waits for backups.
+fn settled(master: &Master) -> bool {
+    let closed = |segment: &&Arc<Segment>| segment.closed();
+    let Ok((_, durable)) = master.survey() else {
+        return false;
+    };
+    let all = master.objects.all_segments();
+    master.cleaner.passes.count() == 0
+        && all.iter().filter(closed).count() == cleanable(&master.objects, durable).len()
+}
+
+/// Segments that may be cleaned now.
+fn cleanable(objects: &Objects, durable: u64) -> Vec<Arc<Segment>> {
+    let mut segments = objects.all_segments();
+    segments.retain(|segment| {
+        let end = segment.position + segment.appended() as u64;
+        segment.closed()
+            && segment.cleanable()
+            && (segment.position == 0 || end <= durable)
+            && !objects.is_pinned(segment.id)
+    });
+    segments
+}
+
+fn weigh(objects: &Objects, segments: &[Arc<Segment>]) -> Vec<Candidate> {
+    let now = segments.iter().map(|segment| segment.timestamp()).max();
+    let count = objects.segment_count();
+    let weigh = |(index, segment): (usize, &Arc<Segment>)| Candidate {
+        index,
+        live_bytes: expected_live_bytes(
+            segment.live_bytes(),
+            segment.tombstone_bytes(),
+            objects.released() - segment.released_before(),
+            count,
+        ),
+        age_s: u64::from(now.unwrap_or(0) - segment.timestamp()),
+    };
+    segments.iter().enumerate().map(weigh).collect()
+}
+
+/// Finds what is alive in as many of the chosen segments as `blocks` can surely take.
+fn search(
+    survey: &Survey<'_>,
+    segments: &[Arc<Segment>],
+    chosen: &[usize],
+    blocks: usize,
+) -> (Vec<Arc<Segment>>, Found) {
+    let mut found = Found::default();
+    let (mut taken, mut total, mut longest) = (Vec::new(), 0usize, 0usize);
+    for index in chosen {
+        let segment = &segments[*index];
+        let before = found.live.len();
+        for piece in segment.pieces() {
+            survey.scan(segment.id, &piece, &mut found);
+        }
+        for live in &found.live[before..] {
+            total += live.bytes();
+            longest = longest.max(live.bytes());
+        }
+        // Each survivor but the last is left with less than the longest entry.
+        let room = blocks * (SEGMENT_BYTES - SEGMENT_HEADER_BYTES - longest);
+        if total > room {
+            assert!(!taken.is_empty() || blocks < 2, "one segment fits into two");
+            found.live.truncate(before);
+            break;
+        }
+        taken.push(Arc::clone(segment));
+    }
+    (taken, found)
+}
+
+impl Survivors<'_> {
+    /// Moves the entries, in order; returns the bytes written, None once the master is closed.
+    fn take_in(&mut self, survey: &Survey<'_>, entries: &[Live]) -> Option<u64> {
+        let objects = &self.master.objects;
+        let mut moved = 0;
+        for (index, live) in entries.iter().enumerate() {
+            prefetch_ahead(objects, entries, index);
+            let survivor = self.survivor(live)?;
+            let used = survivor.append_if(live.bytes(), |target, out| {
+                survey.relocate(live, target, out)
+            });
+            moved += used as u64;
+            if used > 0 {
+                survivor.set_timestamp(live.timestamp.max(survivor.timestamp()));
+                if live.tombstone() {
+                    survivor.count_tombstone(used, objects.released());
+                }
+            }
+        }
+        Some(moved)
+    }
+
+    fn survivor(&mut self, live: &Live) -> Option<&Segment> {
+        let fits = |open: &Arc<Segment>| open.fits(live.bytes());
+        if !self.open.as_ref().is_some_and(fits) {
+            let fresh = self.open_survivor(live.timestamp)?;
+            self.opened.push(Arc::clone(&fresh));
+            if let Some(full) = self.open.replace(fresh) {
+                full.close();
+                full.set_cleanable(!self.master.replicated());
+            }
+        }
+        self.open.as_deref()
+    }
+
+    /// The pass was made to fit, but heads that must be opened may have come before: then it waits,
+    /// since what is half moved cannot be left.
+    fn open_survivor(&mut self, timestamp: u32) -> Option<Arc<Segment>> {
+        let id = self.ids.next().expect("an id for each survivor");
+        let objects = &self.master.objects;
+        while !self.master.is_closed() {
+            match objects.open_segment_as(id, None, 0, timestamp) {
+                Ok(fresh) => return Some(fresh),
+                Err(_) => std::thread::sleep(READERS_WAIT),
+            }
+        }
+        None
+    }
+}
