@@ -1,9 +1,10 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each starts a cluster of its own on this
- * machine, prints a short table, and writes the figures as JSON with --json FILE.
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` starts a cluster of its
+ * own on this machine; all print a short table, and write the figures as JSON with --json FILE.
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
+import { runCoreBench } from '../../bench/core.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
@@ -48,6 +49,25 @@ function subcommand(name: string, description: string, memory: string | undefine
       memory,
     ),
   );
+}
+
+function coreCommand(): Command {
+  return new Command('core')
+    .description("the native core against the machine's limits, without a cluster")
+    .option('--quick', 'at most a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .action((options: { quick?: boolean; json?: string }) =>
+      run(() => report(options.json, runCoreBench({ quick: options.quick ?? false }))),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench core --quick
+  $ rekindle bench core --json core.json
+
+Needs cargo in a source checkout. Keep the machine quiet: other load makes the figures worse.`,
+    );
 }
 
 function withDurability(command: Command): Command {
@@ -146,11 +166,12 @@ Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
 
 export function benchCommand(): Command {
   return new Command('bench')
-    .description('measure throughput, latency, recovery; check under chaos')
+    .description('measure throughput, latency, recovery, the core; check under chaos')
     .addCommand(throughputCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(chaosCommand())
+    .addCommand(coreCommand())
     .addHelpText(
       'after',
       `

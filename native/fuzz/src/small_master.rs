@@ -51,6 +51,8 @@ impl SmallMaster {
             server_id: 5,
             memory_bytes: MEMORY_BYTES,
             replay_threads: 1,
+            replicated: false,
+            disk_expansion_factor: 1.0,
         };
         let master = Master::new(options).expect("a small master");
         if with_tablets {

@@ -4,6 +4,7 @@
 //! another encoding; a byte changed in a valid slot is found; lengths fit into a segment; nothing
 //! is allocated.
 
+use rekindle_core::backup::directory::{decode_directory, encode_directory};
 use rekindle_core::backup::frame::{
     BLOCK_BYTES, CertificateBlock, Codec, FrameState, SLOT_BYTES, SlotContent, decode_slot,
     encode_slot,
@@ -36,10 +37,15 @@ pub fn check(input: &[u8]) {
         let checksum = crc32c(&slot[..CRC_AT]);
         put(&mut slot, CRC_AT, &checksum.to_le_bytes());
     }
-    let content = allocation::at_most(0, || decode_slot(&slot));
+    let content = allocation::at_most(BLOCK_BYTES, || decode_slot(&slot));
     match content {
         SlotContent::Empty => assert!(slot.iter().all(|byte| *byte == 0), "zeros only"),
         SlotContent::Corrupt => {}
+        SlotContent::Shared(directory) => {
+            let mut block = vec![0; BLOCK_BYTES];
+            encode_directory(&directory, &mut block);
+            assert!(decode_directory(&block) == Some(directory), "round trip");
+        }
         SlotContent::Valid(certificate) => {
             check_valid(&slot, &certificate);
             if mode & DAMAGE != 0 && change != 0 {

@@ -1,0 +1,45 @@
+/**
+ * What `rekindle bench core` is held to: one row of its table each. Ratios to a limit that was
+ * measured in the same run travel from machine to machine; absolute figures are those of the
+ * machine in docs/benchmarks.md.
+ */
+export interface Target {
+  name: string;
+  /** How the value is written. */
+  style: 'ratio' | 'rate' | 'gbps' | 'ms';
+  /** Undefined: reported, held to nothing. */
+  atLeast?: number;
+  atMost?: number;
+  /** The figure that the ratio divides, and the limit that it is divided by. */
+  measured?: string;
+  limit?: string;
+}
+
+export const coreTargets: readonly Target[] = [
+  { name: 'crc32c-1kb-gbps', style: 'gbps', atLeast: 20 },
+  { name: 'crc32c-8mb-gbps', style: 'gbps', atLeast: 20, limit: 'stream-read-gbps' },
+  { name: 'lz4-compress-gbps', style: 'gbps', atLeast: 0.6, limit: 'lz4-c-compress-gbps' },
+  { name: 'lz4-decompress-gbps', style: 'gbps', atLeast: 3.5, limit: 'lz4-c-decompress-gbps' },
+  { name: 'napi-reads-64', style: 'rate', limit: 'rust-reads-64' },
+  { name: 'napi-writes-64', style: 'rate', limit: 'rust-writes-64' },
+  {
+    name: 'napi-vs-rust-reads',
+    style: 'ratio',
+    measured: 'napi-reads-64',
+    limit: 'rust-reads-64',
+  },
+  {
+    name: 'napi-vs-rust-writes',
+    style: 'ratio',
+    measured: 'napi-writes-64',
+    limit: 'rust-writes-64',
+  },
+  { name: 'memory-per-data-byte', style: 'ratio' },
+];
+
+/** Undefined where there is no target. */
+export function isMet(target: Target, value: number): boolean | undefined {
+  if (target.atLeast !== undefined) return value >= target.atLeast;
+  if (target.atMost !== undefined) return value <= target.atMost;
+  return undefined;
+}

@@ -1,0 +1,102 @@
+/**
+ * `rekindle bench core`: the native core against the limits of the machine, no cluster. Runs the
+ * sections of native/bench and those that need Node, joins their figures, and holds them to
+ * bench/core-targets.ts. A missed target is shown, not an error; a wrong answer is one.
+ */
+import { execFile } from 'node:child_process';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { startProgress } from '../src/ops/progress.js';
+import { formatCount, textTable } from '../src/ops/text-table.js';
+import { coreBinary, type Figure, runCore } from './core-binary.js';
+import { measureExecute } from './core-execute.js';
+import type { MemoryReport } from './core-memory.js';
+import { coreTargets, isMet, type Target } from './core-targets.js';
+import { type BenchOptions, type BenchResult, type Metric, machineLine } from './report.js';
+
+const MEMORY_OBJECTS = 10_000_000;
+const LOWER_IS_BETTER = /-ns$|-ms$|memory-per|amplification|bytes-per/;
+
+type Section = () => Promise<Figure[]>;
+
+async function measureMemory(): Promise<Figure[]> {
+  const script = join(fileURLToPath(new URL('.', import.meta.url)), 'core-memory.js');
+  const { stdout } = await promisify(execFile)(process.execPath, [script, `${MEMORY_OBJECTS}`]);
+  const { rssBytes, dataBytes, writesPerSecond } = JSON.parse(stdout) as MemoryReport;
+  return [
+    { name: 'memory-per-data-byte', unit: 'ratio', value: rssBytes / dataBytes },
+    { name: 'memory-rss', unit: 'bytes', value: rssBytes },
+    { name: 'memory-load-writes', unit: 'operations/s', value: writesPerSecond },
+  ];
+}
+
+export async function runCoreBench({ quick }: BenchOptions): Promise<BenchResult> {
+  const binary = coreBinary();
+  const start = performance.now();
+  const native = (name: string): Section => {
+    return () => runCore(binary, quick ? [name, '--quick'] : [name]);
+  };
+  const sections: Section[] = [
+    native('limits'),
+    native('checksums'),
+    native('compression'),
+    () => measureExecute(binary, quick),
+    measureMemory,
+  ];
+  const progress = startProgress('measure', sections.length, 'sections');
+  const figures: Figure[] = [];
+  for (const section of sections) {
+    figures.push(...(await section()));
+    progress.advance(1);
+  }
+  progress.stop();
+  return result(figures, quick, (performance.now() - start) / 1000);
+}
+
+function result(figures: readonly Figure[], quick: boolean, seconds: number): BenchResult {
+  const values = new Map(figures.map(({ name, value }) => [name, value]));
+  const rows = coreTargets.map((target) => row(target, values));
+  const named = new Set(coreTargets.flatMap(({ name, limit }) => [name, limit]));
+  const others = figures.filter(({ name }) => !named.has(name));
+  const text = [
+    `bench core: the native core against this machine's limits, ${seconds.toFixed(0)} s`,
+    machineLine(),
+    '',
+    textTable(['metric', 'value', 'measured', 'limit, this run', 'target', 'met'], rows),
+    '',
+    textTable(
+      ['also measured', 'value', 'unit'],
+      others.map(({ name, unit, value }) => [name, significant(value), unit]),
+    ),
+  ];
+  const metrics: Metric[] = figures.map((figure) => ({
+    ...figure,
+    higherIsBetter: !LOWER_IS_BETTER.test(figure.name),
+  }));
+  return { name: 'core', parameters: { quick }, metrics, text: text.join('\n'), passed: true };
+}
+
+function row(target: Target, values: ReadonlyMap<string, number>): string[] {
+  const { name, style, atLeast, atMost, measured, limit } = target;
+  const value = values.get(name);
+  const write = (figure: number | undefined): string =>
+    figure === undefined ? '–' : significant(figure);
+  const unit = style === 'ratio' || style === 'rate' ? '' : style === 'ms' ? ' ms' : ' GB/s';
+  const met = value === undefined ? undefined : isMet(target, value);
+  const goal = atLeast ?? atMost;
+  return [
+    name,
+    `${write(value)}${unit}`,
+    measured === undefined ? '' : write(values.get(measured)),
+    limit === undefined ? '' : write(values.get(limit)),
+    goal === undefined ? '–' : `${atLeast === undefined ? '≤' : '≥'} ${significant(goal)}${unit}`,
+    met === undefined ? '–' : met ? 'yes' : 'NO',
+  ];
+}
+
+/** Three digits that count. */
+function significant(value: number): string {
+  if (value >= 1000) return formatCount(Math.round(value));
+  return String(Number(value.toPrecision(3)));
+}

@@ -1,0 +1,67 @@
+//! `rekindle-bench`: what `rekindle bench core` measures without Node.
+//!
+//! Rules: each subcommand measures a limit of the machine and what is compared with it in turn, in
+//! one run, on memory that was touched before; figures are medians over rounds. Standard output
+//! is one JSON object a line ([`figures`]), read by bench/core.ts, which knows the targets.
+
+mod checksums;
+mod compression;
+mod execute;
+mod figures;
+mod huge_memory;
+mod limits;
+mod records;
+
+use std::process::ExitCode;
+
+use rekindle_core::status::Status;
+use thiserror::Error;
+
+/// Why a measurement ended early.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// The command line is not one of `USAGE`.
+    #[error("{USAGE}")]
+    Usage,
+    /// The core refused.
+    #[error("{0}: {1}")]
+    Core(&'static str, Status),
+    /// A file or a pipe.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// What was measured gave a wrong answer.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+const USAGE: &str = "usage: rekindle-bench limits|checksums|compression [--quick]\n       \
+                     rekindle-bench bodies|execute FOLDER";
+
+fn run(arguments: &[String]) -> Result<(), Failure> {
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let words: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|argument| *argument != "--quick")
+        .collect();
+    match words[..] {
+        ["limits"] => limits::measure(quick),
+        ["checksums"] => checksums::measure(quick),
+        ["compression"] => compression::measure(quick),
+        ["bodies", folder] => execute::write_bodies(folder.as_ref()),
+        ["execute", folder] => execute::serve(folder.as_ref()),
+        _ => Err(Failure::Usage),
+    }
+}
+
+#[allow(clippy::print_stderr)] // a program of its own: its errors go where errors go
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("rekindle-bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
