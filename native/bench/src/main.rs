@@ -5,12 +5,18 @@
 //! is one JSON object a line ([`figures`]), read by bench/core.ts, which knows the targets.
 
 mod checksums;
+mod cleaner;
 mod compression;
 mod execute;
 mod figures;
 mod huge_memory;
 mod limits;
+mod load;
+mod masters;
+
 mod records;
+
+mod replicas;
 
 use std::process::ExitCode;
 
@@ -34,7 +40,7 @@ pub enum Failure {
     Wrong(String),
 }
 
-const USAGE: &str = "usage: rekindle-bench limits|checksums|compression [--quick]\n       \
+const USAGE: &str = "usage: rekindle-bench limits|checksums|compression|replay [--quick]\n       \
                      rekindle-bench bodies|execute FOLDER";
 
 fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -48,6 +54,8 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         ["limits"] => limits::measure(quick),
         ["checksums"] => checksums::measure(quick),
         ["compression"] => compression::measure(quick),
+        ["cleaner"] => cleaner::measure(quick),
+        ["cleaner-r3", folder] => cleaner::measure_replicated(folder.as_ref(), quick),
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
         ["execute", folder] => execute::serve(folder.as_ref()),
         _ => Err(Failure::Usage),
