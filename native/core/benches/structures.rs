@@ -1,7 +1,7 @@
 //! Single structures in the cache, with criterion: `cargo bench -p rekindle-core`.
 //!
-//! Entries, checksums, key hash, LZ4 images, certificates. What they come to together, and against
-//! the limits of the machine, is what `rekindle bench core` measures.
+//! Entries, checksums, key hash, the hash table, LZ4 images, certificates. What they come to
+//! together, and against the limits of the machine, is what `rekindle bench core` measures.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use rekindle_core::entry::{
     EntryHeader, EntryType, EntryView, SEGMENT_BYTES, entry_bytes, write_entry,
 };
 use rekindle_core::key_hash::key_hash;
+use rekindle_core::master::hash_table::HashTable;
 use rekindle_core::master::tablets::SlotRange;
 use rekindle_core::master::{Master, MasterOptions};
 
@@ -31,12 +32,12 @@ fn entries(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("entry");
     for value_bytes in VALUES {
         let value = vec![7u8; value_bytes];
-        let mut out = vec![0u8; entry_bytes(KEY.len(), value_bytes)];
+        let mut out = vec![0u8; entry_bytes(KEY.len(), value_bytes, 0)];
         group.throughput(Throughput::Bytes(out.len() as u64));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |bencher| {
-            bencher.iter(|| write_entry(black_box(&mut out), &HEADER, &KEY, &value));
+            bencher.iter(|| write_entry(black_box(&mut out), &HEADER, &[], &KEY, &value));
         });
-        write_entry(&mut out, &HEADER, &KEY, &value);
+        write_entry(&mut out, &HEADER, &[], &KEY, &value);
         group.bench_function(BenchmarkId::new("parse", value_bytes), |bencher| {
             bencher.iter(|| {
                 EntryView::parse(black_box(&out))
@@ -95,10 +96,78 @@ fn images(criterion: &mut Criterion) {
         bencher.iter(|| lz4_image::encode(black_box(&raw), &mut out));
     });
     let mut restored = vec![0u8; raw.len()];
+    lz4_image::decode(&image[..stored], &mut restored).expect("undamaged");
+    assert!(restored == raw, "an image gives back what went in");
     group.bench_function("decode", |bencher| {
         bencher.iter(|| lz4_image::decode(black_box(&image[..stored]), &mut restored));
     });
-    assert!(restored == raw, "an image gives back what went in");
+    group.finish();
+}
+
+/// Entries of the table, too many for the caches.
+const TABLE_ENTRIES: u64 = 1 << 20;
+/// Lookups and inserts whose cache misses overlap.
+const BATCH: u64 = 32;
+
+/// Spreads like a key hash.
+fn hash(number: u64) -> u64 {
+    let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+fn insert_batch(table: &HashTable, first: u64) {
+    for number in first..first + BATCH {
+        table.prefetch_bucket(hash(number));
+    }
+    for number in first..first + BATCH {
+        let inserted = table.insert(hash(number), number as usize * 8);
+        inserted.expect("the table has room");
+    }
+}
+
+/// Batches of 32 with prefetch, on as many buckets as the log of so many small objects has.
+fn hash_table(criterion: &mut Criterion) {
+    let fresh = || HashTable::new(TABLE_ENTRIES as usize * 176).expect("small table");
+    let mut group = criterion.benchmark_group("hash table of 1 Mi entries");
+    group
+        .sample_size(20)
+        .throughput(Throughput::Elements(BATCH));
+    group.bench_function("insert", |bencher| {
+        let (mut table, mut next) = (fresh(), 0);
+        bencher.iter_custom(|batches| {
+            let mut took = Duration::ZERO;
+            for _ in 0..batches {
+                if next == TABLE_ENTRIES {
+                    (table, next) = (fresh(), 0);
+                    table.populate(0, table.bucket_bytes());
+                }
+                let start = Instant::now();
+                insert_batch(&table, next);
+                took += start.elapsed();
+                next += BATCH;
+            }
+            took
+        });
+    });
+    let table = fresh();
+    for first in (0..TABLE_ENTRIES).step_by(BATCH as usize) {
+        insert_batch(&table, first);
+    }
+    group.bench_function("find", |bencher| {
+        let mut next = 0u64;
+        bencher.iter(|| {
+            let random = |number: u64| hash(number) >> 7 & (TABLE_ENTRIES - 1);
+            next += BATCH;
+            for number in next..next + BATCH {
+                table.prefetch_bucket(hash(random(number)));
+            }
+            for number in next..next + BATCH {
+                let wanted = random(number);
+                let found = table.find(hash(wanted), |offset| offset == wanted as usize * 8);
+                assert!(found.is_some(), "all numbers were inserted");
+            }
+        });
+    });
     group.finish();
 }
 
@@ -137,7 +206,7 @@ fn filled_master(value_bytes: usize) -> Arc<Master> {
     master.take_tablet(range).expect("nothing overlaps");
     master.open_log().expect("room for a head");
     let mut reply = vec![0u8; 1 << 16];
-    let count = (7 << 20) / entry_bytes(24, value_bytes) as u64;
+    let count = (7 << 20) / entry_bytes(24, value_bytes, 0) as u64;
     for first in (0..count).step_by(256) {
         let body = writes(first, 256, value_bytes);
         master.execute(&body, &mut reply, 0).expect("well-formed");
@@ -179,5 +248,12 @@ fn certificates(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(structures, entries, checksums, images, certificates);
+criterion_group!(
+    structures,
+    entries,
+    checksums,
+    hash_table,
+    images,
+    certificates
+);
 criterion_main!(structures);
