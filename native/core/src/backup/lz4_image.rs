@@ -66,6 +66,19 @@ pub fn encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
 /// # Errors
 /// `ChecksumMismatch` if the image is not whole.
 pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
+    decode_blocks(image, out, |_, _| Ok(()))
+}
+
+/// The same; after each block `done` gets `out` and how much of it is filled, while the block is in
+/// the cache.
+///
+/// # Errors
+/// `ChecksumMismatch` if the image is not whole, or what `done` says.
+pub fn decode_blocks(
+    image: &[u8],
+    out: &mut [u8],
+    mut done: impl FnMut(&mut [u8], usize) -> Result<(), Status>,
+) -> Result<(), Status> {
     let damaged = Status::ChecksumMismatch;
     if image.len() < HEADER_BYTES || out.len() > SEGMENT_BYTES {
         return Err(damaged);
@@ -76,8 +89,10 @@ pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
     }
     let mut at = HEADER_BYTES + count * DESCRIPTOR_BYTES;
     let descriptors = image.get(HEADER_BYTES..at).ok_or(damaged)?;
-    let blocks = out.chunks_mut(IMAGE_BLOCK_BYTES);
-    for (descriptor, raw) in descriptors.chunks_exact(DESCRIPTOR_BYTES).zip(blocks) {
+    let mut filled = 0;
+    for descriptor in descriptors.chunks_exact(DESCRIPTOR_BYTES) {
+        let end = out.len().min(filled + IMAGE_BLOCK_BYTES);
+        let raw = &mut out[filled..end];
         let stored_length = u32_at(descriptor, 4) as usize;
         let stored = image.get(at..at + stored_length).ok_or(damaged)?;
         at += stored_length;
@@ -94,6 +109,8 @@ pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
             }
             _ => return Err(damaged),
         }
+        filled = end;
+        done(out, filled)?;
     }
     Ok(())
 }
