@@ -13,9 +13,9 @@ mod huge_memory;
 mod limits;
 mod load;
 mod masters;
-
+mod pieces;
 mod records;
-
+mod replay;
 mod replicas;
 
 use std::process::ExitCode;
@@ -40,8 +40,10 @@ pub enum Failure {
     Wrong(String),
 }
 
-const USAGE: &str = "usage: rekindle-bench limits|checksums|compression|replay [--quick]\n       \
-                     rekindle-bench bodies|execute FOLDER";
+const USAGE: &str = "usage: \
+    rekindle-bench limits|checksums|compression|replay|cleaner [--quick]\n       \
+    rekindle-bench cleaner-r3 FOLDER [--quick]\n       \
+    rekindle-bench bodies|execute FOLDER";
 
 fn run(arguments: &[String]) -> Result<(), Failure> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -54,6 +56,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         ["limits"] => limits::measure(quick),
         ["checksums"] => checksums::measure(quick),
         ["compression"] => compression::measure(quick),
+        ["replay"] => replay::measure(quick),
         ["cleaner"] => cleaner::measure(quick),
         ["cleaner-r3", folder] => cleaner::measure_replicated(folder.as_ref(), quick),
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
