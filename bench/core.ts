@@ -22,7 +22,7 @@ const MEMORY_OBJECTS = 10_000_000;
 const LOWER_IS_BETTER = /-ns$|-ms$|memory-per|amplification|bytes-per/;
 
 const QUICK_NOTE =
-  '--quick: fewer rounds; the cleaner is measured for at most 3 s a run (cleaner-*-volume says how ' +
+  '--quick: fewer rounds; the cleaner is measured for at most 2 s a run (cleaner-*-volume says how ' +
   'many times\nthe memory was overwritten), the full run for 5 times the memory, twice.';
 
 type Section = () => Promise<Figure[]>;
