@@ -1,8 +1,8 @@
 //! CRC-32C (Castagnoli), the only checksum of the formats.
 //!
 //! The instructions (VPCLMULQDQ, SSE4.2, ARM CRC or tables) are chosen by `crc-fast` at run time.
-//! Its preparations cost more than a short input does: these take one SSE4.2 stream, and the streams
-//! of entries that follow each other overlap.
+//! Its preparations cost more than a short input does: such a one takes one SSE4.2 stream, and the
+//! streams of entries that follow each other overlap.
 
 use crc_fast::{CrcAlgorithm::Crc32Iscsi, Digest};
 
@@ -25,8 +25,14 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 #[target_feature(enable = "sse4.2")]
 fn one_stream(bytes: &[u8]) -> u32 {
     use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
-    let (words, rest) = bytes.as_chunks::<8>();
+    let (blocks, rest) = bytes.as_chunks::<32>();
     let mut sum = u64::from(u32::MAX);
+    for block in blocks {
+        for word in block.as_chunks::<8>().0 {
+            sum = _mm_crc32_u64(sum, u64::from_le_bytes(*word));
+        }
+    }
+    let (words, rest) = rest.as_chunks::<8>();
     for word in words {
         sum = _mm_crc32_u64(sum, u64::from_le_bytes(*word));
     }
