@@ -2,7 +2,8 @@
 //!
 //! The same tree gives the same inputs (`REKINDLE_SEED` is 1 unless set), so a failure is news
 //! about a change. It prints the command that repeats the one iteration and keeps the input as a
-//! file, which belongs into the corpus as `found-…` once the bug is fixed. Long runs are libFuzzer's.
+//! file, which belongs into the corpus as `found-…` once the bug is fixed. Long runs are
+//! libFuzzer's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};

@@ -1,10 +1,12 @@
-//! A slot of a frame: certificate block and tail block.
+//! A slot of a frame: certificate block and tail block, or the directory of a shared frame.
 //!
 //! Properties: a slot is valid only if both checksums are right, and then its fields survive
-//! another encoding; a byte changed in a valid slot is found; lengths fit into a segment; nothing
-//! is allocated.
+//! another encoding; a byte changed in a valid slot is found; lengths fit into a segment; images of
+//! a shared frame have units of their own; of memory there is need for a directory's rows only.
 
-use rekindle_core::backup::directory::{decode_directory, encode_directory};
+use rekindle_core::backup::directory::{
+    Directory, Piece, Tenant, decode_directory, encode_directory,
+};
 use rekindle_core::backup::frame::{
     BLOCK_BYTES, CertificateBlock, Codec, FrameState, SLOT_BYTES, SlotContent, decode_slot,
     encode_slot,
@@ -17,6 +19,8 @@ use crate::reference::{Fields, crc32c, u32_at};
 const REPAIR: u8 = 1;
 const DAMAGE: u8 = 2;
 const FIELD_BYTES: usize = 64;
+/// The rows of a shared frame's directory, which begin behind its fields.
+const DIRECTORY_BYTES: usize = 8 * 64;
 const TAIL_CRC_AT: usize = BLOCK_BYTES - 8;
 const CRC_AT: usize = BLOCK_BYTES - 4;
 
@@ -30,6 +34,9 @@ pub fn check(input: &[u8]) {
     };
     put(&mut slot, 0, fields.bytes(FIELD_BYTES));
     put(&mut slot, TAIL_CRC_AT, fields.bytes(8));
+    if slot.starts_with(b"RKSF") {
+        put(&mut slot, FIELD_BYTES, fields.bytes(DIRECTORY_BYTES));
+    }
     put(&mut slot, BLOCK_BYTES, fields.bytes(BLOCK_BYTES));
     if mode & REPAIR != 0 {
         let tail_checksum = crc32c(&slot[BLOCK_BYTES..]);
@@ -41,11 +48,7 @@ pub fn check(input: &[u8]) {
     match content {
         SlotContent::Empty => assert!(slot.iter().all(|byte| *byte == 0), "zeros only"),
         SlotContent::Corrupt => {}
-        SlotContent::Shared(directory) => {
-            let mut block = vec![0; BLOCK_BYTES];
-            encode_directory(&directory, &mut block);
-            assert!(decode_directory(&block) == Some(directory), "round trip");
-        }
+        SlotContent::Shared(directory) => check_shared(&slot, &directory),
         SlotContent::Valid(certificate) => {
             check_valid(&slot, &certificate);
             if mode & DAMAGE != 0 && change != 0 {
@@ -57,6 +60,28 @@ pub fn check(input: &[u8]) {
             }
         }
     }
+}
+
+fn check_shared(slot: &[u8], directory: &Directory) {
+    assert!(
+        crc32c(&slot[..CRC_AT]) == u32_at(slot, CRC_AT),
+        "the block's checksum"
+    );
+    let mut taken = 0;
+    for tenant in &directory.tenants {
+        assert!(
+            tenant.units != 0 && taken & tenant.units == 0,
+            "units apart"
+        );
+        taken |= tenant.units;
+        let room = tenant.extent(0).capacity();
+        assert!(tenant.stored as usize <= room, "an image fits its units");
+        assert!(tenant.length as usize <= SEGMENT_BYTES, "at most a segment");
+    }
+    let mut block = vec![0; BLOCK_BYTES];
+    encode_directory(directory, &mut block);
+    let again = decode_directory(&block);
+    assert!(again.as_ref() == Some(directory), "the rows survive");
 }
 
 fn check_valid(slot: &[u8], certificate: &CertificateBlock) {
@@ -98,7 +123,17 @@ fn seed(mode: u8, certificate: &CertificateBlock, tail: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An open, a closed and a free slot.
+fn directory_seed(directory: &Directory) -> Vec<u8> {
+    let mut block = vec![0; BLOCK_BYTES];
+    encode_directory(directory, &mut block);
+    let mut out = vec![REPAIR, 17, 0, 0x20];
+    out.extend_from_slice(&block[..FIELD_BYTES]);
+    out.extend([0; 8]);
+    out.extend_from_slice(&block[FIELD_BYTES..FIELD_BYTES + DIRECTORY_BYTES]);
+    out
+}
+
+/// An open, a closed, a shared and a free slot.
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let open = CertificateBlock {
         sequence: 3,
@@ -119,6 +154,26 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         primary: false,
         ..open
     };
+    let tenant = Tenant {
+        master_id: 1 << 40,
+        segment_id: 5,
+        epoch: 2,
+        length: 4100,
+        checksum: 0x1234_5678,
+        stored: 1000,
+        primary: true,
+        units: 0b101,
+        next: None,
+    };
+    let other = Tenant {
+        units: 0b10,
+        next: Some(Piece { frame: 7, units: 1 }),
+        ..tenant
+    };
+    let directory = Directory {
+        sequence: 9,
+        tenants: vec![tenant, other],
+    };
     let free = CertificateBlock {
         state: FrameState::Free,
         length: 0,
@@ -129,6 +184,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("open", seed(0, &open, b"tail")),
         ("open-damaged", seed(REPAIR | DAMAGE, &open, b"tail")),
         ("closed", seed(REPAIR, &closed, b"")),
+        ("shared", directory_seed(&directory)),
         ("free", seed(REPAIR, &free, b"")),
     ]
 }

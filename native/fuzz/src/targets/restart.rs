@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 
-use rekindle_core::backup::frame::FRAME_BYTES;
+use rekindle_core::backup::frame::{FRAME_BYTES, SLOT_BYTES, SlotContent, decode_slot};
 use rekindle_core::backup::{BackupStorage, ReplicaReport};
 use rekindle_core::status::Status;
 
@@ -20,6 +20,7 @@ use crate::small_backup::{self, Write, flag, wait};
 
 const REPAIR: u8 = 1;
 const BLOCK_BYTES: usize = 4096;
+const SLOT_BLOCKS: usize = SLOT_BYTES / BLOCK_BYTES;
 const CRC_AT: usize = BLOCK_BYTES - 4;
 const PATCHES_MAX: usize = 16;
 /// As many as the replicas need, one for the image, and those that compression leaves free.
@@ -188,7 +189,7 @@ fn patch(block: &mut [u8], mode: u8, at: u16, kind: u8, change: [u8; 3]) {
         1 => block[at..].fill(0),
         2 => block[..at].fill(change[0]),
         3 => {
-            let start = at % 64 / 8 * 8; // the fields of a certificate
+            let start = at % 192 / 4 * 4; // the fields of a certificate, the rows of a directory
             block[start..start + 3].copy_from_slice(&change);
         }
         _ => block.rotate_left(at),
@@ -269,7 +270,7 @@ fn check_untouched(base: &Base, storage: &BackupStorage, damage: &Damage, forged
     for report in &base.reports {
         let key = (report.master_id, report.segment_id);
         let newest = base.states[&key].last().expect("has a state");
-        // Where a replica lies is not reported: its first bytes, raw or as an image, tell.
+        // Where a replica lies is not reported: the slots tell.
         let frames = base.frames_of(key);
         if frames.is_disjoint(&damage.frames) {
             assert!(
@@ -281,25 +282,37 @@ fn check_untouched(base: &Base, storage: &BackupStorage, damage: &Damage, forged
 }
 
 impl Base {
-    /// Frames with a slot that names the replica.
+    /// Frames with a slot that names the replica, as its own or as that of an image.
     fn frames_of(&self, key: Key) -> BTreeSet<usize> {
+        let mut found = BTreeSet::new();
         let blocks_per_frame = FRAME_BYTES / BLOCK_BYTES;
-        let names = |block: &[u8]| {
-            let mut fields = Fields::new(&block[16..]);
-            let id = (
-                u64::from_le_bytes(fields.array()),
-                u64::from_le_bytes(fields.array()),
-            );
-            block.starts_with(b"RKFR") && id == key
-        };
-        let slots = self
-            .blocks
-            .iter()
-            .filter(|(number, _)| **number % blocks_per_frame < 4);
-        slots
-            .filter(|(_, block)| names(block))
-            .map(|(number, _)| number / blocks_per_frame)
-            .collect()
+        for number in self.blocks.keys() {
+            let (frame, block) = (number / blocks_per_frame, number % blocks_per_frame);
+            if block != 0 && block != SLOT_BLOCKS {
+                continue;
+            }
+            match decode_slot(&self.slot(*number)) {
+                SlotContent::Valid(slot) if (slot.master_id, slot.segment_id) == key => {
+                    found.insert(frame);
+                }
+                SlotContent::Shared(directory) => {
+                    let tenants = directory.tenants.iter();
+                    for tenant in tenants.filter(|one| (one.master_id, one.segment_id) == key) {
+                        found.insert(frame);
+                        found.extend(tenant.next.map(|piece| piece.frame as usize));
+                    }
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    fn slot(&self, first_block: usize) -> Vec<u8> {
+        let zeros = vec![0; BLOCK_BYTES];
+        let blocks = first_block..first_block + SLOT_BLOCKS;
+        let each = blocks.flat_map(|number| self.blocks.get(&number).unwrap_or(&zeros).clone());
+        each.collect()
     }
 }
 

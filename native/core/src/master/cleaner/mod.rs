@@ -210,7 +210,7 @@ impl Cleaner {
         } else {
             PASS_BYTES_ALONE
         };
-        let ids = objects.reserve_segment_ids(room.min(SURVIVORS_MAX) as u64);
+        let ids = objects.reserve_survivor_ids(room.min(SURVIVORS_MAX) as u64);
         let Ok((tablets, durable)) = master.survey() else {
             return false;
         };
