@@ -15,7 +15,24 @@ export interface Target {
   limit?: string;
 }
 
+/** The ratio `<name>-vs-<limit>` of a replay, with both sides of it. */
+function replay(name: string, limit: 'memcpy' | 'lz4', atLeast: number): Target {
+  return {
+    name: `${name}-vs-${limit}`,
+    style: 'ratio',
+    atLeast,
+    measured: `${name}-gbps`,
+    limit: `${name}-${limit}-gbps`,
+  };
+}
+
 export const coreTargets: readonly Target[] = [
+  replay('replay-100b', 'memcpy', 0.5),
+  replay('replay-1kb', 'memcpy', 1.1),
+  replay('replay-overwrites-100b', 'memcpy', 0.18),
+  replay('replay-lz4-100b', 'lz4', 0.55),
+  replay('replay-lz4-1kb', 'lz4', 0.65),
+  { name: 'replay-2-threads-vs-1', style: 'ratio', atLeast: 1.6 },
   { name: 'crc32c-1kb-gbps', style: 'gbps', atLeast: 20 },
   { name: 'crc32c-8mb-gbps', style: 'gbps', atLeast: 20, limit: 'stream-read-gbps' },
   { name: 'lz4-compress-gbps', style: 'gbps', atLeast: 0.6, limit: 'lz4-c-compress-gbps' },

@@ -41,6 +41,7 @@ export async function runCoreBench({ quick }: BenchOptions): Promise<BenchResult
     native('limits'),
     native('checksums'),
     native('compression'),
+    native('replay'),
     () => measureExecute(binary, quick),
     measureMemory,
   ];
@@ -57,7 +58,9 @@ export async function runCoreBench({ quick }: BenchOptions): Promise<BenchResult
 function result(figures: readonly Figure[], quick: boolean, seconds: number): BenchResult {
   const values = new Map(figures.map(({ name, value }) => [name, value]));
   const rows = coreTargets.map((target) => row(target, values));
-  const named = new Set(coreTargets.flatMap(({ name, limit }) => [name, limit]));
+  const named = new Set(
+    coreTargets.flatMap(({ name, measured, limit }) => [name, measured, limit]),
+  );
   const others = figures.filter(({ name }) => !named.has(name));
   const text = [
     `bench core: the native core against this machine's limits, ${seconds.toFixed(0)} s`,

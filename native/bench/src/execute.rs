@@ -8,26 +8,22 @@ use std::fs;
 use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rekindle_core::master::tablets::SlotRange;
-use rekindle_core::master::{Master, MasterOptions};
-use rekindle_core::status::Status;
+use rekindle_core::master::Master;
 
 use crate::Failure;
 use crate::figures::line;
 use crate::limits::mix;
+use crate::masters::{TABLE_ID, serving_master};
 
 const OBJECTS: usize = 1_000_000;
 const OPERATIONS_A_BODY: usize = 64;
 const VALUE_BYTES: usize = 100;
 const KEY_BYTES: usize = 16;
-const TABLE_ID: u64 = 1;
 /// The objects, their results' bookkeeping and the reserve fit in; the same in core-execute.ts.
 const MEMORY_BYTES: usize = 256 << 20;
 const REPLY_BYTES: usize = 1 << 16;
-const TOUCH_POLL: Duration = Duration::from_millis(5);
-const TOUCH_TIMEOUT: Duration = Duration::from_secs(30);
 const OP_READ: u8 = 1;
 const OP_WRITE: u8 = 2;
 const _: () = assert!(OBJECTS.is_multiple_of(OPERATIONS_A_BODY), "whole bodies");
@@ -94,36 +90,6 @@ pub fn write_bodies(folder: &Path) -> Result<(), Failure> {
     Ok(fs::write(folder.join("reads"), bodies(OP_READ))?)
 }
 
-/// A master that serves one table alone, its memory touched.
-///
-/// # Errors
-/// No memory, or it was not touched in time.
-pub fn open_master(options: MasterOptions) -> Result<Arc<Master>, Failure> {
-    let core = |status| Failure::Core("master", status);
-    let master = Master::new(options).map_err(core)?;
-    let range = SlotRange {
-        table_id: TABLE_ID,
-        start_slot: 0,
-        end_slot: u32::MAX,
-    };
-    master.take_tablet(range).map_err(core)?;
-    master.open_log().map_err(core)?;
-    // Its own thread rests most of the time; what it comes to later is there already.
-    master.arena().populate(0, options.memory_bytes);
-    let end = Instant::now() + TOUCH_TIMEOUT;
-    loop {
-        let stats = master.stats().map_err(core)?;
-        let touched = stats.iter().find(|(name, _)| *name == "touchedBytes");
-        if touched.is_some_and(|(_, bytes)| *bytes == options.memory_bytes as u64) {
-            return Ok(master);
-        }
-        if Instant::now() > end {
-            return Err(Failure::Core("memory is not touched", Status::Retry));
-        }
-        std::thread::sleep(TOUCH_POLL);
-    }
-}
-
 /// The bodies of one kind and how far they were executed.
 struct Feed {
     bodies: Vec<u8>,
@@ -186,13 +152,7 @@ pub fn serve(folder: &Path) -> Result<(), Failure> {
         let count: usize = count.parse().map_err(|_| Failure::Usage)?;
         let took = match (word, &master) {
             ("open", None) => {
-                master = Some(open_master(MasterOptions {
-                    server_id: 1,
-                    memory_bytes: MEMORY_BYTES,
-                    replay_threads: 1,
-                    replicated: false,
-                    disk_expansion_factor: 1.0,
-                })?);
+                master = Some(serving_master(MEMORY_BYTES)?);
                 (writes.next, reads.next) = (0, 0);
                 0.0
             }

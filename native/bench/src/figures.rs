@@ -4,7 +4,7 @@
 //! machine's noise moves both. The median of the rounds counts.
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::Failure;
 
@@ -39,11 +39,38 @@ pub fn median(values: &[f64]) -> f64 {
     (below + above) / 2.0
 }
 
-/// Seconds that a piece of work takes.
+/// Processor time of this thread: being scheduled away does not count, waiting for memory does.
+#[derive(Clone, Copy)]
+pub struct ThreadTime(Duration);
+
+impl ThreadTime {
+    /// Its present value.
+    ///
+    /// # Panics
+    /// If the system has no such clock.
+    pub fn now() -> Self {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: writes to the structure that is passed.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+        assert!(failed == 0, "threads have clocks");
+        let (seconds, nanoseconds) = (time.tv_sec.cast_unsigned(), time.tv_nsec);
+        Self(Duration::new(seconds, nanoseconds as u32))
+    }
+
+    /// Since then.
+    pub fn seconds(self) -> f64 {
+        (Self::now().0 - self.0).as_secs_f64()
+    }
+}
+
+/// Seconds that a piece of work takes on this thread.
 pub fn seconds(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
+    let start = ThreadTime::now();
     work();
-    start.elapsed().as_secs_f64()
+    start.seconds()
 }
 
 /// Rates of several kinds of work, measured in turn: one list of rounds per kind.

@@ -63,6 +63,33 @@ impl HugeMemory {
     }
 }
 
+/// Copies so that neither the target nor what was there stays in a cache.
+///
+/// # Panics
+/// If the lengths differ or are no multiples of 8.
+pub fn copy_past_caches(to: &mut [u8], from: &[u8]) {
+    assert!(
+        to.len() == from.len(),
+        "a copy has the length of its source"
+    );
+    let (words, rest) = to.as_chunks_mut::<8>();
+    assert!(rest.is_empty(), "entries are padded to 8");
+    for (to, from) in words.iter_mut().zip(from.as_chunks::<8>().0) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: 8 bytes that are borrowed mutably; the instruction needs no alignment.
+        unsafe {
+            std::arch::x86_64::_mm_stream_si64(to.as_mut_ptr().cast(), i64::from_le_bytes(*from));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        to.copy_from_slice(from);
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: orders the stores above before everything that follows.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 impl Drop for HugeMemory {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`; no slice outlives `self`.

@@ -33,8 +33,8 @@ impl CopyLimit {
         })
     }
 
-    /// GB/s of copying all of the source in pieces of 8 MB.
-    pub fn gbps(&mut self) -> f64 {
+    /// Copies all of the source in pieces of 8 MB; bytes and seconds.
+    pub fn timed(&mut self) -> (f64, f64) {
         let target = self.target.bytes_mut().chunks_exact_mut(COPY_BYTES);
         let source = self.source.bytes().chunks_exact(COPY_BYTES);
         let took = seconds(|| {
@@ -42,7 +42,17 @@ impl CopyLimit {
                 to.copy_from_slice(black_box(from));
             }
         });
-        AREA_BYTES as f64 / took / 1e9
+        (AREA_BYTES as f64, took)
+    }
+
+    /// Memory that is not in the caches after a few uses in turn.
+    pub fn target_mut(&mut self) -> &mut [u8] {
+        self.target.bytes_mut()
+    }
+
+    fn gbps(&mut self) -> f64 {
+        let (bytes, took) = self.timed();
+        bytes / took / 1e9
     }
 
     fn read_gbps(&self) -> f64 {

@@ -10,7 +10,10 @@ mod execute;
 mod figures;
 mod huge_memory;
 mod limits;
+mod masters;
+mod pieces;
 mod records;
+mod replay;
 
 use std::process::ExitCode;
 
@@ -34,7 +37,7 @@ pub enum Failure {
     Wrong(String),
 }
 
-const USAGE: &str = "usage: rekindle-bench limits|checksums|compression [--quick]\n       \
+const USAGE: &str = "usage: rekindle-bench limits|checksums|compression|replay [--quick]\n       \
                      rekindle-bench bodies|execute FOLDER";
 
 fn run(arguments: &[String]) -> Result<(), Failure> {
@@ -48,6 +51,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         ["limits"] => limits::measure(quick),
         ["checksums"] => checksums::measure(quick),
         ["compression"] => compression::measure(quick),
+        ["replay"] => replay::measure(quick),
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
         ["execute", folder] => execute::serve(folder.as_ref()),
         _ => Err(Failure::Usage),

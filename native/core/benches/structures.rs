@@ -1,7 +1,7 @@
 //! Single structures in the cache, with criterion: `cargo bench -p rekindle-core`.
 //!
-//! Entries, checksums, key hash, the hash table, LZ4 images, certificates. What they come to together, and against
-//! the limits of the machine, is what `rekindle bench core` measures.
+//! Entries, checksums, key hash, the hash table, LZ4 images, certificates. What they come to
+//! together, and against the limits of the machine, is what `rekindle bench core` measures.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! its checksum against its contents. Everything that parses log bytes goes through
 //! [`EntryView::parse`] or [`EntryIterator`].
 
-use crate::crc32c::crc32c;
+use crate::crc32c::{crc32c, extend};
 use crate::little_endian::{u32_at, u64_at};
 use crate::status::Status;
 
@@ -119,9 +119,91 @@ pub fn write_entry(
     out[key_start..value_start].copy_from_slice(key);
     out[value_start..used].copy_from_slice(value);
     out[used..].fill(0);
-    let crc = crc32c(&out[4..used]);
-    out[..4].copy_from_slice(&crc.to_le_bytes());
+    seal(&mut out[..used]);
     total
+}
+
+/// What the checksum of an entry covers: all behind it, but of padding the header only.
+#[inline]
+fn covered(entry: &[u8]) -> &[u8] {
+    if entry[4] == EntryType::Padding as u8 {
+        &entry[4..HEADER_BYTES]
+    } else {
+        &entry[4..]
+    }
+}
+
+#[inline]
+fn seal(entry: &mut [u8]) {
+    let checksum = crc32c(covered(entry));
+    entry[..4].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Makes padding of an entry whose header this is; it keeps its length.
+pub fn neutralise(header: &mut [u8]) {
+    header[4] = EntryType::Padding as u8;
+    header[5] &= !FLAG_MORE;
+    seal(header);
+}
+
+/// Lets an entry, given without padding, name no segment and belong to no longer atomic append; it
+/// keeps its length.
+pub fn detach(entry: &mut [u8]) {
+    let key_start = HEADER_BYTES + usize::from(entry[5] >> PRIOR_SHIFT) * 8;
+    entry[HEADER_BYTES..key_start].fill(0);
+    entry[5] &= !FLAG_MORE;
+    seal(entry);
+}
+
+/// The checksum of a recovery segment: CRC-32C over the checksums of its entries, in order. These
+/// cover the bytes; it covers that none is missing, added or moved.
+#[derive(Clone, Debug)]
+pub struct PieceChecksum {
+    sum: u32,
+    words: [u8; PIECE_BLOCK_BYTES],
+    used: usize,
+}
+
+const PIECE_BLOCK_BYTES: usize = 256;
+
+impl Default for PieceChecksum {
+    fn default() -> Self {
+        Self {
+            sum: 0,
+            words: [0; PIECE_BLOCK_BYTES],
+            used: 0,
+        }
+    }
+}
+
+impl PieceChecksum {
+    /// Adds the next entry.
+    #[inline]
+    pub fn add(&mut self, entry: &EntryView<'_>) {
+        self.words[self.used..self.used + 4].copy_from_slice(&entry.bytes[..4]);
+        self.used += 4;
+        if self.used == PIECE_BLOCK_BYTES {
+            self.sum = extend(self.sum, &self.words);
+            self.used = 0;
+        }
+    }
+
+    /// The checksum.
+    pub fn finish(&self) -> u32 {
+        extend(self.sum, &self.words[..self.used])
+    }
+
+    /// That of all entries of `bytes`.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch` if they do not parse.
+    pub fn of(bytes: &[u8]) -> Result<u32, Status> {
+        let mut checksum = Self::default();
+        for item in EntryIterator::new(bytes) {
+            checksum.add(&item?.1);
+        }
+        Ok(checksum.finish())
+    }
 }
 
 /// An entry within some log bytes. Its lengths are checked; its checksum only after
@@ -176,7 +258,7 @@ impl<'a> EntryView<'a> {
     /// `ChecksumMismatch`.
     #[inline]
     pub fn verify(&self) -> Result<(), Status> {
-        if crc32c(&self.bytes[4..]) == u32_at(self.bytes, 0) {
+        if crc32c(covered(self.bytes)) == u32_at(self.bytes, 0) {
             Ok(())
         } else {
             Err(Status::ChecksumMismatch)
@@ -192,6 +274,11 @@ impl<'a> EntryView<'a> {
     #[inline]
     pub fn more(&self) -> bool {
         self.bytes[5] & FLAG_MORE != 0
+    }
+    /// Whether it names segments or belongs to a longer atomic append: see [`detach`].
+    #[inline]
+    pub fn is_attached(&self) -> bool {
+        self.bytes[5] != 0
     }
     /// Seconds since 1970.
     #[inline]
@@ -320,6 +407,48 @@ mod tests {
             (&b"key"[..], &b""[..])
         );
         assert_eq!(tombstone.total_bytes(), entry_bytes(3, 0, PRIOR_MAX));
+    }
+
+    #[test]
+    fn entries_are_detached_and_neutralised_in_place() {
+        let mut out = vec![0u8; 128];
+        let more = EntryHeader {
+            flags: FLAG_MORE,
+            ..header(EntryType::Object)
+        };
+        let total = write_entry(&mut out, &more, &[5, 6], b"key", b"value");
+        let used = EntryView::parse(&out).expect("parses").bytes().len();
+        detach(&mut out[..used]);
+        let entry = EntryView::parse(&out).expect("parses");
+        entry.verify().expect("sealed again");
+        assert!(!entry.more());
+        assert_eq!(entry.prior().collect::<Vec<_>>(), [0, 0]);
+        assert_eq!((entry.key(), entry.value()), (&b"key"[..], &b"value"[..]));
+        neutralise(&mut out[..HEADER_BYTES]);
+        let entry = EntryView::parse(&out).expect("parses");
+        entry.verify().expect("sealed again");
+        assert_eq!(entry.entry_type(), EntryType::Padding);
+        assert_eq!(entry.total_bytes(), total);
+    }
+
+    #[test]
+    fn a_piece_is_the_sequence_of_its_entries() {
+        let mut out = vec![0u8; 8192];
+        let mut ends = vec![0];
+        for number in 0..100u8 {
+            let start = ends[ends.len() - 1];
+            let rest = &mut out[start..];
+            ends.push(start + write_entry(rest, &header(EntryType::Object), &[], &[number], b""));
+        }
+        let sum = |bytes: &[u8]| PieceChecksum::of(bytes).expect("parses");
+        let words: Vec<u8> = ends[..100]
+            .iter()
+            .flat_map(|&at| out[at..at + 4].to_vec())
+            .collect();
+        assert_eq!(sum(&out[..ends[100]]), crc32c(&words));
+        assert_ne!(sum(&out[..ends[100]]), sum(&out[..ends[99]]));
+        assert_ne!(sum(&out[..ends[100]]), sum(&out[ends[1]..ends[100]]));
+        assert_eq!(sum(&[]), 0);
     }
 
     #[test]

@@ -5,9 +5,8 @@ mod backup_support;
 
 use backup_support::{CLOSE, Directory, Disk, OPEN, Random, options, partition, seed, tablet};
 use rekindle_core::backup::split::{PIECE_HEADER_BYTES, Partition};
-use rekindle_core::crc32c::crc32c;
 use rekindle_core::entry::{
-    EntryHeader, EntryIterator, EntryType, FLAG_MORE, entry_bytes, write_entry,
+    EntryHeader, EntryIterator, EntryType, FLAG_MORE, PieceChecksum, entry_bytes, write_entry,
 };
 use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::status::Status;
@@ -118,7 +117,10 @@ fn naive(segment: &[u8], segment_id: u64, partition: &Partition) -> Vec<u8> {
 fn check_piece(piece: &[u8], expected: &[u8]) {
     let (header, bytes) = piece.split_at(PIECE_HEADER_BYTES);
     assert_eq!(header[..4], (bytes.len() as u32).to_le_bytes());
-    assert_eq!(header[4..], crc32c(bytes).to_le_bytes());
+    assert_eq!(
+        header[4..],
+        PieceChecksum::of(bytes).expect("parses").to_le_bytes()
+    );
     assert!(
         bytes == expected,
         "{} B instead of {}",

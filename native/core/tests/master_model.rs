@@ -9,10 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use master_support::*;
-use rekindle_core::crc32c::crc32c;
+use rekindle_core::entry::PieceChecksum;
 use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::master::tablets::SlotRange;
 use rekindle_core::status::Status;
+
+fn sum_of(piece: &[u8]) -> u32 {
+    PieceChecksum::of(piece).expect("parses")
+}
 
 #[test]
 fn answers_as_the_rules_say_and_survives_crashes() {
@@ -91,7 +95,7 @@ fn replay_refuses_what_is_damaged_or_foreign_and_abort_leaves_nothing() {
     let mut bad = piece.clone();
     let at = random.below(bad.len() as u64) as usize;
     bad[at] ^= 1;
-    let sum = crc32c(&piece);
+    let sum = sum_of(&piece);
     assert_eq!(recovery.replay(0, &bad, sum), Err(Status::ChecksumMismatch));
     assert_eq!(stats(&next)["objects"], 0);
     recovery.replay(0, &piece, sum).expect("replayed");
@@ -163,7 +167,7 @@ fn what_was_committed_and_withdrawn_leaves_the_log_with_the_next_head() {
     let next = master(64 << 20);
     let recovery = next.start_recovery(&[WHOLE]).expect("starts");
     recovery
-        .replay(0, &piece, crc32c(&piece))
+        .replay(0, &piece, sum_of(&piece))
         .expect("replayed");
     recovery.finish_replay().expect("finished");
     assert_eq!(recovery.withdraw(), Err(Status::InvalidArgument));
@@ -208,7 +212,7 @@ fn a_replay_without_memory_fails_cleanly() {
     let outcomes: Vec<_> = log
         .iter()
         .map(|segment| split(segment, &WHOLE))
-        .map(|piece| recovery.replay(0, &piece, crc32c(&piece)))
+        .map(|piece| recovery.replay(0, &piece, sum_of(&piece)))
         .collect();
     assert_eq!(outcomes.last(), Some(&Err(Status::OutOfMemory)));
     assert_eq!(recovery.finish_replay(), Err(Status::OutOfMemory));

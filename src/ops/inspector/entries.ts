@@ -63,7 +63,8 @@ export function decodeEntry(bytes: Buffer, offset = 0): LogEntry | string {
   const valueStart = keyStart + bytes.readUInt16LE(offset + 6);
   const end = valueStart + bytes.readUInt32LE(offset + 8);
   if (end > bytes.length) return 'the entry is cut off';
-  if (crc32c(bytes.subarray(offset + 4, end)) !== bytes.readUInt32LE(offset)) {
+  const covered = type === 'PADDING' ? priorStart : end;
+  if (crc32c(bytes.subarray(offset + 4, covered)) !== bytes.readUInt32LE(offset)) {
     return 'the checksum is wrong';
   }
   return {

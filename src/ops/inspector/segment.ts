@@ -57,23 +57,27 @@ export function inspectSegment(
   };
 }
 
-/** The body of a GET_RECOVERY_DATA reply. */
+/** The body of a GET_RECOVERY_DATA reply; its checksum covers the checksums of the entries. */
 export function decodeRecoverySegment(body: Buffer): RecoverySegment {
   const certificate = { length: body.readUInt32LE(0), checksum: body.readUInt32LE(4) };
   const bytes = body.subarray(8);
   const { entries, damage } = decodeEntries(bytes);
   const foreign = entries.find(({ type }) => !recoveryTypes.includes(type));
+  const checksums = Buffer.concat(entries.map(({ offset }) => bytes.subarray(offset, offset + 4)));
   const findings = [
-    certificateDamage(bytes, certificate),
+    bytes.length === certificate.length ? null : lengthDamage(bytes, certificate),
+    crc32c(checksums) === certificate.checksum ? null : 'the certificate does not match',
     damage,
     foreign === undefined ? null : `a ${foreign.type} at ${foreign.offset}`,
   ];
   return { certificate, entries, damage: findings.filter((finding) => finding !== null) };
 }
 
+function lengthDamage(bytes: Buffer, certificate: Certificate): string {
+  return `${bytes.length} bytes, ${certificate.length} are certified`;
+}
+
 export function certificateDamage(bytes: Buffer, certificate: Certificate): string | null {
-  if (bytes.length !== certificate.length) {
-    return `${bytes.length} bytes, ${certificate.length} are certified`;
-  }
+  if (bytes.length !== certificate.length) return lengthDamage(bytes, certificate);
   return crc32c(bytes) === certificate.checksum ? null : 'the certificate does not match';
 }

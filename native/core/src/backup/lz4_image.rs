@@ -5,6 +5,7 @@ use crate::crc32c::crc32c;
 use crate::entry::SEGMENT_BYTES;
 use crate::little_endian::u32_at;
 use crate::status::Status;
+use lz4_flex::block::{compress_into, get_maximum_output_size};
 
 /// Raw bytes of a block.
 pub const IMAGE_BLOCK_BYTES: usize = 256 << 10;
@@ -28,7 +29,8 @@ pub fn probe(bytes: &[u8]) -> bool {
     length > 0 && pays(length, lz4_flex::block::compress(sample).len())
 }
 
-/// Writes the image of `bytes` to `out` and returns its length; None if it does not pay.
+/// Writes the image of `bytes` to `out`, which has room for a segment, and returns its length; None
+/// if it does not pay.
 pub fn encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     let count = bytes.len().div_ceil(IMAGE_BLOCK_BYTES);
     let mut at = HEADER_BYTES + count * DESCRIPTOR_BYTES;
@@ -38,20 +40,18 @@ pub fn encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     out[..4].copy_from_slice(&(count as u32).to_le_bytes());
     out[4..HEADER_BYTES].fill(0);
     for (index, block) in bytes.chunks(IMAGE_BLOCK_BYTES).enumerate() {
-        let compressed = lz4_flex::block::compress(block);
-        let (codec, stored) = if compressed.len() < block.len() {
-            (CODEC_LZ4, &compressed[..])
+        // Where the longest outcome has no room, too little was saved before.
+        let room = out.get_mut(at..at + get_maximum_output_size(block.len()))?;
+        let compressed = compress_into(block, room).expect("the room is the longest outcome's");
+        let (codec, length) = if compressed < block.len() {
+            (CODEC_LZ4, compressed)
         } else {
-            (CODEC_RAW, block)
+            room[..block.len()].copy_from_slice(block);
+            (CODEC_RAW, block.len())
         };
-        out.get_mut(at..at + stored.len())?.copy_from_slice(stored);
-        at += stored.len();
-        let fields = [
-            block.len() as u32,
-            stored.len() as u32,
-            crc32c(stored),
-            codec,
-        ];
+        let checksum = crc32c(&room[..length]);
+        at += length;
+        let fields = [block.len() as u32, length as u32, checksum, codec];
         let start = HEADER_BYTES + index * DESCRIPTOR_BYTES;
         let descriptor = &mut out[start..start + DESCRIPTOR_BYTES];
         for (target, field) in descriptor.chunks_exact_mut(4).zip(fields) {
@@ -66,6 +66,19 @@ pub fn encode(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
 /// # Errors
 /// `ChecksumMismatch` if the image is not whole.
 pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
+    decode_blocks(image, out, |_, _| Ok(()))
+}
+
+/// The same; after each block `done` gets `out` and how much of it is filled, while the block is in
+/// the cache.
+///
+/// # Errors
+/// `ChecksumMismatch` if the image is not whole, or what `done` says.
+pub fn decode_blocks(
+    image: &[u8],
+    out: &mut [u8],
+    mut done: impl FnMut(&mut [u8], usize) -> Result<(), Status>,
+) -> Result<(), Status> {
     let damaged = Status::ChecksumMismatch;
     if image.len() < HEADER_BYTES || out.len() > SEGMENT_BYTES {
         return Err(damaged);
@@ -76,8 +89,10 @@ pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
     }
     let mut at = HEADER_BYTES + count * DESCRIPTOR_BYTES;
     let descriptors = image.get(HEADER_BYTES..at).ok_or(damaged)?;
-    let blocks = out.chunks_mut(IMAGE_BLOCK_BYTES);
-    for (descriptor, raw) in descriptors.chunks_exact(DESCRIPTOR_BYTES).zip(blocks) {
+    let mut filled = 0;
+    for descriptor in descriptors.chunks_exact(DESCRIPTOR_BYTES) {
+        let end = out.len().min(filled + IMAGE_BLOCK_BYTES);
+        let raw = &mut out[filled..end];
         let stored_length = u32_at(descriptor, 4) as usize;
         let stored = image.get(at..at + stored_length).ok_or(damaged)?;
         at += stored_length;
@@ -94,6 +109,8 @@ pub fn decode(image: &[u8], out: &mut [u8]) -> Result<(), Status> {
             }
             _ => return Err(damaged),
         }
+        filled = end;
+        done(out, filled)?;
     }
     Ok(())
 }

@@ -4,8 +4,7 @@
 //! decides where it goes, the second copies. `MORE` flags are kept: all entries of an atomic append
 //! have one key hash and lie in one segment, so they pass the filter together or not at all.
 
-use crate::crc32c::crc32c;
-use crate::entry::{EntryIterator, EntryType, SEGMENT_BYTES};
+use crate::entry::{EntryIterator, EntryType, PieceChecksum, SEGMENT_BYTES};
 use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
@@ -127,6 +126,7 @@ pub fn split(
         "a replica is at most one segment"
     );
     let mut lengths = vec![0usize; partitions.count()];
+    let mut checksums = vec![PieceChecksum::default(); partitions.count()];
     let mut routes: Vec<Route> = Vec::new();
     for item in EntryIterator::new(bytes) {
         let (offset, entry) = item?;
@@ -145,13 +145,17 @@ pub fn split(
         if partition == NOWHERE {
             continue;
         }
-        let end = (offset + entry.total_bytes()).min(bytes.len());
-        if partition == EVERYWHERE {
-            lengths
-                .iter_mut()
-                .for_each(|length| *length += end - offset);
-        } else {
-            lengths[partition as usize] += end - offset;
+        let end = offset + entry.total_bytes();
+        if end > bytes.len() {
+            return Err(Status::ChecksumMismatch);
+        }
+        let into = match partition {
+            EVERYWHERE => 0..lengths.len(),
+            one => one as usize..one as usize + 1,
+        };
+        for index in into {
+            lengths[index] += end - offset;
+            checksums[index].add(&entry);
         }
         routes.push(Route {
             start: offset as u32,
@@ -170,14 +174,13 @@ pub fn split(
             pieces[route.partition as usize].extend_from_slice(entry);
         }
     }
-    for (piece, &length) in pieces.iter_mut().zip(&lengths) {
+    for ((piece, &length), checksum) in pieces.iter_mut().zip(&lengths).zip(&checksums) {
         assert!(
             piece.len() == PIECE_HEADER_BYTES + length,
             "the passes agree"
         );
-        let checksum = crc32c(&piece[PIECE_HEADER_BYTES..]);
         piece[..4].copy_from_slice(&(length as u32).to_le_bytes());
-        piece[4..PIECE_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        piece[4..PIECE_HEADER_BYTES].copy_from_slice(&checksum.finish().to_le_bytes());
     }
     Ok(pieces)
 }

@@ -50,8 +50,10 @@ use crate::status::Status;
 pub const MEMORY_BYTES_MIN: usize = 64 << 20;
 const REPLAY_THREADS_MAX: usize = 64;
 const DISK_EXPANSION_FACTOR_MAX: f64 = 64.0;
-/// Participant of the epochs; replay threads follow.
+/// Participants of the epochs.
 const SERVING_PARTICIPANT: usize = 0;
+/// The first replay thread; the others follow.
+const REPLAY_PARTICIPANT: usize = 1;
 
 /// How a master is made.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +152,7 @@ impl Master {
         }
         let blocks = memory_bytes / SEGMENT_BYTES;
         let log_segments_max = (blocks as f64 * disk_expansion_factor) as usize;
-        let participants = 1 + replay_threads;
+        let participants = REPLAY_PARTICIPANT + replay_threads;
         let master = Arc::new(Self {
             objects: Objects::new(server_id, memory_bytes, participants, replicated)?,
             pool: WorkerPool::new(replay_threads)?,

@@ -76,6 +76,7 @@ pub struct Objects {
     full: AtomicBool,
     epochs: Epochs,
     next_segment_id: AtomicU64,
+    survivor_id: AtomicU64,
     safe_version: AtomicU64,
     /// Objects and tombstones that replay has applied.
     pub replayed_entries: AtomicU64,
@@ -105,6 +106,7 @@ impl Objects {
             full: AtomicBool::new(false),
             epochs: Epochs::new(participants),
             next_segment_id: AtomicU64::new(1),
+            survivor_id: AtomicU64::new(0),
             safe_version: AtomicU64::new(1),
             replayed_entries: AtomicU64::new(0),
         })
@@ -131,8 +133,19 @@ impl Objects {
         self.open_segment_as(id, position, keep_free, timestamp)
     }
 
-    /// Ids for segments that are opened later.
-    pub fn reserve_segment_ids(&self, count: u64) -> Range<u64> {
+    /// Ids for the survivors of a pass that begins.
+    pub fn reserve_survivor_ids(&self, count: u64) -> Range<u64> {
+        let ids = self.reserve_segment_ids(count);
+        self.survivor_id.fetch_max(ids.end, Ordering::AcqRel);
+        ids
+    }
+
+    /// Survivors of passes that have begun have lower ids.
+    pub fn survivor_id(&self) -> u64 {
+        self.survivor_id.load(Ordering::Acquire)
+    }
+
+    fn reserve_segment_ids(&self, count: u64) -> Range<u64> {
         let first = self.next_segment_id.fetch_add(count, Ordering::Relaxed);
         first..first + count
     }

@@ -6,17 +6,20 @@
 //! durable would tear a hole into the log: such a recovery is taken back by `withdraw`, a new
 //! durable head, `abort`. An abort straight after a commit keeps them in the log as dead weight.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+pub mod room;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Master;
+use self::room::Room;
 use super::log::Purpose;
-use super::replay::{Replay, ReplayWorker, Replayed, erase_entries};
+use super::replay::{PIECE_BYTES_MAX, Replay, ReplayWorker, Replayed, Source, erase_entries};
 use super::segment::Segment;
 use super::tablets::{SlotRange, Tablet};
+use super::{Master, REPLAY_PARTICIPANT};
+use crate::entry::PieceChecksum;
 use crate::status::Status;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +71,10 @@ impl Recovery {
             })
             .and_then(|()| {
                 let serving = &mut *serving;
-                // Attempts that fail must not cost a segment each: an unused head bounds as well.
-                if let Some(head) = serving.log.unused_head() {
+                // Attempts that fail must not cost a segment each: an unused head bounds as well,
+                // unless the cleaner may yet put old tombstones into a segment above it.
+                let unused = serving.log.unused_head();
+                if let Some(head) = unused.filter(|head| head.id >= master.objects.survivor_id()) {
                     return Ok(Arc::clone(head));
                 }
                 let timestamp = master.timestamp();
@@ -136,40 +141,124 @@ impl Recovery {
     /// `ChecksumMismatch`, `InvalidArgument`: nothing of it was applied. `OutOfMemory`,
     /// `RecoveryUnknown`, `Internal`: only `abort` is left.
     pub fn replay(&self, thread: usize, bytes: &[u8], checksum: u32) -> Result<Replayed, Status> {
-        {
-            let mut state = self.state.lock();
-            match state.phase {
-                _ if self.master.closed.load(Ordering::Acquire) => {
-                    return Err(Status::RecoveryUnknown);
-                }
-                Phase::Replaying => state.running += 1,
-                Phase::Failed(status) => return Err(status),
-                _ => return Err(Status::RecoveryUnknown),
+        if bytes.is_empty() {
+            // Costs no side segment.
+            self.enter()?;
+            self.leave(None);
+            let whole = PieceChecksum::default().finish() == checksum;
+            return whole
+                .then(Replayed::default)
+                .ok_or(Status::ChecksumMismatch);
+        }
+        let room = self.reserve(thread, bytes.len())?;
+        room.replay(bytes.len(), checksum, Source::Bytes(bytes))
+    }
+
+    /// The same for the LZ4 image of a recovery segment of `raw_length` bytes.
+    ///
+    /// # Errors
+    /// See `replay`.
+    pub fn replay_image(
+        &self,
+        thread: usize,
+        image: &[u8],
+        raw_length: usize,
+        checksum: u32,
+    ) -> Result<Replayed, Status> {
+        let room = self.reserve(thread, raw_length)?;
+        room.replay(raw_length, checksum, Source::Image(image))
+    }
+
+    /// Replays the recovery segment of `length` bytes that was put into `room`.
+    ///
+    /// # Errors
+    /// See `replay`.
+    ///
+    /// # Panics
+    /// If the room is shorter or another thread's.
+    pub fn replay_in_place(
+        &self,
+        thread: usize,
+        room: Room<'_>,
+        length: usize,
+        checksum: u32,
+    ) -> Result<Replayed, Status> {
+        room.assert_of(self, thread, length);
+        room.replay(length, checksum, Source::InPlace)
+    }
+
+    /// Log memory for a recovery segment of up to `length` bytes, to be filled and then replayed; one
+    /// at a time for each thread. It costs nothing if it is dropped.
+    ///
+    /// # Errors
+    /// `InvalidArgument` beyond the longest recovery segment. `OutOfMemory`, `RecoveryUnknown`: only
+    /// `abort` is left.
+    pub fn reserve(&self, thread: usize, length: usize) -> Result<Room<'_>, Status> {
+        if length > PIECE_BYTES_MAX {
+            return Err(Status::InvalidArgument);
+        }
+        self.enter()?;
+        let mut worker = self.workers[thread].lock();
+        let timestamp = self.master.timestamp();
+        match self.replay_of(thread, &mut worker, timestamp).side(length) {
+            Ok(side) => Ok(Room {
+                recovery: self,
+                worker,
+                side,
+                thread,
+                length,
+                timestamp,
+                ended: false,
+            }),
+            Err(status) => {
+                drop(worker);
+                self.leave(Some(status));
+                Err(status)
             }
         }
-        let replayed = catch_unwind(AssertUnwindSafe(|| {
-            let mut worker = self.workers[thread].lock();
-            let mut replay = Replay {
-                objects: &self.master.objects,
-                tablets: &self.tablets,
-                sides: &self.sides,
-                cancelled: &self.cancelled,
-                worker: &mut worker,
-            };
-            replay.segment(bytes, checksum)
-        }))
-        .unwrap_or(Err(Status::Internal));
+    }
+
+    fn replay_of<'a>(
+        &'a self,
+        thread: usize,
+        worker: &'a mut ReplayWorker,
+        timestamp: u32,
+    ) -> Replay<'a> {
+        Replay {
+            objects: &self.master.objects,
+            tablets: &self.tablets,
+            sides: &self.sides,
+            cancelled: &self.cancelled,
+            timestamp,
+            participant: REPLAY_PARTICIPANT + thread,
+            worker,
+        }
+    }
+
+    fn enter(&self) -> Result<(), Status> {
+        let mut state = self.state.lock();
+        match state.phase {
+            _ if self.master.closed.load(Ordering::Acquire) => Err(Status::RecoveryUnknown),
+            Phase::Replaying => {
+                state.running += 1;
+                Ok(())
+            }
+            Phase::Failed(status) => Err(status),
+            _ => Err(Status::RecoveryUnknown),
+        }
+    }
+
+    fn leave(&self, failure: Option<Status>) {
         let mut state = self.state.lock();
         state.running -= 1;
         self.none_running.notify_all();
-        if let Err(status) = replayed
+        if let Some(status) = failure
             && !matches!(status, Status::ChecksumMismatch | Status::InvalidArgument)
             && state.phase == Phase::Replaying
         {
             state.phase = Phase::Failed(status);
             self.cancelled.store(true, Ordering::Relaxed);
         }
-        replayed
     }
 
     /// Side segments so far, ascending.

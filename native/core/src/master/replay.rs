@@ -1,32 +1,48 @@
-//! Replay of one recovery segment: checked as a whole, then applied entry by entry.
+//! Replay of one recovery segment, which is adopted: it stays where it was received.
 //!
-//! Rules: the newest version of a key wins, whatever the order of segments and threads; a
-//! tombstone stays in the table as a marker against older objects that are still to come; whenever
-//! a logically deleted object is in the side log, so is a tombstone that names its segment; every
-//! object and tombstone seen raises the safe version. Each thread appends to its own open side
-//! segment: an entry is written behind its end and published only if the table has taken it.
+//! Rules: the newest version of a key wins, whatever the order of segments and threads. Pass one
+//! ([`check`]) looks at everything and changes nothing that others see; only then pass two puts the
+//! entries into the table. An entry that is dead on arrival becomes padding before its bytes are
+//! published; for an object that is superseded after it was indexed, a tombstone that names its
+//! new segment is written before the recovery commits. A tombstone stays in the table as a marker
+//! against older objects that are still to come. Every object and tombstone seen raises the safe
+//! version. `docs/recovery.md` says why this is enough.
+//!
+//! Each thread has its own open side segment; several pieces share one. Any number of threads run
+//! at once and meet in the table only.
+
+mod check;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use self::check::{Check, Parsed};
 use super::execute::tombstone_of;
 use super::hash_table::{Decision, Upserted, prefetch};
 use super::log::RESERVE_BLOCKS;
 use super::objects::Objects;
-use super::segment::{Append, Segment};
+use super::segment::Segment;
 use super::tablets::Tablet;
-use crate::crc32c::crc32c;
+use crate::backup::lz4_image;
 use crate::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, HEADER_BYTES, KEY_BYTES_MAX, SEGMENT_BYTES,
-    VALUE_BYTES_MAX, entry_bytes,
+    EntryIterator, EntryType, EntryView, HEADER_BYTES, KEY_BYTES_MAX, PRIOR_MAX, SEGMENT_BYTES,
+    VALUE_BYTES_MAX, entry_bytes, neutralise,
 };
-use crate::key_hash::{key_hash, slot};
+use crate::key_hash::key_hash;
 use crate::status::Status;
 
-/// Entries whose cache misses overlap.
-const BATCH: usize = 32;
+/// Buckets that are fetched ahead.
+const AHEAD: usize = 48;
+/// Entries that wait for the entry which may be their key's present one.
+const DEFERRED_MAX: usize = 32;
+/// Bytes that are copied and then checked while they are in the cache.
+const COPY_BYTES: usize = 128 << 10;
+/// Bytes of a side segment's header.
+const SIDE_HEADER_BYTES: usize = entry_bytes(0, 16, 0);
+/// Most bytes of a recovery segment: it comes from a segment with a header of the same size.
+pub const PIECE_BYTES_MAX: usize = SEGMENT_BYTES - SIDE_HEADER_BYTES;
 
 /// What a segment brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,14 +69,21 @@ pub struct ReplayWorker {
     /// Markers that this thread has put into the table.
     pub markers: Vec<Marker>,
     parsed: Vec<Parsed>,
-    deltas: Vec<(i64, i64)>,
+    /// Objects and their bytes, by tablet.
+    sums: Vec<(i64, i64)>,
+    /// Objects that lost their place to entries of the present piece.
+    superseded: Vec<usize>,
 }
 
+/// Where a piece's bytes come from.
 #[derive(Clone, Copy)]
-struct Parsed {
-    offset: u32,
-    tablet: u32,
-    hash: u64,
+pub enum Source<'b> {
+    /// They are in the room already.
+    InPlace,
+    /// A message.
+    Bytes(&'b [u8]),
+    /// An LZ4 image of them.
+    Image(&'b [u8]),
 }
 
 /// One run of `replay`: the thread's state and what all threads share.
@@ -73,137 +96,173 @@ pub struct Replay<'a> {
     pub sides: &'a Mutex<Vec<Arc<Segment>>>,
     /// Set when the recovery is taken back.
     pub cancelled: &'a AtomicBool,
+    /// Seconds since 1970.
+    pub timestamp: u32,
+    /// Of the epochs.
+    pub participant: usize,
     /// Of this thread.
     pub worker: &'a mut ReplayWorker,
 }
 
 impl Replay<'_> {
-    /// Replays a recovery segment.
+    /// This thread's side segment with room for `bytes`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn side(&mut self, bytes: usize) -> Result<Arc<Segment>, Status> {
+        if let Some(open) = self.worker.open.as_ref().filter(|open| open.fits(bytes)) {
+            return Ok(Arc::clone(open));
+        }
+        let fresh = self
+            .objects
+            .open_segment(None, RESERVE_BLOCKS, self.timestamp)?;
+        self.sides.lock().push(Arc::clone(&fresh));
+        if let Some(full) = self.worker.open.replace(Arc::clone(&fresh)) {
+            full.close();
+        }
+        Ok(fresh)
+    }
+
+    /// Replays the recovery segment of `length` bytes at the end of `side`.
     ///
     /// # Errors
     /// `ChecksumMismatch` or `InvalidArgument` (entries of other tablets): nothing was applied.
     /// `OutOfMemory`, `RecoveryUnknown` (cancelled): a part was; the recovery must be taken back.
-    pub fn segment(&mut self, bytes: &[u8], checksum: u32) -> Result<Replayed, Status> {
-        let safe_version = self.check(bytes, checksum)?;
+    pub fn piece(
+        &mut self,
+        side: &Segment,
+        length: usize,
+        checksum: u32,
+        source: Source<'_>,
+    ) -> Result<Replayed, Status> {
+        let base = side.offset + side.appended();
+        // SAFETY: behind `appended`, this thread's own until it is indexed.
+        let room = unsafe { self.objects.arena.unpublished(base, length) };
+        self.worker.superseded.clear();
+        let mut check = Check::new(self.tablets, &mut *self.worker);
+        match source {
+            Source::InPlace => check.advance(room, length)?,
+            Source::Bytes(bytes) => {
+                for (block, from) in bytes.chunks(COPY_BYTES).zip((0..).step_by(COPY_BYTES)) {
+                    let end = from + block.len();
+                    room[from..end].copy_from_slice(block);
+                    check.advance(room, end)?;
+                }
+            }
+            Source::Image(image) => {
+                lz4_image::decode_blocks(image, room, |room, end| check.advance(room, end))?;
+            }
+        }
+        let safe_version = check.finish(length, checksum)?;
         self.objects.raise_safe_version(safe_version);
         let parsed = std::mem::take(&mut self.worker.parsed);
-        self.worker.deltas.clear();
-        self.worker.deltas.resize(self.tablets.len(), (0, 0));
-        let applied = self.apply_all(bytes, &parsed);
-        for (tablet, (records, delta)) in self.tablets.iter().zip(&self.worker.deltas) {
-            tablet.count(*records, *delta);
+        let publication = Publication { side, length };
+        let applied = self.apply_all(base, &parsed);
+        drop(publication);
+        for (tablet, (records, bytes)) in self.tablets.iter().zip(&self.worker.sums) {
+            tablet.count(*records, *bytes);
         }
         let objects = parsed.len() as u64;
         self.worker.parsed = parsed;
         applied?;
+        self.bury()?;
         self.objects
             .replayed_entries
             .fetch_add(objects, Ordering::Relaxed);
         Ok(Replayed {
             objects,
-            bytes: bytes.len() as u64,
+            bytes: length as u64,
         })
     }
 
-    /// Checks everything and notes the entries to apply; returns the safe version they ask for.
-    fn check(&mut self, bytes: &[u8], checksum: u32) -> Result<u64, Status> {
-        self.worker.parsed.clear();
-        if bytes.len() > SEGMENT_BYTES || crc32c(bytes) != checksum {
-            return Err(Status::ChecksumMismatch);
+    /// Newest first: so most of a piece's dead objects are dead on arrival.
+    fn apply_all(&mut self, base: usize, parsed: &[Parsed]) -> Result<(), Status> {
+        let table = &self.objects.table;
+        for entry in parsed.iter().rev().take(AHEAD) {
+            table.prefetch_bucket(entry.hash);
         }
-        let mut safe_version = 0;
-        let mut more = false;
-        for item in EntryIterator::new(bytes) {
-            let (offset, entry) = item?;
-            entry.verify()?;
-            more = entry.more();
-            match entry.entry_type() {
-                EntryType::SafeVersion => {
-                    safe_version = safe_version.max(entry.version());
-                    continue;
-                }
-                EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => {}
-                EntryType::Tombstone if entry.value().is_empty() => {}
-                EntryType::Padding => continue,
-                _ => return Err(Status::InvalidArgument),
+        let mut inserted = 0;
+        let mut deferred = Vec::with_capacity(DEFERRED_MAX);
+        let applied = (0..parsed.len()).rev().try_for_each(|index| {
+            if let Some(ahead) = index.checked_sub(AHEAD) {
+                table.prefetch_bucket(parsed[ahead].hash);
             }
-            let behind = entry
-                .version()
-                .checked_add(1)
-                .ok_or(Status::InvalidArgument)?;
-            safe_version = safe_version.max(behind);
-            let hash = key_hash(entry.table_id(), entry.key());
-            let tablet = self
-                .tablet(entry.table_id(), slot(hash))
-                .ok_or(Status::InvalidArgument)?;
-            self.worker.parsed.push(Parsed {
-                offset: offset as u32,
-                tablet,
-                hash,
-            });
-        }
-        if more {
-            Err(Status::ChecksumMismatch)
-        } else {
-            Ok(safe_version)
-        }
+            let entry = parsed[index];
+            let offset = base + entry.offset();
+            match table.upsert(entry.hash, offset, |_| Decision::Keep)? {
+                Upserted::Kept(candidate) => {
+                    prefetch(self.objects.arena.pointer(candidate));
+                    prefetch(self.objects.arena.pointer(offset));
+                    deferred.push(entry);
+                    if deferred.len() == DEFERRED_MAX {
+                        self.settle_all(base, &mut deferred, &mut inserted)?;
+                    }
+                }
+                Upserted::Inserted | Upserted::Replaced(_) => {
+                    inserted += 1;
+                    self.mark(&entry, offset);
+                }
+            }
+            Ok(())
+        });
+        let applied = applied.and_then(|()| self.settle_all(base, &mut deferred, &mut inserted));
+        table.count_inserted(inserted);
+        applied
     }
 
     #[inline]
-    fn tablet(&self, table_id: u64, slot: u32) -> Option<u32> {
-        let behind = self.tablets.partition_point(|tablet| {
-            (tablet.range.table_id, tablet.range.start_slot) <= (table_id, slot)
-        });
-        let index = behind.checked_sub(1)?;
-        self.tablets[index]
-            .range
-            .contains(table_id, slot)
-            .then_some(index as u32)
+    fn mark(&mut self, entry: &Parsed, offset: usize) {
+        if entry.is_tombstone() {
+            self.worker.markers.push(Marker {
+                hash: entry.hash,
+                offset,
+            });
+        }
     }
 
-    fn apply_all(&mut self, bytes: &[u8], parsed: &[Parsed]) -> Result<(), Status> {
-        let (table, arena) = (&self.objects.table, &self.objects.arena);
-        let mut batches = parsed.chunks(BATCH).peekable();
-        let mut next = batches.peek().copied();
-        for entry in next.unwrap_or(&[]) {
-            table.prefetch_bucket(entry.hash);
+    /// Decides between the entries that wait and those in the table, among them entries of served
+    /// tablets, which the cleaner moves.
+    fn settle_all(
+        &mut self,
+        base: usize,
+        deferred: &mut Vec<Parsed>,
+        inserted: &mut usize,
+    ) -> Result<(), Status> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Status::RecoveryUnknown);
         }
-        while let Some(batch) = batches.next() {
-            // Buckets of the next batch come while this one is applied.
-            next = batches.peek().copied();
-            for entry in next.unwrap_or(&[]) {
-                table.prefetch_bucket(entry.hash);
-            }
-            for entry in batch {
-                table.candidates(entry.hash, |offset| prefetch(arena.pointer(offset)));
-            }
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Status::RecoveryUnknown);
-            }
-            for entry in batch {
-                let view = EntryView::parse(&bytes[entry.offset as usize..])?;
-                self.apply(entry, &view)?;
+        let objects = self.objects;
+        let _pin = objects.pin_epoch(self.participant);
+        for parsed in deferred.drain(..) {
+            let offset = base + parsed.offset();
+            match self.settle(&parsed, offset)? {
+                Upserted::Inserted => {
+                    *inserted += 1;
+                    self.mark(&parsed, offset);
+                }
+                Upserted::Replaced(_) => self.mark(&parsed, offset),
+                Upserted::Kept(_) => self.bury_at_once(&parsed, offset),
             }
         }
         Ok(())
     }
 
-    #[inline]
-    fn apply(&mut self, parsed: &Parsed, entry: &EntryView<'_>) -> Result<(), Status> {
-        let objects = self.objects;
-        let is_object = entry.entry_type() == EntryType::Object;
-        // Prior segments are those of the dead master's log: they mean nothing here.
-        let copy = [append_of(entry)];
-        let bytes = copy[0].bytes();
-        let offset = self.side(bytes, entry.timestamp())?.prepare(&copy);
-        let upserted = objects.table.upsert(parsed.hash, offset, |found| {
-            // SAFETY: the offset comes from a slot, and segments are not freed while it runs.
-            let present = unsafe { objects.arena.entry(found) };
+    fn settle(&mut self, parsed: &Parsed, offset: usize) -> Result<Upserted, Status> {
+        let arena = &self.objects.arena;
+        // SAFETY: this thread's own entry, complete and not freed while it runs.
+        let entry = unsafe { arena.entry(offset) };
+        let is_object = !parsed.is_tombstone();
+        let mut dead_bytes = None;
+        let upserted = self.objects.table.upsert(parsed.hash, offset, |found| {
+            // SAFETY: the offset comes from a slot; its segment is not freed while this runs.
+            let present = unsafe { arena.entry(found) };
             if present.table_id() != entry.table_id() || present.key() != entry.key() {
                 return Decision::Other;
             }
+            let present_is_object = present.entry_type() == EntryType::Object;
+            dead_bytes = present_is_object.then(|| present.total_bytes());
             // A tombstone kills the object of its own version.
-            let equal_wins = !is_object && present.entry_type() == EntryType::Object;
+            let equal_wins = !is_object && present_is_object;
             if entry.version() > present.version()
                 || (equal_wins && entry.version() == present.version())
             {
@@ -212,69 +271,62 @@ impl Replay<'_> {
                 Decision::Keep
             }
         })?;
-        let replaced = match upserted {
-            Upserted::Kept(_) => return Ok(()),
-            Upserted::Inserted => {
-                objects.table.count_inserted(1);
-                None
-            }
-            Upserted::Replaced(found) => Some(found),
-        };
-        self.side(bytes, entry.timestamp())?.publish(bytes);
-        if is_object {
-            self.count(parsed, 1, bytes as i64);
-        } else {
-            self.worker.markers.push(Marker {
-                hash: parsed.hash,
-                offset,
-            });
+        if let (Upserted::Replaced(found), Some(bytes)) = (upserted, dead_bytes) {
+            arena.count_dead(found, bytes);
+            self.count_gone(parsed, bytes);
+            self.worker.superseded.push(found);
         }
-        match replaced {
-            Some(found) => self.bury(parsed, found, entry.timestamp()),
-            None => Ok(()),
-        }
+        Ok(upserted)
     }
 
-    /// Writes the tombstone of an object that was in the table and has been superseded.
-    fn bury(&mut self, parsed: &Parsed, offset: usize, timestamp: u32) -> Result<(), Status> {
+    fn count_gone(&mut self, parsed: &Parsed, bytes: usize) {
+        let sum = &mut self.worker.sums[parsed.tablet()];
+        sum.0 -= 1;
+        sum.1 -= bytes as i64;
+    }
+
+    /// An entry that is dead on arrival becomes padding, so that nothing has to guard it.
+    fn bury_at_once(&mut self, parsed: &Parsed, offset: usize) {
         let arena = &self.objects.arena;
-        // SAFETY: no segment is freed while this runs.
-        let dead = unsafe { arena.entry(offset) };
-        if dead.entry_type() != EntryType::Object {
-            return Ok(());
+        if !parsed.is_tombstone() {
+            // SAFETY: this thread's own entry, complete and not freed while it runs.
+            let bytes = unsafe { arena.entry(offset) }.total_bytes();
+            arena.count_dead(offset, bytes);
+            self.count_gone(parsed, bytes);
         }
-        arena.count_dead(offset, dead.total_bytes());
-        self.count(parsed, -1, -(dead.total_bytes() as i64));
-        let prior = [arena.segment_id(offset)];
-        let tombstone = [tombstone_of(&dead, &prior, timestamp)];
-        self.side(tombstone[0].bytes(), timestamp)?
-            .append(&tombstone);
+        // SAFETY: not published, and never was in the table: nobody else knows of it.
+        neutralise(unsafe { arena.unpublished(offset, HEADER_BYTES) });
+    }
+
+    /// Writes the tombstones of the objects that were indexed and then superseded.
+    fn bury(&mut self) -> Result<(), Status> {
+        let superseded = std::mem::take(&mut self.worker.superseded);
+        let arena = &self.objects.arena;
+        for (index, &offset) in superseded.iter().enumerate() {
+            if let Some(&ahead) = superseded.get(index + DEFERRED_MAX) {
+                prefetch(arena.pointer(ahead));
+            }
+            // SAFETY: complete, since a slot referred to it, and not freed while this runs.
+            let dead = unsafe { arena.entry(offset) };
+            let prior = [arena.segment_id(offset)];
+            let tombstone = [tombstone_of(&dead, &prior, self.timestamp)];
+            self.side(tombstone[0].bytes())?.append(&tombstone);
+        }
+        self.worker.superseded = superseded;
         Ok(())
     }
+}
 
-    #[inline]
-    fn count(&mut self, parsed: &Parsed, records: i64, bytes: i64) {
-        let delta = &mut self.worker.deltas[parsed.tablet as usize];
-        delta.0 += records;
-        delta.1 += bytes;
-    }
+/// Publishes a piece whatever its second pass comes to: the table may refer to any entry, and an
+/// abort looks for them in the published bytes.
+struct Publication<'a> {
+    side: &'a Segment,
+    length: usize,
+}
 
-    /// This thread's side segment with room for `bytes`.
-    #[inline]
-    fn side(&mut self, bytes: usize, timestamp: u32) -> Result<&Segment, Status> {
-        if self
-            .worker
-            .open
-            .as_ref()
-            .is_none_or(|open| !open.fits(bytes))
-        {
-            let fresh = self.objects.open_segment(None, RESERVE_BLOCKS, timestamp)?;
-            self.sides.lock().push(Arc::clone(&fresh));
-            if let Some(full) = self.worker.open.replace(fresh) {
-                full.close();
-            }
-        }
-        Ok(self.worker.open.as_ref().expect("opened above"))
+impl Drop for Publication<'_> {
+    fn drop(&mut self) {
+        self.side.publish(self.length);
     }
 }
 
@@ -289,38 +341,41 @@ impl ReplayWorker {
 
 /// Takes the entries of a side segment out of the table.
 pub fn erase_entries(objects: &Objects, side: &Segment) {
-    for piece in side.pieces() {
-        let start = piece.extent.offset;
-        // SAFETY: the piece keeps its extent.
-        let bytes = unsafe { objects.arena.published(start, piece.bytes) };
-        for item in EntryIterator::new(bytes) {
-            let (offset, entry) = item.expect("published entries parse");
-            if entry.entry_type() != EntryType::SegmentHeader {
-                let hash = key_hash(entry.table_id(), entry.key());
-                objects.table.erase(hash, start + offset);
-            }
+    let pieces: Vec<_> = side.pieces().collect();
+    let mut entries = pieces
+        .iter()
+        .flat_map(|piece| {
+            let start = piece.extent.offset;
+            // SAFETY: the piece keeps its extent, and its bytes are published.
+            let bytes = unsafe { objects.arena.published(start, piece.bytes) };
+            EntryIterator::new(bytes).map(move |item| {
+                let (offset, entry) = item.expect("published entries parse");
+                (start + offset, entry)
+            })
+        })
+        .filter(|(_, entry)| is_indexed(entry))
+        .map(|(offset, entry)| (key_hash(entry.table_id(), entry.key()), offset));
+    let mut batch = Vec::with_capacity(AHEAD);
+    loop {
+        batch.clear();
+        batch.extend(entries.by_ref().take(AHEAD));
+        for (hash, _) in &batch {
+            objects.table.prefetch_bucket(*hash);
+        }
+        for (hash, offset) in &batch {
+            objects.table.erase(*hash, *offset);
+        }
+        if batch.is_empty() {
+            return;
         }
     }
 }
 
-#[inline]
-fn append_of<'a>(entry: &EntryView<'a>) -> Append<'a> {
-    let header = EntryHeader {
-        entry_type: entry.entry_type(),
-        flags: 0,
-        timestamp: entry.timestamp(),
-        table_id: entry.table_id(),
-        version: entry.version(),
-    };
-    Append {
-        header,
-        prior: &[],
-        key: entry.key(),
-        value: entry.value(),
-    }
+fn is_indexed(entry: &EntryView<'_>) -> bool {
+    matches!(entry.entry_type(), EntryType::Object | EntryType::Tombstone)
 }
 
 const _: () = assert!(
-    // The longest entry fits behind the longest side segment header.
-    2 * HEADER_BYTES + entry_bytes(KEY_BYTES_MAX, VALUE_BYTES_MAX, 0) < SEGMENT_BYTES
+    entry_bytes(KEY_BYTES_MAX, VALUE_BYTES_MAX, PRIOR_MAX) < PIECE_BYTES_MAX,
+    "the longest entry fits behind a side segment's header"
 );

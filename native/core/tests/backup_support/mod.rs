@@ -2,6 +2,8 @@
 //! seeded source of randomness.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod images;
+
 use parking_lot::{Condvar, Mutex};
 use rekindle_core::backup::frame_file::Faults;
 use rekindle_core::backup::split::{Partition, Tablet};

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 
 use rekindle_core::crc32c::crc32c;
-use rekindle_core::entry::{EntryIterator, EntryType, EntryView};
+use rekindle_core::entry::{EntryIterator, EntryType, EntryView, PieceChecksum};
 use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::master::recovery::Recovery;
 use rekindle_core::master::tablets::SlotRange;
@@ -459,7 +459,7 @@ pub fn replay_all(recovery: &Arc<Recovery>, pieces: &[Vec<u8>], random: &mut Ran
     for index in order {
         let sender = sender.clone();
         let piece = pieces[index].clone();
-        let checksum = crc32c(&piece);
+        let checksum = PieceChecksum::of(&piece).expect("parses");
         let done = move |replayed: Result<_, Status>, _| sender.send(replayed).expect("heard");
         recovery
             .replay_later(piece, checksum, done)

@@ -76,7 +76,7 @@ impl Filler {
         let (released, count) = (objects.released(), objects.segment_count());
         for segment in segments {
             let whole = segment.live_bytes();
-            let gone = released - segment.released_before();
+            let gone = released.saturating_sub(segment.released_before());
             let expected = expected_live_bytes(whole, segment.tombstone_bytes(), gone, count);
             let share = expected as f64 / whole.max(1) as f64;
             for piece in segment.pieces() {

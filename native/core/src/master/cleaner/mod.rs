@@ -38,7 +38,7 @@ use crate::status::Status;
 const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
 const PASS_BYTES_ALONE: u64 = 2 * SEGMENT_BYTES as u64;
 /// A store whose live bytes take more of the usable memory is full.
-const LIVE_SHARE_MAX: f64 = 0.95;
+const LIVE_SHARE_MAX: f64 = 0.97;
 /// Blocks that are never full: of the head, and of what is being moved to.
 const OPEN_BLOCKS: usize = 2;
 /// Most survivors of a pass.
@@ -210,7 +210,7 @@ impl Cleaner {
         } else {
             PASS_BYTES_ALONE
         };
-        let ids = objects.reserve_segment_ids(room.min(SURVIVORS_MAX) as u64);
+        let ids = objects.reserve_survivor_ids(room.min(SURVIVORS_MAX) as u64);
         let Ok((tablets, durable)) = master.survey() else {
             return false;
         };
@@ -346,10 +346,10 @@ fn weigh(objects: &Objects, segments: &[Arc<Segment>]) -> Vec<Candidate> {
         live_bytes: expected_live_bytes(
             segment.live_bytes(),
             segment.tombstone_bytes(),
-            objects.released() - segment.released_before(),
+            objects.released().saturating_sub(segment.released_before()),
             count,
         ),
-        age_s: u64::from(now.unwrap_or(0) - segment.timestamp()),
+        age_s: u64::from(now.unwrap_or(0).saturating_sub(segment.timestamp())),
     };
     segments.iter().enumerate().map(weigh).collect()
 }

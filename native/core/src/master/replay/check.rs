@@ -1,0 +1,165 @@
+//! Pass one of replay: looks at every entry of a piece and notes what pass two has to do.
+//!
+//! Rule: nothing that others see changes, so that a piece with any fault leaves no trace. Entries
+//! are looked at as soon as they are whole in the room, while their bytes are in the cache.
+
+use std::sync::Arc;
+
+use super::ReplayWorker;
+use crate::entry::{EntryType, EntryView, HEADER_BYTES, PieceChecksum, VALUE_BYTES_MAX, detach};
+use crate::key_hash::{key_hash, slot};
+use crate::little_endian::u64_at;
+use crate::master::tablets::Tablet;
+use crate::status::Status;
+
+const TOMBSTONE: u32 = 1 << 31;
+
+/// An entry that pass two puts into the table.
+#[derive(Clone, Copy)]
+pub struct Parsed {
+    /// Of its key.
+    pub hash: u64,
+    offset: u32,
+    tablet_and_type: u32,
+}
+
+impl Parsed {
+    /// Its place in the room.
+    #[inline]
+    pub fn offset(&self) -> usize {
+        self.offset as usize
+    }
+    /// Index of its tablet.
+    #[inline]
+    pub fn tablet(&self) -> usize {
+        (self.tablet_and_type & !TOMBSTONE) as usize
+    }
+    /// Else it is an object.
+    #[inline]
+    pub fn is_tombstone(&self) -> bool {
+        self.tablet_and_type & TOMBSTONE != 0
+    }
+}
+
+/// See the file's head.
+pub struct Check<'a> {
+    tablets: &'a [Arc<Tablet>],
+    parsed: &'a mut Vec<Parsed>,
+    sums: &'a mut [(i64, i64)],
+    /// Where the next entry begins.
+    at: usize,
+    /// The last entry belongs together with the next.
+    more: bool,
+    tablet: usize,
+    safe_version: u64,
+    checksum: PieceChecksum,
+}
+
+impl<'a> Check<'a> {
+    /// Of a piece of these tablets, which are sorted.
+    pub fn new(tablets: &'a [Arc<Tablet>], worker: &'a mut ReplayWorker) -> Self {
+        worker.parsed.clear();
+        worker.sums.clear();
+        worker.sums.resize(tablets.len(), (0, 0));
+        Self {
+            tablets,
+            parsed: &mut worker.parsed,
+            sums: &mut worker.sums,
+            at: 0,
+            more: false,
+            tablet: 0,
+            safe_version: 0,
+            checksum: PieceChecksum::default(),
+        }
+    }
+
+    /// Looks at the entries that are whole in the first `end` bytes of the room.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch`, `InvalidArgument` (entries of other tablets or types).
+    pub fn advance(&mut self, room: &mut [u8], end: usize) -> Result<(), Status> {
+        let mut at = self.at;
+        while at + HEADER_BYTES <= end {
+            let behind = at + EntryView::length(&room[at..at + HEADER_BYTES]).next_multiple_of(8);
+            if behind > end {
+                break;
+            }
+            let entry = EntryView::parse(&room[at..behind])?;
+            entry.verify()?;
+            let padding_bytes = behind - at - entry.bytes().len();
+            if padding_bytes > 0 && u64_at(room, behind - 8) >> (64 - 8 * padding_bytes) != 0 {
+                return Err(Status::ChecksumMismatch);
+            }
+            self.checksum.add(&entry);
+            self.more = entry.more();
+            self.note(at, &entry)?;
+            if entry.is_attached() {
+                // Its segments are those of another log, and the piece is applied whole or not.
+                let used = entry.bytes().len();
+                detach(&mut room[at..at + used]);
+            }
+            at = behind;
+        }
+        self.at = at;
+        Ok(())
+    }
+
+    #[inline]
+    fn note(&mut self, at: usize, entry: &EntryView<'_>) -> Result<(), Status> {
+        let tombstone = match entry.entry_type() {
+            EntryType::SafeVersion => {
+                self.safe_version = self.safe_version.max(entry.version());
+                return Ok(());
+            }
+            EntryType::Padding => return Ok(()),
+            EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => 0,
+            EntryType::Tombstone if entry.value().is_empty() => TOMBSTONE,
+            _ => return Err(Status::InvalidArgument),
+        };
+        let behind = entry.version().checked_add(1);
+        let behind = behind.ok_or(Status::InvalidArgument)?;
+        self.safe_version = self.safe_version.max(behind);
+        let hash = key_hash(entry.table_id(), entry.key());
+        let tablet = self.find_tablet(entry.table_id(), slot(hash))?;
+        if tombstone == 0 {
+            let sum = &mut self.sums[tablet];
+            sum.0 += 1;
+            sum.1 += entry.total_bytes() as i64;
+        }
+        self.parsed.push(Parsed {
+            hash,
+            offset: at as u32,
+            tablet_and_type: tablet as u32 | tombstone,
+        });
+        Ok(())
+    }
+
+    /// Neighbours are often of one tablet.
+    #[inline]
+    fn find_tablet(&mut self, table_id: u64, slot: u32) -> Result<usize, Status> {
+        let holds = |index: usize| {
+            let tablet = self.tablets.get(index);
+            tablet.is_some_and(|tablet| tablet.range.contains(table_id, slot))
+        };
+        if holds(self.tablet) {
+            return Ok(self.tablet);
+        }
+        let behind = self.tablets.partition_point(|tablet| {
+            (tablet.range.table_id, tablet.range.start_slot) <= (table_id, slot)
+        });
+        let index = behind.checked_sub(1).filter(|index| holds(*index));
+        self.tablet = index.ok_or(Status::InvalidArgument)?;
+        Ok(self.tablet)
+    }
+
+    /// The safe version that the piece asks for.
+    ///
+    /// # Errors
+    /// `ChecksumMismatch` if it is not made of exactly the entries that were certified.
+    pub fn finish(self, length: usize, checksum: u32) -> Result<u64, Status> {
+        if self.at != length || self.more || self.checksum.finish() != checksum {
+            return Err(Status::ChecksumMismatch);
+        }
+        Ok(self.safe_version)
+    }
+}

@@ -1,0 +1,253 @@
+//! The proof that adopting recovery segments is safe: a table lives through recoveries, overwrites,
+//! removes and crashes at every step, against a plain map. `REKINDLE_SEED` repeats a run.
+//!
+//! What a crash leaves is what the newest durable digest names, nothing else. A recovery that is cut
+//! off leaves the old log, one that has committed leaves the new one, and both hold the same state.
+
+mod master_support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use master_support::*;
+use rekindle_core::backup::lz4_image;
+use rekindle_core::backup::split::{self, PIECE_HEADER_BYTES, Partition, PartitionMap};
+use rekindle_core::entry::{EntryIterator, EntryType, PieceChecksum, SEGMENT_BYTES};
+use rekindle_core::master::Master;
+use rekindle_core::master::recovery::Recovery;
+use rekindle_core::master::tablets::SlotRange;
+use rekindle_core::status::Status;
+
+const ROUNDS: u64 = 6;
+const KEYS: u64 = 150;
+
+/// A log as backups have it: bytes by segment id, and from where on the tablet's entries count.
+struct Log {
+    segments: HashMap<u64, Vec<u8>>,
+    digest: Vec<u64>,
+    ctime_segment_id: u64,
+}
+
+/// What the newest digest of a master's log names; the rest is not there after a crash.
+fn crash(master: &Master, ctime_segment_id: u64, random: &mut Random) -> Log {
+    let mut segments = HashMap::new();
+    let mut digest = Vec::new();
+    let ids = master.log_segments().expect("open");
+    for (id, bytes) in ids.iter().zip(log_bytes(master, random)) {
+        for item in EntryIterator::new(&bytes) {
+            let entry = item.expect("certified bytes parse").1;
+            if entry.entry_type() == EntryType::LogDigest {
+                let words = entry.value().as_chunks::<8>().0.iter();
+                digest = words.map(|word| u64::from_le_bytes(*word)).collect();
+            }
+        }
+        segments.insert(*id, bytes);
+    }
+    Log {
+        segments,
+        digest,
+        ctime_segment_id,
+    }
+}
+
+/// The pieces of a log for one range, as backups split them, some of them twice, in random order.
+fn pieces(log: &Log, range: &SlotRange, random: &mut Random) -> Vec<Vec<u8>> {
+    let tablet = split::Tablet {
+        table_id: range.table_id,
+        start_slot: range.start_slot,
+        end_slot: range.end_slot,
+        ctime_segment_id: log.ctime_segment_id,
+    };
+    let partition = Partition {
+        partition_id: 1,
+        tablets: vec![tablet],
+    };
+    let map = PartitionMap::new(&[partition]).expect("one partition");
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    for id in &log.digest {
+        let split = split::split(&log.segments[id], *id, &map).expect("sound");
+        let again = random.below(8) == 0;
+        pieces.extend(split.iter().cloned());
+        pieces.extend(split.into_iter().filter(|_| again));
+    }
+    for index in (1..pieces.len()).rev() {
+        pieces.swap(index, random.below(index as u64 + 1) as usize);
+    }
+    pieces
+}
+
+/// Replays one piece in one of the ways there are, after one that is damaged.
+fn replay(recovery: &Recovery, piece: &[u8], random: &mut Random) {
+    let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| piece[at + byte]));
+    let (length, checksum, bytes) = (word(0) as usize, word(4), &piece[PIECE_HEADER_BYTES..]);
+    assert_eq!(
+        (bytes.len(), PieceChecksum::of(bytes)),
+        (length, Ok(checksum))
+    );
+    let thread = random.below(THREADS as u64) as usize;
+    if length > 0 && random.below(3) == 0 {
+        let mut damaged = bytes.to_vec();
+        damaged[random.below(length as u64) as usize] ^= 1 << random.below(8);
+        let refused = recovery.replay(thread, &damaged, checksum);
+        assert_eq!(refused, Err(Status::ChecksumMismatch));
+        let cut = recovery.replay(thread, &bytes[..length - 8], checksum);
+        assert_eq!(cut, Err(Status::ChecksumMismatch));
+    }
+    let mut image = vec![0; SEGMENT_BYTES];
+    let replayed = match (random.below(3), lz4_image::encode(bytes, &mut image)) {
+        (0, Some(stored)) => recovery.replay_image(thread, &image[..stored], length, checksum),
+        (1, _) => {
+            let mut room = recovery.reserve(thread, length).expect("room");
+            room.bytes_mut().copy_from_slice(bytes);
+            recovery.replay_in_place(thread, room, length, checksum)
+        }
+        _ => recovery.replay(thread, bytes, checksum),
+    };
+    assert_eq!(replayed.expect("replayed").bytes, length as u64);
+}
+
+/// Begins a recovery and replays the pieces, at random on all threads at once.
+fn replayed(next: &Arc<Master>, log: &Log, range: SlotRange, random: &mut Random) -> Arc<Recovery> {
+    let recovery = Arc::new(next.start_recovery(&[range]).expect("starts"));
+    let pieces = pieces(log, &range, random);
+    if random.below(2) == 0 {
+        let bytes = pieces
+            .iter()
+            .map(|piece| piece[PIECE_HEADER_BYTES..].to_vec());
+        replay_all(&recovery, &bytes.collect::<Vec<_>>(), random);
+    } else {
+        for piece in &pieces {
+            replay(&recovery, piece, random);
+        }
+    }
+    recovery
+}
+
+/// Cuts recoveries of a range off at every step; each leaves nothing behind.
+fn cut_off(next: &Arc<Master>, log: &Log, range: SlotRange, random: &mut Random) {
+    let before = stats(next)["objects"];
+    let pieces = pieces(log, &range, random);
+    for cut in 0..4 {
+        let recovery = next.start_recovery(&[range]).expect("starts");
+        for piece in &pieces[..random.below(pieces.len() as u64 + 1) as usize] {
+            replay(&recovery, piece, random);
+        }
+        let sides = recovery.side_segments();
+        let named = |side: &u64| next.log_segments().expect("open").contains(side);
+        assert!(
+            !sides.iter().any(named),
+            "nothing enters the log before the commit"
+        );
+        if cut > 1 {
+            recovery.finish_replay().expect("finished");
+        }
+        if cut > 2 {
+            recovery.commit().expect("committed");
+            assert!(sides.iter().all(named));
+            recovery.withdraw().expect("withdrawn");
+            next.roll_head().expect("rolled");
+        }
+        assert_eq!(recovery.abort(), Ok(sides));
+        assert_eq!(stats(next)["objects"], before, "cut {cut}");
+    }
+}
+
+fn recover_half(next: &Arc<Master>, log: &Log, range: SlotRange, random: &mut Random) -> u64 {
+    cut_off(next, log, range, random);
+    let recovery = replayed(next, log, range, random);
+    recovery.finish_replay().expect("finished");
+    let position = recovery.commit().expect("committed");
+    next.set_durable(position).expect("known");
+    recovery.activate().expect("active");
+    recovery.ctime_segment_id
+}
+
+/// Overwrites and removes, over several segments. Whatever else moves entries belongs in here.
+fn live(master: &Arc<Master>, model: &mut Model, id: u64, random: &mut Random) {
+    let mut client = Client::new(master, id);
+    for _ in 0..random.below(3) + 1 {
+        run_ops(&mut client, model, random, 400, KEYS);
+        master.roll_head().expect("rolled");
+    }
+    run_ops(&mut client, model, random, 100, KEYS);
+    model.compare(&mut client);
+}
+
+#[test]
+fn recover_overwrite_delete_crash_and_recover_again() {
+    let mut random = Random::new();
+    let mut model = Model::default();
+    let first = master(128 << 20);
+    first.take_tablet(WHOLE).expect("taken");
+    live(&first, &mut model, 1, &mut random);
+    let mut log = crash(&first, 0, &mut random);
+    for round in 2..ROUNDS {
+        let next = master(160 << 20);
+        let middle = random.next() as u32 / 2 + 1;
+        let (low, high) = (
+            SlotRange {
+                end_slot: middle,
+                ..WHOLE
+            },
+            SlotRange {
+                start_slot: middle + 1,
+                ..WHOLE
+            },
+        );
+        let ctime = recover_half(&next, &log, low, &mut random);
+        recover_half(&next, &log, high, &mut random);
+        model.compare(&mut Client::new(&next, 10 + round));
+        assert_eq!(stats(&next)["objects"], model.live.len() as u64);
+        // A crash straight after the takeover, and what a later one leaves.
+        let taken = crash(&next, ctime, &mut random);
+        let other = master(160 << 20);
+        recover_half(&other, &taken, WHOLE, &mut random);
+        model.compare(&mut Client::new(&other, 20 + round));
+        live(&next, &mut model, 30 + round, &mut random);
+        log = crash(&next, ctime, &mut random);
+    }
+}
+
+/// Two copies of one state, replayed by many threads in any order: every entry of the side log is
+/// live, padding, a marker, or guarded, and the table's counters are those of its objects.
+#[test]
+fn side_logs_hold_nothing_dead_that_is_not_guarded() {
+    let mut random = Random::new();
+    let mut model = Model::default();
+    let first = master(128 << 20);
+    first.take_tablet(WHOLE).expect("taken");
+    for id in 1..5 {
+        live(&first, &mut model, id, &mut random);
+    }
+    let log = crash(&first, 0, &mut random);
+    for _ in 0..4 {
+        let next = master(160 << 20);
+        let recovery = replayed(&next, &log, WHOLE, &mut random);
+        recovery.finish_replay().expect("finished");
+        recovery.commit().expect("committed");
+        recovery.activate().expect("active");
+        log_bytes(&next, &mut random);
+        for side in recovery.side_segments() {
+            for item in EntryIterator::new(&certified(&next, side, &mut random)) {
+                let entry = item.expect("parses").1;
+                entry.verify().expect("sound");
+                let mut named = entry.prior().filter(|id| *id != 0);
+                let may_name = |id: u64| {
+                    entry.entry_type() != EntryType::Object
+                        && recovery.side_segments().contains(&id)
+                };
+                assert!(named.all(may_name), "segments of another log are not named");
+            }
+        }
+        let sizes = stats(&next);
+        assert_eq!(sizes["objects"], model.live.len() as u64);
+        let entry_bytes = |key: &Vec<u8>, value: &Vec<u8>| (32 + key.len() + value.len()) as u64;
+        let least: u64 = model
+            .live
+            .iter()
+            .map(|(key, (_, value))| entry_bytes(key, value))
+            .sum();
+        assert!(sizes["liveBytes"] >= least);
+        model.compare(&mut Client::new(&next, 9));
+    }
+}
