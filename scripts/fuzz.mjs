@@ -71,7 +71,12 @@ for (const target of name === 'all' ? known : [name]) {
     '-verbosity=0',
     '-print_final_stats=1',
   ];
-  options.push(`-artifact_prefix=${found}/`, '-rss_limit_mb=4096', '-timeout=30', '-detect_leaks=0');
+  options.push(
+    `-artifact_prefix=${found}/`,
+    '-rss_limit_mb=4096',
+    '-timeout=30',
+    '-detect_leaks=0',
+  );
   const { status } = spawnSync(binary, [...options, kept, join(corpus, target)], {
     cwd: root,
     env: { ...process.env, REKINDLE_FUZZ_TARGET: target, ASAN_OPTIONS: 'detect_leaks=0' },

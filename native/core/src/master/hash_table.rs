@@ -23,15 +23,15 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod memory;
 pub mod report;
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
 
-use parking_lot::Mutex;
-
-use crate::mapping::Mapping;
+use self::memory::Buckets;
 use crate::status::Status;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
 
 const SLOTS: usize = 8;
 const LAST: usize = SLOTS - 1;
@@ -59,7 +59,7 @@ struct Overflow {
 
 /// See the file's head.
 pub struct HashTable {
-    memory: Mapping,
+    memory: Buckets,
     buckets: usize,
     overflow: Mutex<Overflow>,
     /// Running replays; changed by the serving thread.
@@ -188,7 +188,7 @@ impl HashTable {
         );
         let end = buckets + overflow;
         Ok(Self {
-            memory: Mapping::reserve(end * size_of::<Bucket>())?,
+            memory: Buckets::reserve(end)?,
             buckets,
             overflow: Mutex::new(Overflow {
                 next: buckets,
@@ -204,9 +204,7 @@ impl HashTable {
 
     #[inline(always)]
     fn bucket(&self, index: usize) -> &Bucket {
-        // SAFETY: indices are below `buckets` or come from `overflow`, below its `end`; the memory
-        // is zeroed, aligned to 64 and only accessed as atomics.
-        unsafe { &*self.memory.base().cast::<Bucket>().add(index) }
+        self.memory.get(index)
     }
 
     #[inline(always)]
