@@ -15,3 +15,4 @@ mod little_endian;
 mod mapping;
 pub mod master;
 pub mod status;
+mod sync;

@@ -8,7 +8,7 @@
 //! (Dekker). A participant is one thread at a time: the serving lock's holder, the cleaner, a
 //! replay worker.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Not pinned.
 const IDLE: u64 = 0;
@@ -58,7 +58,8 @@ impl Epochs {
             participant.load(Ordering::Relaxed) == IDLE,
             "a participant pins once at a time"
         );
-        participant.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Release: whoever sees this pin knows that all that was read under earlier ones is read.
+        participant.store(self.current.load(Ordering::Relaxed), Ordering::Release);
         fence(Ordering::SeqCst);
         Pin { participant }
     }

@@ -23,15 +23,15 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod memory;
 pub mod report;
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
 
-use parking_lot::Mutex;
-
-use crate::mapping::Mapping;
+use self::memory::Buckets;
 use crate::status::Status;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
 
 const SLOTS: usize = 8;
 const LAST: usize = SLOTS - 1;
@@ -59,7 +59,7 @@ struct Overflow {
 
 /// See the file's head.
 pub struct HashTable {
-    memory: Mapping,
+    memory: Buckets,
     buckets: usize,
     overflow: Mutex<Overflow>,
     /// Running replays; changed by the serving thread.
@@ -140,6 +140,23 @@ fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
+/// The first empty slot of a bucket in which no word has the tag. Looks at all slots without
+/// branches: how many are used is what no processor can guess.
+#[inline(always)]
+fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
+    let (mut empty, mut same) = (0u32, 0u32);
+    for (number, word) in bucket.iter().enumerate() {
+        let seen = word.load(Ordering::Acquire);
+        empty |= u32::from(seen == 0) << number;
+        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
+    }
+    if same == 0 && empty != 0 {
+        Some(&bucket[empty.trailing_zeros() as usize])
+    } else {
+        None
+    }
+}
+
 /// Fetches a cache line ahead of its use.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
@@ -171,7 +188,7 @@ impl HashTable {
         );
         let end = buckets + overflow;
         Ok(Self {
-            memory: Mapping::reserve(end * size_of::<Bucket>())?,
+            memory: Buckets::reserve(end)?,
             buckets,
             overflow: Mutex::new(Overflow {
                 next: buckets,
@@ -187,9 +204,7 @@ impl HashTable {
 
     #[inline(always)]
     fn bucket(&self, index: usize) -> &Bucket {
-        // SAFETY: indices are below `buckets` or come from `overflow`, below its `end`; the memory
-        // is zeroed, aligned to 64 and only accessed as atomics.
-        unsafe { &*self.memory.base().cast::<Bucket>().add(index) }
+        self.memory.get(index)
     }
 
     #[inline(always)]
@@ -333,6 +348,11 @@ impl HashTable {
         let tag = tag(hash);
         let new = tag | encode(offset);
         let mut index = self.index(hash);
+        if let Some(empty) = first_empty(self.bucket(index), tag)
+            && swap(empty, 0, new)
+        {
+            return Ok(Upserted::Inserted);
+        }
         loop {
             let bucket = self.bucket(index);
             let mut number = 0;

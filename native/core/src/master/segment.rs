@@ -10,9 +10,6 @@
 //! the last holder of an extent is gone: `Objects` holds back those that readers may still see.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use super::arena::{Arena, Extent};
 use crate::crc32c;
@@ -20,6 +17,8 @@ use crate::entry::{
     EntryHeader, EntryIterator, EntryType, FLAG_MORE, SEGMENT_BYTES, entry_bytes, write_entry,
 };
 use crate::status::Status;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 const MARK_BYTES: usize = 256 << 10;
 /// Bytes of the entry that each segment begins with.

@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::status::Status;
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex};
 
 /// Most jobs waiting.
 pub const QUEUE_MAX: usize = 16_384;
@@ -46,7 +45,7 @@ impl WorkerPool {
         };
         for number in 0..threads {
             let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name(format!("replay-{number}"))
                 .spawn(move || run(&shared, number))
                 .map_err(|_| Status::OutOfMemory);

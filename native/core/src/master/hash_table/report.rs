@@ -1,8 +1,7 @@
 //! How full the table is, and how long its chains are. Changes nothing.
 
-use std::sync::atomic::Ordering;
-
 use super::{CHAIN, HashTable, LAST, REFERENCE_MASK, SLOTS, is_entry};
+use crate::sync::atomic::Ordering;
 
 /// How full the table is; cheap.
 #[derive(Clone, Copy, Debug, PartialEq)]
