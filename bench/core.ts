@@ -21,9 +21,10 @@ import { type BenchOptions, type BenchResult, type Metric, machineLine } from '.
 const MEMORY_OBJECTS = 10_000_000;
 const LOWER_IS_BETTER = /-ns$|-ms$|memory-per|amplification|bytes-per/;
 
-const QUICK_NOTE =
-  '--quick: fewer rounds; the cleaner is measured for at most 2 s a run (cleaner-*-volume says how ' +
-  'many times\nthe memory was overwritten), the full run for 5 times the memory, twice.';
+const QUICK_NOTE = [
+  '--quick: one round each; the cleaner is measured for at most 2 s a run (cleaner-*-volume: how',
+  'many times the memory was overwritten), in the full run for 5 times the memory, twice.',
+].join('\n');
 
 type Section = () => Promise<Figure[]>;
 
