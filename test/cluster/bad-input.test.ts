@@ -208,7 +208,7 @@ test('a client that never reads is cut off; memory stays bounded', OPTIONS, asyn
 test('many large values at once are no reason to be cut off', OPTIONS, async () => {
   await withCluster({}, async (cluster, client) => {
     const table = await client.createTable('large', { span: 1 });
-    const keys = Array.from({ length: 30 }, (_, index) => `key ${index}`);
+    const keys = Array.from({ length: 12 }, (_, index) => `key ${index}`);
     await table.putMany(keys.map((key, index) => [key, Buffer.alloc(MEBIBYTE, index)]));
     const many = Array.from({ length: 200 }, (_, index) => keys[index % keys.length] ?? '');
     const values = await Promise.all([table.getMany(many), table.getMany(many)]);
@@ -236,7 +236,7 @@ test('a full server says so and what to do; it reads, deletes and lives', OPTION
       outcome: 'not-applied',
       message: /memory/,
     });
-    assert.ok(stored > 300, `${stored} objects of 100 KB in 64 MB`);
+    assert.ok(stored > 150, `${stored} objects of 100 KB in 64 MB`);
     assert.equal((await table.get('key 0'))?.length, value.length);
     const keys = Array.from({ length: stored }, (_, index) => `key ${index}`);
     const deleted = await table.deleteMany(keys);

@@ -36,9 +36,9 @@ test('the folder of a stopped server is inspected', { timeout: 240_000 }, async 
   await withCluster({ readyTimeoutMs: 30_000 }, async (cluster, client) => {
     const table = await client.createTable('kept', { span: 4 });
     const text = 'A text that compresses well. '.repeat(3_000);
-    const textKeys = Array.from({ length: 600 }, (_, index) => `text-${index}`);
+    const textKeys = Array.from({ length: 300 }, (_, index) => `text-${index}`);
     await Promise.all(textKeys.map((key) => table.put(key, text)));
-    await writeDataset(table, new Dataset('object', 120_000, 500));
+    await writeDataset(table, new Dataset('object', 60_000, 500));
     const folder = join(cluster.dataDirectory, 'server-1');
     await waitFor('compression of a closed replica', 60_000, async () => {
       const { frames } = inspectDataFolder(folder);

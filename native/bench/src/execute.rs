@@ -152,7 +152,7 @@ pub fn serve(folder: &Path) -> Result<(), Failure> {
         let count: usize = count.parse().map_err(|_| Failure::Usage)?;
         let took = match (word, &master) {
             ("open", None) => {
-                master = Some(serving_master(MEMORY_BYTES)?);
+                master = Some(serving_master(MEMORY_BYTES, false)?);
                 (writes.next, reads.next) = (0, 0);
                 0.0
             }

@@ -5,15 +5,18 @@
 //! is one JSON object a line ([`figures`]), read by bench/core.ts, which knows the targets.
 
 mod checksums;
+mod cleaner;
 mod compression;
 mod execute;
 mod figures;
 mod huge_memory;
 mod limits;
+mod load;
 mod masters;
 mod pieces;
 mod records;
 mod replay;
+mod replicas;
 
 use std::process::ExitCode;
 
@@ -37,8 +40,10 @@ pub enum Failure {
     Wrong(String),
 }
 
-const USAGE: &str = "usage: rekindle-bench limits|checksums|compression|replay [--quick]\n       \
-                     rekindle-bench bodies|execute FOLDER";
+const USAGE: &str = "usage: \
+    rekindle-bench limits|checksums|compression|replay|cleaner [--quick]\n       \
+    rekindle-bench cleaner-r3 FOLDER [--quick]\n       \
+    rekindle-bench bodies|execute FOLDER";
 
 fn run(arguments: &[String]) -> Result<(), Failure> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -52,6 +57,8 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         ["checksums"] => checksums::measure(quick),
         ["compression"] => compression::measure(quick),
         ["replay"] => replay::measure(quick),
+        ["cleaner"] => cleaner::measure(quick),
+        ["cleaner-r3", folder] => cleaner::measure_replicated(folder.as_ref(), quick),
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
         ["execute", folder] => execute::serve(folder.as_ref()),
         _ => Err(Failure::Usage),

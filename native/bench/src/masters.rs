@@ -10,6 +10,8 @@ use rekindle_core::status::Status;
 
 use crate::Failure;
 
+/// Log id.
+pub const SERVER_ID: u64 = 1;
 /// The one table.
 pub const TABLE_ID: u64 = 1;
 /// All of it.
@@ -22,19 +24,26 @@ pub const WHOLE_TABLE: SlotRange = SlotRange {
 const TOUCH_POLL: Duration = Duration::from_millis(5);
 const TOUCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A master with an open log and no tablets.
+/// Segments on backups as a multiple of those in memory.
+const DISK_EXPANSION_FACTOR: f64 = 2.0;
+
+/// A master with an open log and no tablets; with `replicated`, on backups that follow.
 ///
 /// # Errors
 /// No memory, or it was not touched in time.
-pub fn touched_master(memory_bytes: usize, replay_threads: usize) -> Result<Arc<Master>, Failure> {
+pub fn touched_master(
+    memory_bytes: usize,
+    replay_threads: usize,
+    replicated: bool,
+) -> Result<Arc<Master>, Failure> {
     let core = |status| Failure::Core("master", status);
     let memory_bytes = memory_bytes.next_multiple_of(SEGMENT_BYTES);
     let master = Master::new(MasterOptions {
-        server_id: 1,
+        server_id: SERVER_ID,
         memory_bytes,
         replay_threads,
-        replicated: false,
-        disk_expansion_factor: 1.0,
+        replicated,
+        disk_expansion_factor: DISK_EXPANSION_FACTOR,
     });
     let master = master.map_err(core)?;
     master.open_log().map_err(core)?;
@@ -54,8 +63,8 @@ pub fn touched_master(memory_bytes: usize, replay_threads: usize) -> Result<Arc<
 ///
 /// # Errors
 /// As above.
-pub fn serving_master(memory_bytes: usize) -> Result<Arc<Master>, Failure> {
-    let master = touched_master(memory_bytes, 1)?;
+pub fn serving_master(memory_bytes: usize, replicated: bool) -> Result<Arc<Master>, Failure> {
+    let master = touched_master(memory_bytes, 1, replicated)?;
     let taken = master.take_tablet(WHOLE_TABLE);
     taken.map_err(|status| Failure::Core("take_tablet", status))?;
     Ok(master)

@@ -190,7 +190,7 @@ fn run(
     } else {
         memory
     };
-    let master = touched_master(memory + SPARE_BYTES, threads)?;
+    let master = touched_master(memory + SPARE_BYTES, threads, false)?;
     let recovery = master.start_recovery(&[WHOLE_TABLE]).map_err(core)?;
     let run = Run {
         recovery: &recovery,

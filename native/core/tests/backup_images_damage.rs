@@ -7,6 +7,7 @@ use backup_support::images::{
     three_images,
 };
 use backup_support::{CLOSE, Directory, Disk, OPEN, PRIMARY, Random, mixed_bytes, options};
+use parking_lot::Mutex;
 use rekindle_core::backup::directory::{
     Directory as FrameDirectory, Tenant, UNIT_BYTES, encode_directory,
 };
@@ -20,7 +21,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn one_damaged_directory_block_costs_no_image() {
@@ -286,19 +286,19 @@ fn an_image_whose_second_frame_is_another_replicas_is_dropped() {
     }
 }
 
-/// No room for what the compressor writes, while it is full.
+/// Fails what the compressor writes, once it is told how.
 #[derive(Default)]
-struct FullDisk {
-    full: AtomicBool,
+struct RefusingDisk {
+    with: Mutex<Option<io::ErrorKind>>,
 }
 
-impl Medium for FullDisk {
+impl Medium for RefusingDisk {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         let compressor = std::thread::current().name() == Some("backup-lz4");
-        if compressor && self.full.load(Ordering::SeqCst) {
-            return Err(io::ErrorKind::StorageFull.into());
+        match *self.with.lock() {
+            Some(kind) if compressor => Err(kind.into()),
+            _ => file.write_all_at(bytes, offset),
         }
-        file.write_all_at(bytes, offset)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
@@ -306,32 +306,35 @@ impl Medium for FullDisk {
     }
 }
 
+/// A full disk costs no frame; a broken one costs one, not one for every close.
 #[test]
-fn a_full_disk_costs_no_frame_that_images_live_in() {
-    let directory = Directory::new();
-    let full = Arc::new(FullDisk::default());
-    let faults = Faults::over(Arc::clone(&full) as Arc<dyn Medium>);
-    let mut disk = Disk::with_faults(options(&directory, 8, true), faults);
-    let bytes = mixed_bytes(&mut Random::new(21), 2 * MIB, 8);
-    close_one(&mut disk, 1, &bytes);
-    settle_images(&disk, 1);
-    full.full.store(true, Ordering::SeqCst);
-    close_one(&mut disk, 2, &bytes);
-    settle_images(&disk, 2);
-    assert_eq!(stat(&disk, "compressionSkipped"), 1.0);
-    assert_eq!(stat(&disk, "framesBad"), 0.0);
-    full.full.store(false, Ordering::SeqCst);
-    close_one(&mut disk, 3, &bytes);
-    settle_images(&disk, 3);
-    assert_eq!(stat(&disk, "compressedReplicas"), 2.0);
-    assert_eq!(
-        stat(&disk, "framesShared"),
-        1.0,
-        "the units were given back"
-    );
-    for id in 1..=3 {
-        assert!(disk.read(1, id).as_ref() == Ok(&bytes), "{id}");
+fn a_compressor_whose_disk_refuses_stops_for_a_while() {
+    for (kind, bad) in [
+        (io::ErrorKind::StorageFull, 0.0),
+        (io::ErrorKind::Other, 1.0),
+    ] {
+        let directory = Directory::new();
+        let refusing = Arc::new(RefusingDisk::default());
+        let faults = Faults::over(Arc::clone(&refusing) as Arc<dyn Medium>);
+        let mut disk = Disk::with_faults(options(&directory, 16, true), faults);
+        let bytes = mixed_bytes(&mut Random::new(21), 2 * MIB, 8);
+        close_one(&mut disk, 1, &bytes);
+        settle_images(&disk, 1);
+        disk.settle();
+        *refusing.with.lock() = Some(kind);
+        // Two frames are ready; a full disk has no others.
+        for id in 2..=3 {
+            close_one(&mut disk, id, &bytes);
+            settle_images(&disk, id as usize);
+        }
+        assert_eq!(stat(&disk, "compressionSkipped"), 2.0, "{kind}");
+        assert_eq!(stat(&disk, "framesBad"), bad, "{kind}");
+        for id in 1..=3 {
+            assert!(disk.read(1, id).as_ref() == Ok(&bytes), "{kind}: {id}");
+        }
+        drop(disk);
+        let disk = Disk::open(&directory, options(&directory, 16, true));
+        disk.free(1, &[1, 2, 3]).expect("frees");
+        assert_eq!(disk.storage.load().0, 16, "{kind}");
     }
-    disk.free(1, &[1, 2, 3]).expect("frees");
-    assert_eq!(disk.storage.load().0, 8);
 }

@@ -1,8 +1,8 @@
 //! The proof that adopting recovery segments is safe: a table lives through recoveries, overwrites,
 //! removes and crashes at every step, against a plain map. `REKINDLE_SEED` repeats a run.
 //!
-//! What a crash leaves is what the newest durable digest names, nothing else. A recovery that is cut
-//! off leaves the old log, one that has committed leaves the new one, and both hold the same state.
+//! What a crash leaves is what the newest durable digest names, nothing else. A recovery that is
+//! cut off leaves the old log, one that has committed leaves the new one: the same state.
 
 mod master_support;
 

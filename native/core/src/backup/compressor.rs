@@ -13,15 +13,28 @@ use crate::backup::state::{CompressJob, Job, State, Switch};
 use crate::backup::storage::Shared;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Frames that compression leaves to new replicas.
 const FRAMES_SPARED: usize = 2;
+/// After a disk error nothing is compressed for this long: a disk that goes on failing would have
+/// one frame after the other latched.
+const PAUSE: Duration = Duration::from_secs(10);
 const NICENESS: i32 = 10;
+
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    /// The I/O thread has the image, and counts what becomes of it.
+    Switching,
+    StaysRaw,
+    DiskFailed,
+}
 
 /// Runs until the storage stops.
 pub(super) fn run(shared: &Arc<Shared>) {
     // SAFETY: a plain system call about the calling thread; failure leaves the normal priority.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    let mut pause_until: Option<Instant> = None;
     loop {
         let job = {
             let mut state = shared.state.lock();
@@ -36,25 +49,33 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 shared.compress_wake.wait(&mut state);
             }
         };
-        if !compress(shared, &job) {
+        let paused = pause_until.is_some_and(|until| Instant::now() < until);
+        let outcome = if paused {
+            Outcome::StaysRaw
+        } else {
+            compress(shared, &job)
+        };
+        if outcome == Outcome::DiskFailed {
+            pause_until = Some(Instant::now() + PAUSE);
+        }
+        if outcome != Outcome::Switching {
             shared.state.lock().counters.compression_skipped += 1;
         }
     }
 }
 
-/// False if the replica stays raw; what the I/O thread makes of the image, it counts itself.
-fn compress(shared: &Shared, job: &CompressJob) -> bool {
+fn compress(shared: &Shared, job: &CompressJob) -> Outcome {
     let length = job.certified.length as usize;
     // SAFETY: the replica is closed: none of its bytes changes any more.
     let bytes = unsafe { job.buffer.prefix(length) };
     if !lz4_image::probe(bytes) {
-        return false;
+        return Outcome::StaysRaw;
     }
     let Ok(mut image) = shared.pool.take() else {
-        return false;
+        return Outcome::StaysRaw;
     };
     let Some(stored) = lz4_image::encode(bytes, image.bytes_mut()) else {
-        return false;
+        return Outcome::StaysRaw;
     };
     let extent = {
         let mut state = shared.state.lock();
@@ -67,7 +88,7 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
             None
         };
         let Some(extent) = extent else {
-            return false;
+            return Outcome::StaysRaw;
         };
         extent
     };
@@ -75,11 +96,11 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
     let mut state = shared.state.lock();
     if let Err(failure) = written {
         give_up(&mut state, extent, &failure);
-        return false;
+        return Outcome::DiskFailed;
     }
     if state.stopping {
         state.frames.release_extent(extent);
-        return false;
+        return Outcome::StaysRaw;
     }
     let switch = Switch {
         key: job.key,
@@ -91,7 +112,7 @@ fn compress(shared: &Shared, job: &CompressJob) -> bool {
     };
     state.jobs.push_back(Job::Switch(switch));
     shared.io_wake.notify_one();
-    true
+    Outcome::Switching
 }
 
 /// Why an image could not be flushed; with the frame, if one write failed.
@@ -127,6 +148,9 @@ fn write_image(
 /// reason to latch a frame that others live in: its units were never written before.
 fn give_up(state: &mut State, extent: Extent, failure: &Failure) {
     state.counters.disk_errors += 1;
+    if failure.disk_full {
+        state.frames.pause_growth(Instant::now());
+    }
     for piece in extent.pieces() {
         let hit = failure.frame.is_none_or(|frame| frame == piece.frame);
         let spared = failure.disk_full && !state.frames.shared.tenants(piece.frame).is_empty();

@@ -222,6 +222,11 @@ impl FrameTable {
         self.prewriting
     }
 
+    /// The disk is full: frames that may still be created do not count for a while.
+    pub fn pause_growth(&mut self, now: Instant) {
+        self.growth_retry_at = Some(now + GROWTH_RETRY);
+    }
+
     pub fn growth_retry_at(&self) -> Option<Instant> {
         self.growth_retry_at
     }
@@ -246,7 +251,7 @@ impl FrameTable {
             self.free.push_back(frame);
             return;
         }
-        self.growth_retry_at = Some(now + GROWTH_RETRY);
+        self.pause_growth(now);
         if frame as usize + 1 == self.frames.len() {
             self.frames.pop();
         } else {

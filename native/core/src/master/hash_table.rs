@@ -140,6 +140,23 @@ fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
+/// The first empty slot of a bucket in which no word has the tag. Looks at all slots without
+/// branches: how many are used is what no processor can guess.
+#[inline(always)]
+fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
+    let (mut empty, mut same) = (0u32, 0u32);
+    for (number, word) in bucket.iter().enumerate() {
+        let seen = word.load(Ordering::Acquire);
+        empty |= u32::from(seen == 0) << number;
+        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
+    }
+    if same == 0 && empty != 0 {
+        Some(&bucket[empty.trailing_zeros() as usize])
+    } else {
+        None
+    }
+}
+
 /// Fetches a cache line ahead of its use.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
@@ -331,6 +348,11 @@ impl HashTable {
         let tag = tag(hash);
         let new = tag | encode(offset);
         let mut index = self.index(hash);
+        if let Some(empty) = first_empty(self.bucket(index), tag)
+            && swap(empty, 0, new)
+        {
+            return Ok(Upserted::Inserted);
+        }
         loop {
             let bucket = self.bucket(index);
             let mut number = 0;

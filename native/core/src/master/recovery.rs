@@ -187,12 +187,12 @@ impl Recovery {
         room.replay(length, checksum, Source::InPlace)
     }
 
-    /// Log memory for a recovery segment of up to `length` bytes, to be filled and then replayed; one
-    /// at a time for each thread. It costs nothing if it is dropped.
+    /// Log memory for a recovery segment of up to `length` bytes, to be filled and then replayed;
+    /// one at a time for each thread. It costs nothing if it is dropped.
     ///
     /// # Errors
-    /// `InvalidArgument` beyond the longest recovery segment. `OutOfMemory`, `RecoveryUnknown`: only
-    /// `abort` is left.
+    /// `InvalidArgument` beyond the longest recovery segment. `OutOfMemory`, `RecoveryUnknown`:
+    /// only `abort` is left.
     pub fn reserve(&self, thread: usize, length: usize) -> Result<Room<'_>, Status> {
         if length > PIECE_BYTES_MAX {
             return Err(Status::InvalidArgument);

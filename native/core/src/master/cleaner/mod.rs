@@ -216,8 +216,8 @@ impl Cleaner {
         };
         let segments = cleanable(objects, durable);
         let candidates = weigh(objects, &segments);
-        let chosen = choose_segments(candidates, live_max.min(pass_max));
-        if chosen.is_empty() {
+        let chosen = choose_segments(&candidates, live_max.min(pass_max));
+        if chosen.is_empty() || (replicated && !pays(&segments, &candidates, &chosen)) {
             return false;
         }
         let survey = Survey::new(objects, tablets);
@@ -352,6 +352,15 @@ fn weigh(objects: &Objects, segments: &[Arc<Segment>]) -> Vec<Candidate> {
         age_s: u64::from(now.unwrap_or(0).saturating_sub(segment.timestamp())),
     };
     segments.iter().enumerate().map(weigh).collect()
+}
+
+/// Whether a pass gives back more than it takes: survivors, and a head that names them. Else the
+/// cleaner would go round in circles, cleaning the heads that its own passes have opened.
+fn pays(segments: &[Arc<Segment>], candidates: &[Candidate], chosen: &[usize]) -> bool {
+    let live: u64 = chosen.iter().map(|one| candidates[*one].live_bytes).sum();
+    let memory: usize = chosen.iter().map(|one| segments[*one].capacity()).sum();
+    let taken = live.div_ceil(SEGMENT_BYTES as u64) as usize + 1;
+    chosen.len() > taken || memory / SEGMENT_BYTES > taken
 }
 
 /// Finds what is alive in as many of the chosen segments as `blocks` can surely take.

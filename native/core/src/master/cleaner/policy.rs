@@ -105,7 +105,8 @@ fn benefit(candidate: &Candidate) -> f64 {
 
 /// The segments to clean together, best first: no more than `live_bytes_max` to copy, but one in
 /// any case.
-pub fn choose_segments(mut candidates: Vec<Candidate>, live_bytes_max: u64) -> Vec<usize> {
+pub fn choose_segments(candidates: &[Candidate], live_bytes_max: u64) -> Vec<usize> {
+    let mut candidates = candidates.to_vec();
     candidates.retain(|candidate| live_share(candidate) <= LIVE_SHARE_MAX);
     candidates.sort_by(|one, other| {
         let order = benefit(other).total_cmp(&benefit(one));
@@ -153,9 +154,9 @@ mod tests {
             candidate(2, 0.99, 1000),
             candidate(3, 0.9, 1000),
         ];
-        let all = choose_segments(candidates.clone(), u64::MAX);
+        let all = choose_segments(&candidates, u64::MAX);
         assert_eq!(all, [3, 1, 0]);
-        let one = choose_segments(candidates, 1);
+        let one = choose_segments(&candidates, 1);
         assert_eq!(one, [3], "one in any case");
     }
 

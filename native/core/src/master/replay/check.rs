@@ -12,6 +12,8 @@ use crate::little_endian::u64_at;
 use crate::master::tablets::Tablet;
 use crate::status::Status;
 
+/// Entries that are verified before they are hashed; they stay in the first-level cache.
+const BATCH: usize = 16;
 const TOMBSTONE: u32 = 1 << 31;
 
 /// An entry that pass two puts into the table.
@@ -78,11 +80,40 @@ impl<'a> Check<'a> {
     /// # Errors
     /// `ChecksumMismatch`, `InvalidArgument` (entries of other tablets or types).
     pub fn advance(&mut self, room: &mut [u8], end: usize) -> Result<(), Status> {
-        let mut at = self.at;
-        while at + HEADER_BYTES <= end {
+        let mut batch = [0; BATCH];
+        loop {
+            let count = self.verify(room, end, &mut batch)?;
+            for &at in &batch[..count] {
+                let entry = EntryView::parse(&room[at..])?;
+                self.note(at, &entry)?;
+                if entry.is_attached() {
+                    // Its segments are another log's, and the piece is applied whole or not.
+                    let used = entry.bytes().len();
+                    detach(&mut room[at..at + used]);
+                }
+            }
+            if count < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Verifies up to a batch of entries and notes where they are. Apart from `note`, since sums of
+    /// neighbours overlap, but not across a hash.
+    fn verify(
+        &mut self,
+        room: &[u8],
+        end: usize,
+        batch: &mut [usize; BATCH],
+    ) -> Result<usize, Status> {
+        for (count, place) in batch.iter_mut().enumerate() {
+            let at = self.at;
+            if at + HEADER_BYTES > end {
+                return Ok(count);
+            }
             let behind = at + EntryView::length(&room[at..at + HEADER_BYTES]).next_multiple_of(8);
             if behind > end {
-                break;
+                return Ok(count);
             }
             let entry = EntryView::parse(&room[at..behind])?;
             entry.verify()?;
@@ -92,16 +123,10 @@ impl<'a> Check<'a> {
             }
             self.checksum.add(&entry);
             self.more = entry.more();
-            self.note(at, &entry)?;
-            if entry.is_attached() {
-                // Its segments are those of another log, and the piece is applied whole or not.
-                let used = entry.bytes().len();
-                detach(&mut room[at..at + used]);
-            }
-            at = behind;
+            self.at = behind;
+            *place = at;
         }
-        self.at = at;
-        Ok(())
+        Ok(BATCH)
     }
 
     #[inline]

@@ -1,0 +1,335 @@
+//! Overwrites with the cleaner on: how much of the throughput at 30 % live memory is left at 80 and
+//! 90 %, and what one write waits meanwhile.
+//!
+//! Each run fills a fresh master, overwrites at random until the cleaner is in its steady state,
+//! and is timed from then on by the clock on the wall, since the cleaner's thread works beside.
+//! Runs that are compared follow each other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use rekindle_core::entry::SEGMENT_BYTES;
+use rekindle_core::master::Master;
+
+use crate::Failure;
+use crate::figures::{figure, median};
+use crate::load::Load;
+use crate::masters::{serving_master, stat};
+use crate::replicas::Replicas;
+
+/// Appended bytes that may wait for the backups: what the messages under way hold.
+const LAG_BYTES_MAX: u64 = 2 * SEGMENT_BYTES as u64;
+const LAG_PAUSE: Duration = Duration::from_micros(50);
+
+/// How long is measured. Volumes are multiples of the log memory.
+#[derive(Clone, Copy)]
+struct Effort {
+    memory_bytes: usize,
+    /// At 90 % live, where the reserve of a small master would be most of what is free.
+    memory_bytes_dense: usize,
+    warm_up: f64,
+    warm_up_max: Duration,
+    volume: f64,
+    time_max: Duration,
+    rounds: usize,
+}
+
+const QUICK: Effort = Effort {
+    memory_bytes: 512 << 20,
+    memory_bytes_dense: 1 << 30,
+    warm_up: 0.5,
+    warm_up_max: Duration::from_secs(1),
+    volume: 2.0,
+    time_max: Duration::from_secs(3),
+    rounds: 1,
+};
+const FULL: Effort = Effort {
+    memory_bytes: 1 << 30,
+    memory_bytes_dense: 1 << 30,
+    warm_up: 1.0,
+    warm_up_max: Duration::MAX,
+    volume: 5.0,
+    time_max: Duration::MAX,
+    rounds: 2,
+};
+
+impl Effort {
+    const fn of(quick: bool) -> Self {
+        if quick { QUICK } else { FULL }
+    }
+}
+
+/// Objects and their share of the memory.
+#[derive(Clone, Copy)]
+struct Density {
+    percent: u32,
+    value_bytes: usize,
+}
+
+/// What a run came to.
+#[derive(Clone, Default)]
+struct Outcome {
+    writes_per_second: f64,
+    volume: f64,
+    /// Bytes appended and moved per byte appended.
+    amplification: f64,
+    /// Bytes sent to each backup per byte appended.
+    replicated: f64,
+    refusals: f64,
+    /// Of single writes, in seconds.
+    latencies: Vec<f64>,
+}
+
+/// A master under load.
+struct Bench {
+    master: Arc<Master>,
+    replicas: Option<Replicas>,
+    load: Load,
+}
+
+/// Counters that only grow.
+#[derive(Clone, Copy)]
+struct Counters {
+    copied: u64,
+    appended: u64,
+    sent: u64,
+    refusals: u64,
+}
+
+impl Bench {
+    fn start(density: Density, effort: Effort, folder: Option<&Path>) -> Result<Self, Failure> {
+        let dense = density.percent >= 90;
+        let memory_bytes = if dense {
+            effort.memory_bytes_dense
+        } else {
+            effort.memory_bytes
+        };
+        let master = serving_master(memory_bytes, folder.is_some())?;
+        let frames_max = 3 * (memory_bytes / SEGMENT_BYTES) as u32;
+        let start = |path| Replicas::start(&master, path, frames_max);
+        let replicas = folder.map(start).transpose()?;
+        let live = f64::from(density.percent) / 100.0;
+        let load = Load::new(Arc::clone(&master), live, density.value_bytes);
+        Ok(Self {
+            master,
+            replicas,
+            load,
+        })
+    }
+
+    fn overwrite(
+        &mut self,
+        volume: f64,
+        time_max: Duration,
+        singles: bool,
+    ) -> Result<(u64, f64), Failure> {
+        let Self {
+            master,
+            replicas,
+            load,
+        } = self;
+        let bytes = (master.arena().bytes() as f64 * volume) as usize;
+        let mut pace = || {
+            replicas
+                .as_ref()
+                .map_or(Ok(()), |replicas| follow(master, replicas))
+        };
+        load.overwrite(bytes, time_max, singles, &mut pace)
+    }
+
+    fn counters(&self) -> Result<Counters, Failure> {
+        let sent = |replicas: &Replicas| replicas.progress.sent_bytes.load(Ordering::Relaxed);
+        Ok(Counters {
+            copied: stat(&self.master, "cleanerBytesCopied")?,
+            appended: stat(&self.master, "appendedPosition")?,
+            sent: self.replicas.as_ref().map_or(0, sent),
+            refusals: self.load.refusals(),
+        })
+    }
+
+    fn measure(&mut self, effort: Effort, singles: bool) -> Result<Outcome, Failure> {
+        self.load.fill()?;
+        self.overwrite(effort.warm_up, effort.warm_up_max, false)?;
+        let before = self.counters()?;
+        let (writes, seconds) = self.overwrite(effort.volume, effort.time_max, singles)?;
+        let after = self.counters()?;
+        if stat(&self.master, "objects")? != self.load.objects() {
+            return Err(Failure::Wrong(
+                "cleaning has lost or doubled objects".into(),
+            ));
+        }
+        let appended = (after.appended - before.appended) as f64;
+        Ok(Outcome {
+            writes_per_second: writes as f64 / seconds,
+            volume: self.load.volume(writes),
+            amplification: 1.0 + (after.copied - before.copied) as f64 / appended,
+            replicated: (after.sent - before.sent) as f64 / appended,
+            refusals: (after.refusals - before.refusals) as f64,
+            latencies: std::mem::take(&mut self.load.latencies),
+        })
+    }
+}
+
+/// Waits until the backups are close enough behind.
+fn follow(master: &Master, replicas: &Replicas) -> Result<(), Failure> {
+    loop {
+        let appended = master.appended_position();
+        let appended = appended.map_err(|status| Failure::Core("log", status))?;
+        if appended <= replicas.progress.durable.load(Ordering::Acquire) + LAG_BYTES_MAX {
+            return Ok(());
+        }
+        if replicas.has_failed() {
+            return Err(Failure::Wrong("replication has ended".into()));
+        }
+        thread::sleep(LAG_PAUSE);
+    }
+}
+
+/// One run; with `folder`, on three backups there.
+fn run(
+    density: Density,
+    effort: Effort,
+    singles: bool,
+    folder: Option<&Path>,
+) -> Result<Outcome, Failure> {
+    let mut bench = Bench::start(density, effort, folder)?;
+    let outcome = bench.measure(effort, singles);
+    // What has ended replication is why the load failed.
+    bench.replicas.take().map_or(Ok(()), Replicas::stop)?;
+    let closed = bench.master.close();
+    closed.map_err(|status| Failure::Core("close", status))?;
+    outcome
+}
+
+fn of(runs: &[Outcome], each: impl Fn(&Outcome) -> f64) -> f64 {
+    median(&runs.iter().map(each).collect::<Vec<_>>())
+}
+
+/// Throughput as a share of that of the run before it at 30 %.
+fn share(runs: &[Outcome], base: &[Outcome]) -> f64 {
+    let pairs = runs.iter().zip(base);
+    let shares = pairs.map(|(run, base)| run.writes_per_second / base.writes_per_second);
+    median(&shares.collect::<Vec<_>>())
+}
+
+/// Prints the figures without backups.
+///
+/// # Errors
+/// The core refused, or objects were lost.
+pub fn measure(quick: bool) -> Result<(), Failure> {
+    let effort = Effort::of(quick);
+    for (value_bytes, size) in [(100, "100b"), (1024, "1kb")] {
+        let densities = [30, 80, 90].map(|percent| Density {
+            percent,
+            value_bytes,
+        });
+        let mut runs = [const { Vec::new() }; 3];
+        for _ in 0..effort.rounds {
+            for (density, runs) in densities.iter().zip(&mut runs) {
+                let singles = density.percent == 80 && value_bytes == 100;
+                runs.push(run(*density, effort, singles, None)?);
+            }
+        }
+        for (Density { percent, .. }, runs_at) in densities.iter().zip(&runs) {
+            let name = format!("cleaner-{percent}-{size}");
+            figure(
+                &format!("{name}-writes"),
+                "writes/s",
+                of(runs_at, |run| run.writes_per_second),
+            )?;
+            figure(
+                &format!("{name}-volume"),
+                "ratio",
+                of(runs_at, |run| run.volume),
+            )?;
+            figure(
+                &format!("{name}-amplification"),
+                "ratio",
+                of(runs_at, |run| run.amplification),
+            )?;
+            figure(
+                &format!("{name}-refusals"),
+                "messages",
+                of(runs_at, |run| run.refusals),
+            )?;
+        }
+        figure(
+            &format!("cleaner-80-vs-30-{size}"),
+            "ratio",
+            share(&runs[1], &runs[0]),
+        )?;
+        figure(
+            &format!("cleaner-90-vs-30-{size}"),
+            "ratio",
+            share(&runs[2], &runs[0]),
+        )?;
+        if value_bytes == 100 {
+            figure(
+                "cleaner-write-amplification",
+                "ratio",
+                of(&runs[1], |run| run.amplification),
+            )?;
+            print_latencies(&runs[1])?;
+        }
+    }
+    Ok(())
+}
+
+fn print_latencies(runs: &[Outcome]) -> Result<(), Failure> {
+    let mut latencies: Vec<f64> = runs.iter().flat_map(|run| run.latencies.clone()).collect();
+    latencies.sort_by(f64::total_cmp);
+    let last = latencies.len().checked_sub(1);
+    let last = last.ok_or_else(|| Failure::Wrong("no single write fell due".into()))?;
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)] {
+        let milliseconds = latencies[(last as f64 * share) as usize] * 1e3;
+        figure(&format!("cleaner-write-{name}-ms"), "ms", milliseconds)?;
+    }
+    Ok(())
+}
+
+/// Prints the figures with three backups below `folder`.
+///
+/// # Errors
+/// The core or a backup refused, or objects were lost.
+pub fn measure_replicated(folder: &Path, quick: bool) -> Result<(), Failure> {
+    let effort = Effort::of(quick);
+    let densities = [30, 80].map(|percent| Density {
+        percent,
+        value_bytes: 100,
+    });
+    let mut runs = [const { Vec::new() }; 2];
+    for _ in 0..effort.rounds {
+        for (density, runs) in densities.iter().zip(&mut runs) {
+            let folder = folder.join(density.percent.to_string());
+            runs.push(run(*density, effort, false, Some(&folder))?);
+            std::fs::remove_dir_all(&folder)?;
+        }
+    }
+    for (Density { percent, .. }, runs) in densities.iter().zip(&runs) {
+        let name = format!("cleaner-{percent}-r3");
+        figure(
+            &format!("{name}-writes"),
+            "writes/s",
+            of(runs, |run| run.writes_per_second),
+        )?;
+        figure(
+            &format!("{name}-volume"),
+            "ratio",
+            of(runs, |run| run.volume),
+        )?;
+        figure(
+            &format!("{name}-amplification"),
+            "ratio",
+            of(runs, |run| run.amplification),
+        )?;
+    }
+    figure(
+        "replicated-bytes-per-byte-written",
+        "ratio",
+        of(&runs[1], |run| run.replicated),
+    )?;
+    figure("cleaner-80-r3", "ratio", share(&runs[1], &runs[0]))
+}
