@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::cleanable;
 use super::policy::{Candidate, choose_block, expected_live_bytes};
-use super::relocation::{Found, Live, Survey, prefetch_ahead};
+use super::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
 use crate::entry::{SEGLET_BYTES, SEGMENT_BYTES};
 use crate::master::arena::Extent;
 use crate::master::log::HEAD_RESERVE_BLOCKS;
@@ -247,14 +247,17 @@ impl Run {
 
     /// Moves entries as long as they fit; returns how many.
     fn take_in(&mut self, objects: &Objects, survey: &Survey<'_>, entries: &[Live]) -> usize {
-        for (index, live) in entries.iter().enumerate() {
-            if self.extent.capacity - self.used < live.bytes() {
-                return index;
+        for (start, batch) in (0..).step_by(BATCH).zip(entries.chunks(BATCH)) {
+            let relocation = objects.table.begin_relocation();
+            for (index, live) in (start..).zip(batch) {
+                if self.extent.capacity - self.used < live.bytes() {
+                    return index;
+                }
+                prefetch_ahead(objects, entries, index);
+                // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
+                let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
+                self.used += survey.relocate(&relocation, live, self.end(), out);
             }
-            prefetch_ahead(objects, entries, index);
-            // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
-            let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
-            self.used += survey.relocate(live, self.end(), out);
         }
         entries.len()
     }
