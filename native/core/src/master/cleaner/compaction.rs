@@ -41,6 +41,15 @@ struct Run {
 }
 
 impl Filler {
+    /// Takes the block without which none can be emptied: what is alive in one fits into the rest
+    /// of one and a whole other. Before memory is so short that there is none: then nothing would
+    /// ever become free again.
+    pub fn prepare(&mut self, objects: &Objects) {
+        if self.next.is_none() {
+            self.next = objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok();
+        }
+    }
+
     /// Empties the block where least is alive; None if none pays or there is no block to fill.
     pub fn compact_a_block(
         &mut self,
@@ -48,10 +57,7 @@ impl Filler {
         survey: &Survey<'_>,
         durable: u64,
     ) -> Option<Compacted> {
-        // What is alive in one block fits into the rest of one and a whole other.
-        if self.next.is_none() {
-            self.next = objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok();
-        }
+        self.prepare(objects);
         self.next?;
         let segments = cleanable(objects, durable);
         let chosen = self.choose(objects, &segments)?;

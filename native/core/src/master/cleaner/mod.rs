@@ -169,13 +169,18 @@ impl Cleaner {
             log_segments: objects.segment_count() - state.passes.log_segments_less(),
             log_segments_max: master.log_segments_max,
         };
+        let replicated_low = pressure.memory_low() && master.replicated();
+        if replicated_low {
+            self.filler.prepare(objects);
+        }
         let done = match pressure.work() {
             Work::Nothing => {
                 objects.set_full(false);
                 return Some(if waiting { READERS_WAIT } else { IDLE_WAIT });
             }
             Work::Compact => self.compact(master) || self.clean(master),
-            Work::Clean => self.clean(master),
+            // Emptier blocks may make a pass pay that does not now.
+            Work::Clean => self.clean(master) || (replicated_low && self.compact(master)),
         };
         let full = overfull(master);
         if done {
