@@ -154,7 +154,7 @@ export async function measureExecute(binary: string, quick: boolean): Promise<Fi
     await using core = new CoreDialogue(binary, ['execute', folder]);
     const node = new NodeSide(folder);
     const taken: Record<Work, Slice[]> = { write: [], read: [] };
-    for (let round = 0; round < (quick ? 2 : 5); round++) {
+    for (let round = 0; round < (quick ? 1 : 5); round++) {
       await node.open();
       await core.ask('open');
       for (const work of ['write', 'read'] as const) {

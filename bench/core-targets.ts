@@ -26,6 +26,16 @@ function replay(name: string, limit: 'memcpy' | 'lz4', atLeast: number): Target 
   };
 }
 
+/** Overwrites at `percent` live memory as a share of those at 30 %. */
+function cleaner(percent: string, size: string): Target {
+  return {
+    name: `cleaner-${percent}-vs-30-${size}`,
+    style: 'ratio',
+    measured: `cleaner-${percent}-${size}-writes`,
+    limit: `cleaner-30-${size}-writes`,
+  };
+}
+
 export const coreTargets: readonly Target[] = [
   replay('replay-100b', 'memcpy', 0.5),
   replay('replay-1kb', 'memcpy', 1.1),
@@ -51,6 +61,18 @@ export const coreTargets: readonly Target[] = [
     measured: 'napi-writes-64',
     limit: 'rust-writes-64',
   },
+  cleaner('80', '100b'),
+  cleaner('90', '100b'),
+  cleaner('80', '1kb'),
+  cleaner('90', '1kb'),
+  {
+    name: 'cleaner-80-r3',
+    style: 'ratio',
+    measured: 'cleaner-80-r3-writes',
+    limit: 'cleaner-30-r3-writes',
+  },
+  { name: 'cleaner-write-p999-ms', style: 'ms' },
+  { name: 'cleaner-write-amplification', style: 'ratio' },
   { name: 'memory-per-data-byte', style: 'ratio' },
 ];
 

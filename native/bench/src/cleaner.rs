@@ -41,9 +41,9 @@ const QUICK: Effort = Effort {
     memory_bytes: 512 << 20,
     memory_bytes_dense: 1 << 30,
     warm_up: 0.5,
-    warm_up_max: Duration::from_secs(1),
+    warm_up_max: Duration::from_millis(700),
     volume: 2.0,
-    time_max: Duration::from_secs(3),
+    time_max: Duration::from_secs(2),
     rounds: 1,
 };
 const FULL: Effort = Effort {

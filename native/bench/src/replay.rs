@@ -1,14 +1,15 @@
 //! Replay against the limits that it shares with memcpy and LZ4.
 //!
-//! A run replays a whole workload into a fresh master: groups of pieces are made and left in DRAM
+//! A run replays a whole workload into an empty master: groups of pieces are made and left in DRAM
 //! (untimed), then replayed (timed), and after each group the limit is measured, so that noise of
 //! the machine meets both. One thread is timed by its own clock, so that other processes do not
 //! count; threads that run together start each turn together, and the slowest one counts.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use rekindle_core::master::Master;
 use rekindle_core::master::recovery::Recovery;
 use rekindle_core::status::Status;
 
@@ -22,8 +23,10 @@ use crate::pieces::{Content, Piece, Pieces, Workload};
 
 /// Pieces of a group, several times the last-level cache.
 const GROUP_PIECES: usize = 12;
-/// Ends of segments, open segments, reserve.
-const SPARE_BYTES: usize = 192 << 20;
+/// Log memory: the largest workload, the tombstones of what is overwritten, which take a side
+/// segment after each piece, and a reserve. It is touched once and used by all runs.
+const MEMORY_BYTES: usize = 1800 << 20;
+const THREADS_MAX: usize = 2;
 
 /// How a piece comes into the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,22 +178,15 @@ impl Run<'_> {
 /// Bytes and seconds of a limit, measured on the pieces that were just replayed.
 type Limit<'a> = &'a mut dyn FnMut(&[Piece]) -> (f64, f64);
 
-/// Replays a workload on a fresh master.
+/// Replays a workload on an empty master and takes it back.
 fn run(
+    master: &Arc<Master>,
     workload: Workload,
     way: Way,
     (threads, wall): (usize, bool),
     limit: Limit<'_>,
 ) -> Result<Totals, Failure> {
     let core = |status| Failure::Core("replay", status);
-    let memory = workload.objects as usize * workload.entry_bytes();
-    // The tombstones of what is overwritten take a side segment after each piece.
-    let memory = if workload.overwrites {
-        2 * memory
-    } else {
-        memory
-    };
-    let master = touched_master(memory + SPARE_BYTES, threads, false)?;
     let recovery = master.start_recovery(&[WHOLE_TABLE]).map_err(core)?;
     let run = Run {
         recovery: &recovery,
@@ -225,13 +221,13 @@ fn run(
         totals.replayed.objects += turns.clone().map(|turn| turn.objects).sum::<f64>();
         totals.replayed.seconds += turns.map(|turn| turn.seconds).fold(0.0, f64::max);
     }
-    let (found, keys) = (stat(&master, "objects")?, workload.keys());
+    let (found, keys) = (stat(master, "objects")?, workload.keys());
     if found != keys {
         return Err(Failure::Wrong(format!(
             "replay: {found} objects, not {keys}"
         )));
     }
-    master.close().map_err(core)?;
+    recovery.abort().map_err(core)?;
     Ok(totals)
 }
 
@@ -278,6 +274,7 @@ const JSON: Workload = Workload {
 /// # Errors
 /// The core refused, or replay lost an object.
 pub fn measure(quick: bool) -> Result<(), Failure> {
+    let master = touched_master(MEMORY_BYTES, THREADS_MAX, false)?;
     let mut copy = CopyLimit::new()?;
     let rounds = if quick { 1 } else { 5 };
     let kinds = [
@@ -287,17 +284,19 @@ pub fn measure(quick: bool) -> Result<(), Failure> {
         ("replay-copied-100b", SMALL, Way::Copied),
         ("replay-copied-1kb", LARGE, Way::Copied),
     ];
-    let mut runs = [const { Vec::new() }; 5];
+    let kinds = if quick { &kinds[..4] } else { &kinds };
+    let mut runs = vec![Vec::new(); kinds.len()];
     let mut gains = Vec::new();
     for _ in 0..rounds {
         for ((_, workload, way), runs) in kinds.iter().zip(&mut runs) {
-            runs.push(run(*workload, *way, ALONE, &mut |_| copy.timed())?);
+            let limit = &mut |_: &[Piece]| copy.timed();
+            runs.push(run(&master, *workload, *way, ALONE, limit)?);
         }
-        for _ in 0..if quick { 2 } else { 1 } {
-            let one = run(SMALL, Way::InPlace, (1, true), &mut |_| (0.0, 0.0))?;
-            let two = run(SMALL, Way::InPlace, (2, true), &mut |_| (0.0, 0.0))?;
-            gains.push(two.gbps() / one.gbps());
-        }
+        let [one, two] = [1, 2].map(|threads| {
+            let none = &mut |_: &[Piece]| (0.0, 0.0);
+            run(&master, SMALL, Way::InPlace, (threads, true), none)
+        });
+        gains.push(two?.gbps() / one?.gbps());
     }
     for ((name, _, _), runs) in kinds.iter().zip(&runs) {
         print(name, "memcpy", runs)?;
@@ -306,13 +305,15 @@ pub fn measure(quick: bool) -> Result<(), Failure> {
     for (name, workload) in [("replay-lz4-100b", TEXT), ("replay-lz4-1kb", JSON)] {
         let mut runs = Vec::new();
         for _ in 0..rounds {
-            runs.push(run(workload, Way::Image, ALONE, &mut |group| {
+            runs.push(run(&master, workload, Way::Image, ALONE, &mut |group| {
                 decompress(group, copy.target_mut())
             })?);
         }
         print(name, "lz4", &runs)?;
     }
-    Ok(())
+    master
+        .close()
+        .map_err(|status| Failure::Core("close", status))
 }
 
 /// The same images by LZ4 alone, into memory that is not in the caches.
