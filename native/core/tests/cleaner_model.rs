@@ -221,6 +221,7 @@ impl Cluster {
     /// The log as its backups have it: the bytes of all segments of the head's digest, and the
     /// position up to which it reaches.
     fn crash(&self) -> (Vec<Vec<u8>>, u64) {
+        verify(&self.master);
         let head = self.heads[self.heads_closed];
         let replica = &self.disk[&head];
         let digest = EntryIterator::new(&replica.bytes)
@@ -249,6 +250,7 @@ fn recover_replicated(log: &[Vec<u8>], random: &mut Random) -> Arc<Master> {
     recovery.finish_replay().expect("finished");
     recovery.commit().expect("committed");
     recovery.activate().expect("active");
+    verify(&master);
     master
 }
 
@@ -325,6 +327,7 @@ fn run_and_crash(
         }
         if random.below(5_000) == 0 {
             cluster.lose_a_replica(random);
+            verify(&cluster.master);
         }
     }
     compare(&mut client, histories, u64::MAX);

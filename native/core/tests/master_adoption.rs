@@ -30,6 +30,7 @@ struct Log {
 
 /// What the newest digest of a master's log names; the rest is not there after a crash.
 fn crash(master: &Master, ctime_segment_id: u64, random: &mut Random) -> Log {
+    verify(master);
     let mut segments = HashMap::new();
     let mut digest = Vec::new();
     let ids = master.log_segments().expect("open");

@@ -307,4 +307,24 @@ impl Arena {
         let dead = |seglet: &Seglet| seglet.dead_bytes.load(Ordering::Relaxed);
         self.seglets.iter().filter(used).map(dead).sum()
     }
+
+    /// A block that is free and used, or whose seglets are counted wrongly.
+    pub fn wrong_block(&self) -> Option<usize> {
+        let blocks = self.blocks.lock();
+        let owned = |seglet: &&Seglet| seglet.segment_id.load(Ordering::Acquire) != 0;
+        let mut seglets = self.seglets.chunks(SEGMENT_SEGLETS);
+        let wrong = (0..blocks.all.len()).find(|index| {
+            let Block {
+                used_seglets,
+                filling,
+            } = blocks.all[*index];
+            let of_block = seglets.next().unwrap_or(&[]);
+            let listed = blocks.free.iter().filter(|free| *free == index).count();
+            used_seglets != of_block.iter().filter(owned).count()
+                || (listed == 1) != (used_seglets == 0 && !filling)
+                || listed > 1
+        });
+        let counted = self.free_count.load(Ordering::Relaxed) == blocks.free.len();
+        wrong.or((!counted).then_some(0))
+    }
 }

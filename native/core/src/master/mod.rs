@@ -20,6 +20,7 @@ pub mod replay;
 pub mod segment;
 pub mod tablets;
 pub mod unacked_rpc_results;
+pub mod verify;
 pub mod worker_pool;
 
 use std::ops::{Deref, DerefMut};

@@ -354,6 +354,14 @@ pub fn run_ops(client: &mut Client, model: &mut Model, random: &mut Random, coun
                 .expect("known");
         }
     }
+    verify(&client.master);
+}
+
+/// All structures of a master fit together; no replay may be running.
+pub fn verify(master: &Master) {
+    if let Err(violation) = master.verify() {
+        panic!("{violation}: {violation:?}");
+    }
 }
 
 /// The certified bytes of a segment, taken piece by piece as replication does.
@@ -499,7 +507,9 @@ pub fn recover(segments: &[Vec<u8>], random: &mut Random) -> Arc<Master> {
         }
         let position = recovery.commit().expect("committed");
         master.set_durable(position).expect("known");
+        verify(&master);
         recovery.activate().expect("active");
+        verify(&master);
     }
     master
 }

@@ -56,6 +56,8 @@ const STUCK_WAIT: Duration = Duration::from_millis(2);
 pub struct CleanerState {
     /// Between memory and log.
     pub passes: Passes,
+    /// Held while entries move; taken before the serving lock.
+    pub turn: Mutex<()>,
     sleeping: AtomicBool,
     wake: Mutex<bool>,
     woken: Condvar,
@@ -129,7 +131,9 @@ fn run(master: &Weak<Master>) {
         if master.is_closed() {
             return;
         }
+        let turn = master.cleaner.turn.lock();
         let step = catch_unwind(AssertUnwindSafe(|| cleaner.step(&master)));
+        drop(turn);
         let Ok(wait) = step else {
             master.cleaner.failed.store(true, Ordering::Release);
             return;

@@ -86,6 +86,13 @@ impl Passes {
         passes.flat_map(|one| one.pass.cleaned.clone()).collect()
     }
 
+    /// Segments that hold what passes under way have moved.
+    pub fn survivors(&self) -> Vec<u64> {
+        let inner = self.inner.lock();
+        let passes = inner.under_way.values();
+        passes.flat_map(|one| one.pass.survivors.clone()).collect()
+    }
+
     /// Segments that the log will lose, less those that it will gain.
     pub fn log_segments_less(&self) -> usize {
         let inner = self.inner.lock();

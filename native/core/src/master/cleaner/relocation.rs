@@ -148,10 +148,23 @@ impl<'a> Survey<'a> {
         let entry = unsafe { self.objects.arena.entry(live.offset) };
         let used = self.copy(&entry, out);
         let moved = relocation.relocate(live.hash, live.offset, target);
+        if moved && used != entry.total_bytes() {
+            self.weigh_again(live.hash, &entry, used);
+        }
         if moved || entry.entry_type() == EntryType::Tombstone {
             used
         } else {
             0
+        }
+    }
+
+    /// Names that are gone were left out: its tablet has less to bear.
+    fn weigh_again(&self, hash: u64, entry: &EntryView<'_>, used: usize) {
+        let place = slot(hash);
+        let owned = |tablet: &&Arc<Tablet>| tablet.range.contains(entry.table_id(), place);
+        let tablet = self.tablets.iter().find(owned);
+        if let (EntryType::Object, Some(tablet)) = (entry.entry_type(), tablet) {
+            tablet.count(0, used as i64 - entry.total_bytes() as i64);
         }
     }
 

@@ -1,7 +1,10 @@
 //! How full the table is, and how long its chains are. Changes nothing.
 
-use super::{CHAIN, HashTable, LAST, REFERENCE_MASK, SLOTS, is_entry};
+use super::{CHAIN, HashTable, LAST, REFERENCE_MASK, SLOTS, TAG_MASK, decode, is_entry, tag};
 use crate::sync::atomic::Ordering;
+
+/// Buckets for each of the main ones, those for overflow included.
+const CHAIN_FACTOR: usize = 3;
 
 /// How full the table is; cheap.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,5 +68,36 @@ impl HashTable {
             shape.chain_buckets_max = shape.chain_buckets_max.max(buckets as u64);
         }
         shape
+    }
+
+    /// Where a hash belongs: its bucket and its tag.
+    pub fn place(&self, hash: u64) -> (usize, u64) {
+        (self.index(hash), tag(hash))
+    }
+
+    /// Shows every entry: where it belongs and its offset. For the holder of the serving lock.
+    ///
+    /// # Errors
+    /// The bucket of a chain that does not end.
+    pub fn each(&self, mut visit: impl FnMut((usize, u64), usize)) -> Result<(), usize> {
+        for first in 0..self.buckets {
+            let (mut index, mut buckets) = (first, 1);
+            loop {
+                let words = self.bucket(index).each_ref();
+                let words = words.map(|word| word.load(Ordering::Acquire));
+                for word in words.into_iter().filter(|word| is_entry(*word)) {
+                    visit((first, word & TAG_MASK), decode(word));
+                }
+                if words[LAST] & CHAIN == 0 {
+                    break;
+                }
+                index = (words[LAST] & REFERENCE_MASK) as usize;
+                buckets += 1;
+                if buckets > self.buckets * CHAIN_FACTOR {
+                    return Err(first);
+                }
+            }
+        }
+        Ok(())
     }
 }
