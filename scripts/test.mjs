@@ -84,6 +84,7 @@ if (filters.length === 0) {
   check('biome', join(root, 'node_modules', '.bin', 'biome'), ['ci', '.']);
   check('cargo fmt', 'cargo', ['fmt', '--all', '--', '--check']);
   cargoTests();
+  check('loom', process.execPath, [join(root, 'scripts', 'loom.mjs')]);
 }
 const unitTests = files.filter((file) => !isCluster(file));
 nodeTests('unit tests', unitTests, Math.max(1, availableParallelism() - 1));
