@@ -13,7 +13,11 @@ export interface Target {
   /** The figure that the ratio divides, and the limit that it is divided by. */
   measured?: string;
   limit?: string;
+  /** How many times the memory was overwritten meanwhile; below `VOLUME_MIN` it says nothing. */
+  volume?: string;
 }
+
+export const VOLUME_MIN = 0.5;
 
 /** The ratio `<name>-vs-<limit>` of a replay, with both sides of it. */
 function replay(name: string, limit: 'memcpy' | 'lz4', atLeast: number): Target {
@@ -33,6 +37,7 @@ function cleaner(percent: string, size: string): Target {
     style: 'ratio',
     measured: `cleaner-${percent}-${size}-writes`,
     limit: `cleaner-30-${size}-writes`,
+    volume: `cleaner-${percent}-${size}-volume`,
   };
 }
 
@@ -70,6 +75,7 @@ export const coreTargets: readonly Target[] = [
     style: 'ratio',
     measured: 'cleaner-80-r3-writes',
     limit: 'cleaner-30-r3-writes',
+    volume: 'cleaner-80-r3-volume',
   },
   { name: 'cleaner-write-p999-ms', style: 'ms' },
   { name: 'cleaner-write-amplification', style: 'ratio' },

@@ -15,15 +15,16 @@ import { asRekindleError } from '../src/rpc/errors.js';
 import { coreBinary, type Figure, runCore } from './core-binary.js';
 import { measureExecute } from './core-execute.js';
 import type { MemoryReport } from './core-memory.js';
-import { coreTargets, isMet, type Target } from './core-targets.js';
+import { coreTargets, isMet, type Target, VOLUME_MIN } from './core-targets.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine } from './report.js';
 
 const MEMORY_OBJECTS = 10_000_000;
 const LOWER_IS_BETTER = /-ns$|-ms$|memory-per|amplification|bytes-per/;
 
 const QUICK_NOTE = [
-  '--quick: one round each; the cleaner is measured for at most 2 s a run (cleaner-*-volume: how',
-  'many times the memory was overwritten), in the full run for 5 times the memory, twice.',
+  '--quick: one round each; the cleaner is measured for at most 2 s a run, less if time runs out',
+  '(cleaner-*-volume: how many times the memory was overwritten), in the full run for 5 times the',
+  'memory, twice.',
 ].join('\n');
 
 type Section = () => Promise<Figure[]>;
@@ -39,11 +40,21 @@ async function measureMemory(): Promise<Figure[]> {
   ];
 }
 
+/** Runs of `cleaner` and `cleaner-r3` with --quick, and what they may take of the time left. */
+const CLEANER_RUNS = 6;
+const REPLICATED_RUNS = 2;
+const QUICK_MS = 54_000;
+
+/** Milliseconds of each of the next runs, if `runs` may take all that is left. */
+function runMs(start: number, runs: number): string {
+  return `${Math.max(1, Math.floor((QUICK_MS - (performance.now() - start)) / runs))}`;
+}
+
 /** On files in a temporary folder. */
-async function measureReplicated(binary: string, quick: boolean): Promise<Figure[]> {
+async function measureReplicated(binary: string, times: string[]): Promise<Figure[]> {
   const folder = mkdtempSync(join(tmpdir(), 'rekindle-bench-'));
   try {
-    return await runCore(binary, ['cleaner-r3', folder, ...(quick ? ['--quick'] : [])]);
+    return await runCore(binary, ['cleaner-r3', folder, ...times]);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
@@ -55,6 +66,7 @@ export async function runCoreBench({ quick }: BenchOptions): Promise<BenchResult
   const native = (name: string): Section => {
     return () => runCore(binary, quick ? [name, '--quick'] : [name]);
   };
+  const times = (runs: number): string[] => (quick ? [runMs(start, runs)] : []);
   const sections: Section[] = [
     native('limits'),
     native('checksums'),
@@ -62,8 +74,8 @@ export async function runCoreBench({ quick }: BenchOptions): Promise<BenchResult
     native('replay'),
     () => measureExecute(binary, quick),
     measureMemory,
-    native('cleaner'),
-    () => measureReplicated(binary, quick),
+    () => runCore(binary, ['cleaner', ...times(CLEANER_RUNS + REPLICATED_RUNS)]),
+    () => measureReplicated(binary, times(REPLICATED_RUNS)),
   ];
   const progress = startProgress('measure', sections.length, 'sections');
   const figures: Figure[] = [];
@@ -120,20 +132,21 @@ function result(
 }
 
 function row(target: Target, values: ReadonlyMap<string, number>): string[] {
-  const { name, style, atLeast, atMost, measured, limit } = target;
+  const { name, style, atLeast, atMost, measured, limit, volume } = target;
   const value = values.get(name);
   const write = (figure: number | undefined): string =>
     figure === undefined ? '–' : significant(figure);
   const unit = style === 'ratio' || style === 'rate' ? '' : style === 'ms' ? ' ms' : ' GB/s';
   const met = value === undefined ? undefined : isMet(target, value);
   const goal = atLeast ?? atMost;
+  const short = volume !== undefined && (values.get(volume) ?? 0) < VOLUME_MIN;
   return [
     name,
     `${write(value)}${unit}`,
     measured === undefined ? '' : write(values.get(measured)),
     limit === undefined ? '' : write(values.get(limit)),
     goal === undefined ? '–' : `${atLeast === undefined ? '≤' : '≥'} ${significant(goal)}${unit}`,
-    met === undefined ? '–' : met ? 'yes' : 'NO',
+    short ? 'too short' : met === undefined ? '–' : met ? 'yes' : 'NO',
   ];
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rekindle_core::entry::SEGMENT_BYTES;
 use rekindle_core::master::Master;
@@ -34,6 +34,8 @@ struct Effort {
     warm_up_max: Duration,
     volume: f64,
     time_max: Duration,
+    /// For all of a run, the first writes included.
+    run_max: Duration,
     rounds: usize,
 }
 
@@ -44,6 +46,7 @@ const QUICK: Effort = Effort {
     warm_up_max: Duration::from_millis(700),
     volume: 2.0,
     time_max: Duration::from_secs(2),
+    run_max: Duration::MAX,
     rounds: 1,
 };
 const FULL: Effort = Effort {
@@ -53,12 +56,17 @@ const FULL: Effort = Effort {
     warm_up_max: Duration::MAX,
     volume: 5.0,
     time_max: Duration::MAX,
+    run_max: Duration::MAX,
     rounds: 2,
 };
 
+/// However late it is, so much is measured.
+const TIME_MIN: Duration = Duration::from_millis(300);
+
 impl Effort {
-    const fn of(quick: bool) -> Self {
-        if quick { QUICK } else { FULL }
+    /// All of it, or what fits into so much time a run.
+    fn of(run_max: Option<Duration>) -> Self {
+        run_max.map_or(FULL, |run_max| Self { run_max, ..QUICK })
     }
 }
 
@@ -88,6 +96,7 @@ struct Bench {
     master: Arc<Master>,
     replicas: Option<Replicas>,
     load: Load,
+    started: Instant,
 }
 
 /// Counters that only grow.
@@ -101,6 +110,7 @@ struct Counters {
 
 impl Bench {
     fn start(density: Density, effort: Effort, folder: Option<&Path>) -> Result<Self, Failure> {
+        let started = Instant::now();
         let dense = density.percent >= 90;
         let memory_bytes = if dense {
             effort.memory_bytes_dense
@@ -117,6 +127,7 @@ impl Bench {
             master,
             replicas,
             load,
+            started,
         })
     }
 
@@ -130,6 +141,7 @@ impl Bench {
             master,
             replicas,
             load,
+            ..
         } = self;
         let bytes = (master.arena().bytes() as f64 * volume) as usize;
         let mut pace = || {
@@ -152,9 +164,12 @@ impl Bench {
 
     fn measure(&mut self, effort: Effort, singles: bool) -> Result<Outcome, Failure> {
         self.load.fill()?;
-        self.overwrite(effort.warm_up, effort.warm_up_max, false)?;
+        let left = effort.run_max.saturating_sub(self.started.elapsed());
+        self.overwrite(effort.warm_up, effort.warm_up_max.min(left / 4), false)?;
         let before = self.counters()?;
-        let (writes, seconds) = self.overwrite(effort.volume, effort.time_max, singles)?;
+        let left = effort.run_max.saturating_sub(self.started.elapsed());
+        let time_max = effort.time_max.min(left.max(TIME_MIN));
+        let (writes, seconds) = self.overwrite(effort.volume, time_max, singles)?;
         let after = self.counters()?;
         if stat(&self.master, "objects")? != self.load.objects() {
             return Err(Failure::Wrong(
@@ -219,8 +234,8 @@ fn share(runs: &[Outcome], base: &[Outcome]) -> f64 {
 ///
 /// # Errors
 /// The core refused, or objects were lost.
-pub fn measure(quick: bool) -> Result<(), Failure> {
-    let effort = Effort::of(quick);
+pub fn measure(run_max: Option<Duration>) -> Result<(), Failure> {
+    let effort = Effort::of(run_max);
     for (value_bytes, size) in [(100, "100b"), (1024, "1kb")] {
         let densities = [30, 80, 90].map(|percent| Density {
             percent,
@@ -294,8 +309,8 @@ fn print_latencies(runs: &[Outcome]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The core or a backup refused, or objects were lost.
-pub fn measure_replicated(folder: &Path, quick: bool) -> Result<(), Failure> {
-    let effort = Effort::of(quick);
+pub fn measure_replicated(folder: &Path, run_max: Option<Duration>) -> Result<(), Failure> {
+    let effort = Effort::of(run_max);
     let densities = [30, 80].map(|percent| Density {
         percent,
         value_bytes: 100,

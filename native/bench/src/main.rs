@@ -19,6 +19,7 @@ mod replay;
 mod replicas;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rekindle_core::status::Status;
 use thiserror::Error;
@@ -41,9 +42,15 @@ pub enum Failure {
 }
 
 const USAGE: &str = "usage: \
-    rekindle-bench limits|checksums|compression|replay|cleaner [--quick]\n       \
-    rekindle-bench cleaner-r3 FOLDER [--quick]\n       \
+    rekindle-bench limits|checksums|compression|replay [--quick]\n       \
+    rekindle-bench cleaner [MILLISECONDS A RUN]\n       \
+    rekindle-bench cleaner-r3 FOLDER [MILLISECONDS A RUN]\n       \
     rekindle-bench bodies|execute FOLDER";
+
+fn duration(milliseconds: &str) -> Result<Duration, Failure> {
+    let milliseconds = milliseconds.parse().map_err(|_| Failure::Usage)?;
+    Ok(Duration::from_millis(milliseconds))
+}
 
 fn run(arguments: &[String]) -> Result<(), Failure> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -57,8 +64,12 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         ["checksums"] => checksums::measure(quick),
         ["compression"] => compression::measure(quick),
         ["replay"] => replay::measure(quick),
-        ["cleaner"] => cleaner::measure(quick),
-        ["cleaner-r3", folder] => cleaner::measure_replicated(folder.as_ref(), quick),
+        ["cleaner"] => cleaner::measure(None),
+        ["cleaner", run_ms] => cleaner::measure(Some(duration(run_ms)?)),
+        ["cleaner-r3", folder] => cleaner::measure_replicated(folder.as_ref(), None),
+        ["cleaner-r3", folder, run_ms] => {
+            cleaner::measure_replicated(folder.as_ref(), Some(duration(run_ms)?))
+        }
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
         ["execute", folder] => execute::serve(folder.as_ref()),
         _ => Err(Failure::Usage),

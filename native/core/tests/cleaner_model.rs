@@ -287,7 +287,7 @@ fn mutate(
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
     };
-    assert_eq!(answer.status, 0);
+    assert_eq!(answer.status, 0, "{:?}", stats(&cluster.master));
     let now = (!remove).then_some((answer.version, value));
     let position = cluster.master.appended_position().expect("open");
     histories.entry(key).or_default().push((position, now));
@@ -353,7 +353,7 @@ fn whatever_is_cleaned_the_log_recovers_to_what_the_backups_have() {
         let first = replicated_master(MEMORY_BYTES, disk_expansion_factor);
         first.open_log().expect("open");
         first.take_tablet(WHOLE).expect("taken");
-        let operations = 28_000 + random.below(12_000);
+        let operations = 60_000 + random.below(20_000);
         let cluster = Cluster::new(Arc::clone(&first));
         let (before, blocks) = (
             Arc::clone(&cluster.passes_ended),

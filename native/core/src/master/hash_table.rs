@@ -70,6 +70,11 @@ pub struct HashTable {
     entries: AtomicI64,
 }
 
+/// A stretch of work of the cleaner.
+pub struct Relocation<'a> {
+    table: &'a HashTable,
+}
+
 /// A slot and the word that was seen in it.
 #[derive(Clone, Copy)]
 pub struct Slot<'a> {
@@ -295,20 +300,18 @@ impl HashTable {
     /// False if the table does not refer to the entry any more.
     #[inline]
     pub fn relocate(&self, hash: u64, old_offset: usize, new_offset: usize) -> bool {
+        self.begin_relocation()
+            .relocate(hash, old_offset, new_offset)
+    }
+
+    /// For many entries; overflow buckets are not used again meanwhile.
+    #[inline]
+    pub fn begin_relocation(&self) -> Relocation<'_> {
         self.relocating.store(true, Ordering::Relaxed);
         // Pairs with the fence in `Overflow::reclaim`: either it sees this walk, or this walk sees
         // that the bucket is unlinked.
         fence(Ordering::SeqCst);
-        let relocated = loop {
-            match self.slot_of(hash, old_offset) {
-                None => break false,
-                Some(slot) if slot.replace(new_offset) => break true,
-                // Superseded, or moved on by the chain: look again.
-                Some(_) => {}
-            }
-        };
-        self.relocating.store(false, Ordering::Release);
-        relocated
+        Relocation { table: self }
     }
 
     /// Adds an entry whose key is not in the table; for the serving thread.
@@ -561,6 +564,27 @@ impl HashTable {
     /// Gives all pages back to the system; for a master that is closed.
     pub fn release_pages(&self) {
         self.memory.release_pages();
+    }
+}
+
+impl Relocation<'_> {
+    /// See `HashTable::relocate`.
+    #[inline]
+    pub fn relocate(&self, hash: u64, old_offset: usize, new_offset: usize) -> bool {
+        loop {
+            match self.table.slot_of(hash, old_offset) {
+                None => return false,
+                Some(slot) if slot.replace(new_offset) => return true,
+                // Superseded, or moved on by the chain: look again.
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Relocation<'_> {
+    fn drop(&mut self) {
+        self.table.relocating.store(false, Ordering::Release);
     }
 }
 

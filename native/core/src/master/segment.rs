@@ -259,6 +259,16 @@ impl Segment {
         Err(Status::InvalidArgument)
     }
 
+    /// Whether a piece other than the first begins at `at`.
+    fn begins_piece(&self, at: usize) -> bool {
+        let mut start = 0;
+        self.pieces().any(|piece| {
+            let begins = start == at && start > 0;
+            start += piece.bytes;
+            begins
+        })
+    }
+
     /// The published bytes from `from` to the end of the piece that they lie in.
     ///
     /// # Safety
@@ -402,14 +412,18 @@ impl Segment {
             return Err(Status::InvalidArgument);
         }
         if from < certified.end {
+            let (_, follow) = self.locate(from)?;
+            let limit = from + follow.min(bytes_max);
             let beyond = marks.partition_point(|mark| mark.end <= from);
-            let within = marks.partition_point(|mark| mark.end <= from.saturating_add(bytes_max));
+            let within = marks.partition_point(|mark| mark.end <= limit);
             return Ok(marks[beyond.max(within.saturating_sub(1))]);
         }
         let next = self.certify(certified, bytes_max);
-        // The newest mark may move on while it is close to its predecessor; the opening stays.
+        // The newest mark may move on while it is close to its predecessor; the opening stays, and
+        // so does the end of each piece: no chunk reaches across.
         let count = marks.len();
-        if count >= 2 && next.end - marks[count - 2].end < MARK_BYTES {
+        let close = count >= 2 && next.end - marks[count - 2].end < MARK_BYTES;
+        if close && !self.begins_piece(certified.end) {
             marks[count - 1] = next;
         } else if next.end > certified.end {
             marks.push(next);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::cleanable;
 use super::policy::{Candidate, choose_block, expected_live_bytes};
-use super::relocation::{Found, Live, Survey, prefetch_ahead};
+use super::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
 use crate::entry::{SEGLET_BYTES, SEGMENT_BYTES};
 use crate::master::arena::Extent;
 use crate::master::log::HEAD_RESERVE_BLOCKS;
@@ -41,6 +41,15 @@ struct Run {
 }
 
 impl Filler {
+    /// Takes the block without which none can be emptied: what is alive in one fits into the rest
+    /// of one and a whole other. Before memory is so short that there is none: then nothing would
+    /// ever become free again.
+    pub fn prepare(&mut self, objects: &Objects) {
+        if self.next.is_none() {
+            self.next = objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok();
+        }
+    }
+
     /// Empties the block where least is alive; None if none pays or there is no block to fill.
     pub fn compact_a_block(
         &mut self,
@@ -48,10 +57,7 @@ impl Filler {
         survey: &Survey<'_>,
         durable: u64,
     ) -> Option<Compacted> {
-        // What is alive in one block fits into the rest of one and a whole other.
-        if self.next.is_none() {
-            self.next = objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok();
-        }
+        self.prepare(objects);
         self.next?;
         let segments = cleanable(objects, durable);
         let chosen = self.choose(objects, &segments)?;
@@ -247,14 +253,17 @@ impl Run {
 
     /// Moves entries as long as they fit; returns how many.
     fn take_in(&mut self, objects: &Objects, survey: &Survey<'_>, entries: &[Live]) -> usize {
-        for (index, live) in entries.iter().enumerate() {
-            if self.extent.capacity - self.used < live.bytes() {
-                return index;
+        for (start, batch) in (0..).step_by(BATCH).zip(entries.chunks(BATCH)) {
+            let relocation = objects.table.begin_relocation();
+            for (index, live) in (start..).zip(batch) {
+                if self.extent.capacity - self.used < live.bytes() {
+                    return index;
+                }
+                prefetch_ahead(objects, entries, index);
+                // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
+                let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
+                self.used += survey.relocate(&relocation, live, self.end(), out);
             }
-            prefetch_ahead(objects, entries, index);
-            // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
-            let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
-            self.used += survey.relocate(live, self.end(), out);
         }
         entries.len()
     }

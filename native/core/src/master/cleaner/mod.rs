@@ -25,7 +25,7 @@ use self::compaction::Filler;
 use self::passes::{PASSES_MAX, Passes};
 pub use self::policy::wanted_blocks;
 use self::policy::{Candidate, Pressure, Work, choose_segments, expected_live_bytes};
-use self::relocation::{Found, Live, Survey, prefetch_ahead};
+use self::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
 use super::Master;
 use super::log::{HEAD_RESERVE_BLOCKS, RESERVE_BLOCKS};
 use super::objects::Objects;
@@ -36,7 +36,9 @@ use crate::status::Status;
 /// Bytes that one pass moves at most: with backups, so that few survivors are left half full;
 /// without, what stays in the cache between the search and the move.
 const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
-const PASS_BYTES_ALONE: u64 = 2 * SEGMENT_BYTES as u64;
+const PASS_BYTES_ALONE: u64 = SEGMENT_BYTES as u64;
+/// Segments that are searched in a pass without backups: a write may wait for its end.
+const PASS_SEGMENTS_ALONE: usize = 4;
 /// A store whose live bytes take more of the usable memory is full.
 const LIVE_SHARE_MAX: f64 = 0.97;
 /// Blocks that are never full: of the head, and of what is being moved to.
@@ -171,13 +173,18 @@ impl Cleaner {
             log_segments: objects.segment_count() - state.passes.log_segments_less(),
             log_segments_max: master.log_segments_max,
         };
+        let replicated_low = pressure.memory_low() && master.replicated();
+        if replicated_low {
+            self.filler.prepare(objects);
+        }
         let done = match pressure.work() {
             Work::Nothing => {
                 objects.set_full(false);
                 return Some(if waiting { READERS_WAIT } else { IDLE_WAIT });
             }
             Work::Compact => self.compact(master) || self.clean(master),
-            Work::Clean => self.clean(master),
+            // Emptier blocks may make a pass pay that does not now.
+            Work::Clean => self.clean(master) || (replicated_low && self.compact(master)),
         };
         let full = overfull(master);
         if done {
@@ -220,7 +227,10 @@ impl Cleaner {
         };
         let segments = cleanable(objects, durable);
         let candidates = weigh(objects, &segments);
-        let chosen = choose_segments(&candidates, live_max.min(pass_max));
+        let mut chosen = choose_segments(&candidates, live_max.min(pass_max));
+        if !replicated {
+            chosen.truncate(PASS_SEGMENTS_ALONE);
+        }
         if chosen.is_empty() || (replicated && !pays(&segments, &candidates, &chosen)) {
             return false;
         }
@@ -403,18 +413,21 @@ impl Survivors<'_> {
     fn take_in(&mut self, survey: &Survey<'_>, entries: &[Live]) -> Option<u64> {
         let objects = &self.master.objects;
         let mut moved = 0;
-        for (index, live) in entries.iter().enumerate() {
-            prefetch_ahead(objects, entries, index);
-            let survivor = self.survivor(live)?;
-            let used = survivor.append_if(live.bytes(), |target, out| {
-                survey.relocate(live, target, out)
-            });
-            moved += used as u64;
-            if used > 0 {
-                survivor.set_timestamp(live.timestamp.max(survivor.timestamp()));
-                if live.tombstone() {
+        for (start, batch) in (0..).step_by(BATCH).zip(entries.chunks(BATCH)) {
+            let relocation = objects.table.begin_relocation();
+            for (index, live) in (start..).zip(batch) {
+                prefetch_ahead(objects, entries, index);
+                let survivor = self.survivor(live)?;
+                let used = survivor.append_if(live.bytes(), |target, out| {
+                    survey.relocate(&relocation, live, target, out)
+                });
+                moved += used as u64;
+                if used > 0 && live.tombstone() {
                     survivor.count_tombstone(used, objects.released());
                 }
+            }
+            if let (Some(open), Some(last)) = (&self.open, batch.last()) {
+                open.set_timestamp(last.timestamp.max(open.timestamp()));
             }
         }
         Some(moved)

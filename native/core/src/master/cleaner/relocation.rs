@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use crate::entry::{EntryHeader, EntryIterator, EntryType, EntryView, PRIOR_MAX, write_entry};
 use crate::key_hash::{key_hash, slot};
-use crate::master::hash_table::prefetch;
+use crate::master::hash_table::{Relocation, prefetch};
 use crate::master::objects::Objects;
 use crate::master::segment::Piece;
 use crate::master::tablets::Tablet;
 
-/// Entries whose cache misses overlap.
-const BATCH: usize = 32;
+/// Entries whose cache misses overlap, or that are moved at a stretch.
+pub const BATCH: usize = 32;
 
 /// An entry that must be moved.
 #[derive(Clone, Copy)]
@@ -137,12 +137,17 @@ impl<'a> Survey<'a> {
 
     /// Moves an entry to `out`, which lies at `target` in the arena and belongs to the caller.
     /// Returns the bytes used: 0 if it has died meanwhile.
-    pub fn relocate(&self, live: &Live, target: usize, out: &mut [u8]) -> usize {
+    pub fn relocate(
+        &self,
+        relocation: &Relocation<'_>,
+        live: &Live,
+        target: usize,
+        out: &mut [u8],
+    ) -> usize {
         // SAFETY: the caller holds the segment that the entry lies in.
         let entry = unsafe { self.objects.arena.entry(live.offset) };
         let used = self.copy(&entry, out);
-        let table = &self.objects.table;
-        let moved = table.relocate(live.hash, live.offset, target);
+        let moved = relocation.relocate(live.hash, live.offset, target);
         if moved && used != entry.total_bytes() {
             self.weigh_again(live.hash, &entry, used);
         }
