@@ -365,7 +365,7 @@ fn whatever_is_cleaned_the_log_recovers_to_what_the_backups_have() {
         second = run_and_crash(second, &mut histories, &mut random, 15_000);
         second.master.close().expect("open");
     }
-    assert!(passes > 0, "{passes} passes were ended");
+    assert!(passes > 3, "{passes} passes were ended");
     assert!(compacted > 3, "{compacted} blocks were compacted");
 }
 
