@@ -265,3 +265,15 @@ test('status codes are the same in Rust and TypeScript', () => {
     assert.equal(row?.number, Number(number), constant);
   }
 });
+
+test('docs/safety.md counts every unsafe block', () => {
+  const counted = new Map<string, number>();
+  for (const [, path, lines] of read('docs/safety.md').matchAll(/^\| `(\S+\.rs)` \| (\d+) \|$/gm)) {
+    counted.set(`native/${path}`, Number(lines));
+  }
+  const unsafe = /^(?!\s*\/\/).*\bunsafe (\{|impl|fn)/;
+  const found = rust
+    .map(({ path, lines }) => [path, lines.filter((line) => unsafe.test(line)).length] as const)
+    .filter(([, count]) => count > 0);
+  assert.deepEqual(Object.fromEntries(counted), Object.fromEntries(found));
+});

@@ -10,126 +10,18 @@
 //! `docs/formats.md` §2, that every dead version of a key is named by the key's newest entry or by
 //! a tombstone.
 
+mod violation;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use thiserror::Error;
-
+pub use self::violation::Violation;
 use super::Master;
 use super::execute::Serving;
 use super::objects::Objects;
 use super::segment::Segment;
 use crate::entry::{EntryIterator, EntryType, EntryView, SEGLET_BYTES};
 use crate::key_hash::{key_hash, slot};
-use crate::status::Status;
-
-/// The first thing that does not hold. Offsets are those of the arena.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Violation {
-    /// Nothing can be said: closed, or the cleaner has failed.
-    #[error("the master does not answer: {0}")]
-    Unavailable(Status),
-    /// A chain of buckets does not end.
-    #[error("the chain of bucket {bucket} does not end")]
-    EndlessChain {
-        /// Its first.
-        bucket: usize,
-    },
-    /// The table counts more or fewer entries than it has.
-    #[error("the table counts {counted} entries and has {found}")]
-    TableCount {
-        /// What it says.
-        counted: u64,
-        /// What there are.
-        found: u64,
-    },
-    /// A slot refers to what is no published entry of a segment in memory.
-    #[error("a slot refers to {offset}, where no entry begins")]
-    Dangling {
-        /// Where.
-        offset: usize,
-    },
-    /// A slot refers to an entry of another hash.
-    #[error("a slot refers to {offset}, whose key belongs elsewhere")]
-    WrongPlace {
-        /// Where.
-        offset: usize,
-    },
-    /// A key has two slots.
-    #[error("the key of the entry at {offset} is in the table twice")]
-    KeyTwice {
-        /// The second one.
-        offset: usize,
-    },
-    /// An object is served that no tablet counts.
-    #[error("the object at {offset} belongs to no tablet")]
-    WithoutTablet {
-        /// Where.
-        offset: usize,
-    },
-    /// Bytes of a segment are not what was written.
-    #[error("segment {segment_id} is damaged at {offset}")]
-    Damaged {
-        /// Which.
-        segment_id: u64,
-        /// Where.
-        offset: usize,
-    },
-    /// The memory of a segment is marked as another's.
-    #[error("seglet {offset} belongs to segment {owner}, not to {segment_id}")]
-    WrongOwner {
-        /// Who should.
-        segment_id: u64,
-        /// Who does; 0: nobody.
-        owner: u64,
-        /// Where.
-        offset: usize,
-    },
-    /// A segment counts more dead bytes than it has.
-    #[error("segment {segment_id} counts {counted} dead bytes of {found}")]
-    DeadBytes {
-        /// Which.
-        segment_id: u64,
-        /// What it says.
-        counted: u64,
-        /// What there are.
-        found: u64,
-    },
-    /// A tablet counts other objects than there are.
-    #[error(
-        "a tablet of table {table_id} counts {counted:?} records and bytes, there are {found:?}"
-    )]
-    TabletCount {
-        /// Its table.
-        table_id: u64,
-        /// What it says: records, bytes.
-        counted: (u64, u64),
-        /// What there are.
-        found: (u64, u64),
-    },
-    /// A dead version could come back.
-    #[error("nothing names segment {segment_id} for the dead version {version} at {offset}")]
-    Unguarded {
-        /// Where it lies.
-        segment_id: u64,
-        /// Its version.
-        version: u64,
-        /// Its place.
-        offset: usize,
-    },
-    /// The newest head names a segment that is gone.
-    #[error("the newest digest names segment {segment_id}, which is gone")]
-    DigestBeyondMemory {
-        /// Which.
-        segment_id: u64,
-    },
-    /// A block is free and used, or counted wrongly.
-    #[error("block {block} is free and used, or counted wrongly")]
-    Block {
-        /// Its number.
-        block: usize,
-    },
-}
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,8 +50,10 @@ struct Verification<'a> {
     /// Segments that a recovery would read once the passes under way have ended.
     log: BTreeSet<u64>,
     segments: BTreeMap<u64, Arc<Segment>>,
-    /// By offset: what the table refers to and no segment has shown yet.
-    referred: HashSet<usize>,
+    /// What the table refers to and no segment has shown yet: by offset, where it belongs.
+    referred: HashMap<usize, (usize, u64)>,
+    /// Keys that the table has.
+    keys: HashSet<Key>,
     /// By first key of their tablet: records and bytes.
     counts: HashMap<(u64, u32), (u64, u64)>,
     /// Dead versions that the newest entry of their key does not name.
@@ -187,13 +81,15 @@ impl Master {
             serving: &serving,
             log,
             segments: segments.into_iter().map(|one| (one.id, one)).collect(),
-            referred: HashSet::new(),
+            referred: HashMap::new(),
+            keys: HashSet::new(),
             counts: HashMap::new(),
             unnamed: HashMap::new(),
             result: Verified::default(),
         };
         verification.table()?;
         verification.all_segments()?;
+        verification.dead_versions();
         verification.tombstones()?;
         verification.tablets()?;
         match self.objects.arena.wrong_block() {
@@ -206,33 +102,42 @@ impl Master {
 impl Verification<'_> {
     fn table(&mut self) -> Result<(), Violation> {
         let table = &self.objects.table;
-        let mut places = Vec::new();
-        table
-            .each(|place, offset| places.push((place, offset)))
-            .map_err(|bucket| Violation::EndlessChain { bucket })?;
+        let (mut found, mut twice) = (0, None);
+        let walked = table.each(|place, offset| {
+            found += 1;
+            if self.referred.insert(offset, place).is_some() {
+                twice = Some(offset);
+            }
+        });
+        walked.map_err(|bucket| Violation::EndlessChain { bucket })?;
+        if let Some(offset) = twice {
+            return Err(Violation::KeyTwice { offset });
+        }
         let counted = table.report().entries;
-        let found = places.len() as u64;
         if counted != found {
             return Err(Violation::TableCount { counted, found });
         }
-        let mut keys: HashSet<Key> = HashSet::with_capacity(places.len());
-        for (place, offset) in places {
-            let owner = self.objects.arena.segment_id(offset);
-            if !self.segments.contains_key(&owner) || !self.referred.insert(offset) {
-                return Err(Violation::Dangling { offset });
-            }
-            // SAFETY: the offset comes from a slot; the serving lock's pin keeps its segment.
-            let entry = unsafe { self.objects.arena.entry(offset) };
-            let hash = key_hash(entry.table_id(), entry.key());
-            if table.place(hash) != place {
-                return Err(Violation::WrongPlace { offset });
-            }
-            if !keys.insert((entry.table_id(), entry.key().to_vec())) {
-                return Err(Violation::KeyTwice { offset });
-            }
-            self.count(offset, &entry, slot(hash))?;
-        }
         Ok(())
+    }
+
+    /// An entry whose bytes are sound and that the table refers to from `place`.
+    fn referred(
+        &mut self,
+        place: (usize, u64),
+        offset: usize,
+        entry: &EntryView<'_>,
+    ) -> Result<(), Violation> {
+        if !matches!(entry.entry_type(), EntryType::Object | EntryType::Tombstone) {
+            return Err(Violation::Dangling { offset });
+        }
+        let hash = key_hash(entry.table_id(), entry.key());
+        if self.objects.table.place(hash) != place {
+            return Err(Violation::WrongPlace { offset });
+        }
+        if !self.keys.insert((entry.table_id(), entry.key().to_vec())) {
+            return Err(Violation::KeyTwice { offset });
+        }
+        self.count(offset, entry, slot(hash))
     }
 
     fn count(&mut self, offset: usize, entry: &EntryView<'_>, slot: u32) -> Result<(), Violation> {
@@ -257,7 +162,7 @@ impl Verification<'_> {
             self.segment(&segment)?;
             self.result.segments += 1;
         }
-        if let Some(offset) = self.referred.iter().next() {
+        if let Some(offset) = self.referred.keys().next() {
             return Err(Violation::Dangling { offset: *offset });
         }
         Ok(())
@@ -316,17 +221,13 @@ impl Verification<'_> {
                 return Err(damaged(offset));
             }
             more = entry.more();
-            let referred = self.referred.remove(&offset);
+            if let Some(place) = self.referred.remove(&offset) {
+                self.referred(place, offset, &entry)?;
+                continue;
+            }
             match kind {
-                EntryType::Object if !referred => {
-                    dead_bytes += entry.total_bytes() as u64;
-                    self.dead_version(segment_id, offset, &entry);
-                }
-                EntryType::Padding => dead_bytes += entry.total_bytes() as u64,
+                EntryType::Object | EntryType::Padding => dead_bytes += entry.total_bytes() as u64,
                 EntryType::LogDigest => self.digest(segment_id, &entry)?,
-                _ if referred && kind != EntryType::Object && kind != EntryType::Tombstone => {
-                    return Err(Violation::Dangling { offset });
-                }
                 _ => {}
             }
         }
@@ -353,8 +254,30 @@ impl Verification<'_> {
         Ok(())
     }
 
+    /// Looks at all objects again: which are dead, and what names their segments. The table refers
+    /// to sound entries only, by now.
+    fn dead_versions(&mut self) {
+        let segments: Vec<_> = self
+            .log
+            .iter()
+            .filter_map(|id| self.segments.get(id))
+            .collect();
+        for segment in segments.into_iter().cloned().collect::<Vec<_>>() {
+            for piece in segment.pieces() {
+                let start = piece.extent.offset;
+                // SAFETY: the piece keeps its extent, and its bytes are published.
+                let bytes = unsafe { self.objects.arena.published(start, piece.bytes) };
+                for (at, entry) in EntryIterator::new(bytes).map_while(Result::ok) {
+                    if entry.entry_type() == EntryType::Object {
+                        self.object(segment.id, start + at, &entry);
+                    }
+                }
+            }
+        }
+    }
+
     /// Notes a dead version unless the newest entry of its key names its segment.
-    fn dead_version(&mut self, segment_id: u64, offset: usize, entry: &EntryView<'_>) {
+    fn object(&mut self, segment_id: u64, offset: usize, entry: &EntryView<'_>) {
         let (table_id, key) = (entry.table_id(), entry.key());
         let hash = key_hash(table_id, key);
         let tablet = self.serving.tablets.find(table_id, slot(hash));
@@ -362,11 +285,15 @@ impl Verification<'_> {
             // What is older than its tablet, or of no tablet, no recovery takes.
             tablet.ready() && tablet.ctime_segment_id() <= segment_id
         });
-        if !counts || !self.log.contains(&segment_id) {
+        let newest = self.objects.find(hash, table_id, key);
+        if !counts
+            || newest
+                .as_ref()
+                .is_some_and(|newest| newest.offset == offset)
+        {
             return;
         }
         self.result.dead_versions += 1;
-        let newest = self.objects.find(hash, table_id, key);
         let named = newest.is_some_and(|newest| {
             newest.entry.version() >= entry.version()
                 && newest.entry.prior().any(|id| id == segment_id)
@@ -435,5 +362,147 @@ impl Verification<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::EntryHeader;
+    use crate::master::MasterOptions;
+    use crate::master::segment::Append;
+    use crate::master::tablets::SlotRange;
+
+    const KEY: &[u8] = b"key";
+
+    /// A master with two objects, one of them overwritten and one removed.
+    fn used() -> Arc<Master> {
+        let options = MasterOptions {
+            server_id: 5,
+            memory_bytes: 64 << 20,
+            replay_threads: 1,
+            replicated: false,
+            disk_expansion_factor: 1.0,
+        };
+        let master = Master::new(options).expect("a master");
+        let range = SlotRange {
+            table_id: 1,
+            start_slot: 0,
+            end_slot: u32::MAX,
+        };
+        master.take_tablet(range).expect("taken");
+        for (rpc_id, kind, key) in [(1, 2, KEY), (2, 2, KEY), (3, 2, b"no2"), (4, 3, b"no2")] {
+            let mut body = vec![0; 24];
+            body[16] = 1;
+            body.extend([kind, 0, 3, 0, 0, 0, 0, 0]);
+            for field in [1u64, rpc_id, 0] {
+                body.extend(field.to_le_bytes());
+            }
+            body.extend(key);
+            body.resize(body.len().next_multiple_of(8), 0);
+            master.execute(&body, &mut [0; 64], 0).expect("sound");
+        }
+        master
+            .set_durable(master.appended_position().expect("open"))
+            .expect("appended");
+        master
+    }
+
+    /// Place of the newest entry of `KEY`.
+    fn place(master: &Master) -> (u64, usize) {
+        let hash = key_hash(1, KEY);
+        let found = master.objects.find(hash, 1, KEY).expect("there");
+        (hash, found.offset)
+    }
+
+    #[test]
+    fn what_is_sound_passes() {
+        let verified = used().verify().expect("sound");
+        let Verified {
+            entries,
+            objects,
+            segments,
+            dead_versions,
+        } = verified;
+        assert_eq!((entries, objects, segments, dead_versions), (1, 1, 1, 2));
+    }
+
+    #[test]
+    fn what_the_table_refers_to_is_checked() {
+        let master = used();
+        let (hash, offset) = place(&master);
+        master.objects.table.insert(hash, offset + 8).expect("room");
+        assert!(matches!(master.verify(), Err(Violation::Dangling { .. })));
+        let master = used();
+        let table = &master.objects.table;
+        table.insert(key_hash(1, b"other"), offset).expect("room");
+        assert_eq!(master.verify(), Err(Violation::KeyTwice { offset }));
+        assert!(table.erase(hash, offset));
+        assert_eq!(master.verify(), Err(Violation::WrongPlace { offset }));
+        let master = used();
+        master.objects.table.count_inserted(1);
+        let count = Violation::TableCount {
+            counted: 2,
+            found: 1,
+        };
+        assert_eq!(master.verify(), Err(count));
+        let master = used();
+        assert!(master.objects.table.erase(hash, offset));
+        assert!(matches!(
+            master.verify(),
+            Err(Violation::Unguarded { version: 1 | 2, .. })
+        ));
+    }
+
+    #[test]
+    fn counts_and_bytes_are_checked() {
+        let master = used();
+        let (_, offset) = place(&master);
+        let tablet = Arc::clone(master.serving.lock().tablets.iter().next().expect("one"));
+        tablet.count(0, 8);
+        assert!(matches!(
+            master.verify(),
+            Err(Violation::TabletCount { table_id: 1, .. })
+        ));
+        tablet.count(0, -8);
+        master.objects.arena.count_dead(offset, 1 << 20);
+        assert!(matches!(
+            master.verify(),
+            Err(Violation::DeadBytes { segment_id: 1, .. })
+        ));
+        let master = used();
+        // SAFETY: nobody else uses this master.
+        let bytes = unsafe { master.objects.arena.unpublished(offset, 40) };
+        bytes[36] ^= 1;
+        assert!(matches!(
+            master.verify(),
+            Err(Violation::Damaged { .. } | Violation::WrongPlace { .. })
+        ));
+    }
+
+    #[test]
+    fn a_version_that_could_come_back_is_found() {
+        let master = used();
+        let (hash, offset) = place(&master);
+        let header = EntryHeader {
+            entry_type: EntryType::Object,
+            flags: 0,
+            timestamp: 0,
+            table_id: 1,
+            version: 9,
+        };
+        let newer = Append {
+            header,
+            prior: &[],
+            key: KEY,
+            value: b"",
+        };
+        let head = Arc::clone(master.serving.lock().log.head().expect("open"));
+        let fresh = head.append(&[newer]);
+        assert!(master.objects.table.relocate(hash, offset, fresh));
+        assert!(matches!(
+            master.verify(),
+            Err(Violation::Unguarded { segment_id: 1, .. })
+        ));
     }
 }

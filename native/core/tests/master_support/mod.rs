@@ -357,6 +357,15 @@ pub fn run_ops(client: &mut Client, model: &mut Model, random: &mut Random, coun
     verify(&client.master);
 }
 
+/// Waits for what happens soon: the cleaner may hold a segment a moment longer.
+pub fn eventually(what: &str, reached: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !reached() {
+        assert!(std::time::Instant::now() < end, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// All structures of a master fit together; no replay may be running.
 pub fn verify(master: &Master) {
     if let Err(violation) = master.verify() {
