@@ -31,10 +31,11 @@ function replay(name: string, limit: 'memcpy' | 'lz4', atLeast: number): Target 
 }
 
 /** Overwrites at `percent` live memory as a share of those at 30 %. */
-function cleaner(percent: string, size: string): Target {
+function cleaner(percent: string, size: string, atLeast: number): Target {
   return {
     name: `cleaner-${percent}-vs-30-${size}`,
     style: 'ratio',
+    atLeast,
     measured: `cleaner-${percent}-${size}-writes`,
     limit: `cleaner-30-${size}-writes`,
     volume: `cleaner-${percent}-${size}-volume`,
