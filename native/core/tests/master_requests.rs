@@ -156,7 +156,7 @@ fn bad_requests_are_refused_one_by_one_or_whole() {
 
 #[test]
 fn a_full_store_says_no_and_still_removes() {
-    let master = master_without_backups(64 << 20);
+    let master = master_without_backups(256 << 20);
     master.take_tablet(WHOLE).expect("taken");
     let mut client = Client::new(&master, 1);
     let value = vec![7; 100_000];
@@ -172,7 +172,7 @@ fn a_full_store_says_no_and_still_removes() {
             }
         }
     }
-    assert!(written > 300, "most of the memory is usable: {written}");
+    assert!(written > 1_900, "most of the memory is usable: {written}");
     for key in 0..written {
         assert_eq!(client.remove(&key.to_le_bytes()).status, 0, "{key}");
     }

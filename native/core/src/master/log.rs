@@ -3,8 +3,9 @@
 //! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
 //! names every segment of the log, itself included; side segments enter the log only through the
 //! digest of the head that is opened next. The last blocks of memory are a reserve: one for a
-//! head that must be opened, two for survivors of the cleaner, one for removes. As long as the
-//! reserve is not whole, writes are refused, with `Retry` while the cleaner may make room.
+//! head that must be opened, two for survivors of the cleaner, one for removes. Writes
+//! take a block only beyond the reserve, and only while so little is alive that the cleaner can make
+//! room for the tombstones of all of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -66,15 +67,15 @@ impl Log {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        if purpose == Purpose::Write && objects.arena.free_blocks() < RESERVE_BLOCKS {
-            objects.reclaim();
-            if objects.arena.free_blocks() < RESERVE_BLOCKS {
-                return Err(Status::OutOfMemory);
-            }
-        }
         let total = entries.iter().map(Append::bytes).sum();
         if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
             return Ok(head.prepare(entries));
+        }
+        if purpose == Purpose::Write
+            && objects.overfull(tablets.iter().map(|one| one.bytes()).sum())
+        {
+            objects.set_full(true);
+            return Err(Status::OutOfMemory);
         }
         let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
         Ok(self

@@ -14,9 +14,15 @@ use parking_lot::Mutex;
 use super::arena::Arena;
 use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
+use super::log::RESERVE_BLOCKS;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::status::Status;
+
+/// A store whose live bytes take more of the usable memory is full.
+const FULL_SHARE: f64 = 0.97;
+/// Blocks that are never full: of the head, and of what the cleaner is moving to.
+const OPEN_BLOCKS: usize = 2;
 
 /// The newest entry of a key, object or tombstone.
 pub struct Current<'a> {
@@ -279,6 +285,12 @@ impl Objects {
             self.retire(segment);
         }
         count
+    }
+
+    /// Whether so much is alive that cleaning would cost more than it is worth.
+    pub fn overfull(&self, live_bytes: u64) -> bool {
+        let blocks = self.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
+        live_bytes as f64 > FULL_SHARE * (blocks * SEGMENT_BYTES) as f64
     }
 
     /// Whether nothing but removes makes room.

@@ -29,7 +29,7 @@ use self::policy::{
 };
 use self::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
 use super::Master;
-use super::log::{HEAD_RESERVE_BLOCKS, RESERVE_BLOCKS};
+use super::log::HEAD_RESERVE_BLOCKS;
 use super::objects::Objects;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
 use crate::entry::SEGMENT_BYTES;
@@ -41,12 +41,8 @@ const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
 const PASS_BYTES_ALONE: u64 = SEGMENT_BYTES as u64;
 /// Segments that are searched in a pass without backups: a write may wait for its end.
 const PASS_SEGMENTS_ALONE: usize = 4;
-/// A store whose live bytes take more of the usable memory is full.
-const FULL_SHARE: f64 = 0.97;
 /// Fuller blocks are compacted only when a pass over segments does not help.
 const EASY_LIVE_SHARE_MAX: f64 = 0.9;
-/// Blocks that are never full: of the head, and of what is being moved to.
-const OPEN_BLOCKS: usize = 2;
 /// Most survivors of a pass.
 const SURVIVORS_MAX: usize = 16;
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -340,9 +336,7 @@ fn overfull(master: &Master) -> bool {
     let mut segments = objects.all_segments();
     segments.retain(|segment| !emptied.contains(&segment.id));
     let all = weigh(objects, &segments);
-    let live: u64 = all.iter().map(|segment| segment.live_bytes).sum();
-    let blocks = objects.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
-    live as f64 > FULL_SHARE * (blocks * SEGMENT_BYTES) as f64
+    objects.overfull(all.iter().map(|segment| segment.live_bytes).sum())
 }
 
 /// Whether no pass and no segment waits for backups.
