@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use super::hash_table::prefetch;
+use super::batch::{Batch, Planned};
 use super::log::{Log, Purpose};
 use super::message::{Operation, OperationKind, Reply, Request, reject};
 use super::objects::{Current, Objects, PresentSegments};
@@ -24,8 +24,6 @@ use crate::entry::{EntryHeader, EntryType, EntryView, VALUE_BYTES_MAX};
 use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
-/// Operations whose cache misses overlap.
-const BATCH: usize = 32;
 const RETRY_WINDOW_MS: u16 = 20;
 const RETRY_MEMORY_MS: u16 = 200;
 const RETRY_CLEANER_MS: u16 = 2;
@@ -169,29 +167,18 @@ impl Serving {
         self.results
             .begin(request.client_id, request.ack_id, now_ms);
         let mut operations = request.operations();
-        let mut batch: Vec<(Operation<'_>, u64)> = Vec::with_capacity(BATCH);
+        let mut batch = Batch::new(request.count);
         let mut position = 0;
         let mut full = false;
         loop {
-            batch.clear();
-            for operation in operations.by_ref().take(BATCH) {
-                let hash = key_hash(operation.table_id, operation.key);
-                objects.table.prefetch_bucket(hash);
-                batch.push((operation, hash));
-            }
-            if batch.is_empty() {
+            let planned = batch.next(objects, &mut operations);
+            if planned.is_empty() {
                 break;
             }
-            for (_, hash) in &batch {
-                let arena = &objects.arena;
-                objects
-                    .table
-                    .candidates(*hash, |offset| prefetch(arena.pointer(offset)));
-            }
-            for (operation, hash) in &batch {
+            for planned in planned {
                 let mut outcome = Outcome::failed(Status::Retry);
                 if !full {
-                    outcome = self.operation(objects, &request, operation, *hash, now_ms);
+                    outcome = self.operation(objects, planned, now_ms);
                     full = !reply.has_room(outcome.value.len());
                 }
                 if full {
@@ -219,11 +206,10 @@ impl Serving {
     fn operation<'a>(
         &mut self,
         objects: &'a Objects,
-        request: &Request<'_>,
-        operation: &Operation<'_>,
-        hash: u64,
+        planned: &Planned<'_, 'a>,
         now_ms: u64,
     ) -> Outcome<'a> {
+        let operation = &planned.operation;
         if operation.key.is_empty() {
             return Outcome::failed(Status::InvalidKey);
         }
@@ -231,16 +217,13 @@ impl Serving {
             return Outcome::failed(Status::ValueTooLarge);
         }
         if operation.kind == OperationKind::Read {
-            return match self.check_tablet(operation, hash) {
-                Ok(()) => self.read(objects, operation, hash),
+            return match self.check_tablet(operation, planned.hash) {
+                Ok(()) => self.read(objects, planned),
                 Err(status) => Outcome::failed(status),
             };
         }
-        let (client_id, rpc_id) = (request.client_id, operation.rpc_id);
-        match self
-            .results
-            .check(client_id, request.ack_id, rpc_id, now_ms)
-        {
+        let rpc_id = operation.rpc_id;
+        match self.results.check(rpc_id) {
             Duplicate::Done(result) => {
                 self.counters.duplicates += 1;
                 return Outcome::done(result);
@@ -254,9 +237,9 @@ impl Serving {
         }
         // A failure here changed nothing and is not remembered: the retry executes.
         let timestamp = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
-        match self.mutate(objects, operation, hash, timestamp) {
+        match self.mutate(objects, planned, timestamp) {
             Ok(result) => {
-                self.results.save(client_id, rpc_id, result);
+                self.results.save(rpc_id, result);
                 Outcome::done(result)
             }
             Err(Status::Retry) => Outcome {
@@ -274,19 +257,14 @@ impl Serving {
         }
     }
 
-    fn read<'a>(
-        &mut self,
-        objects: &'a Objects,
-        operation: &Operation<'_>,
-        hash: u64,
-    ) -> Outcome<'a> {
+    fn read<'a>(&mut self, objects: &'a Objects, planned: &Planned<'_, 'a>) -> Outcome<'a> {
         self.counters.reads += 1;
-        let current = objects.find(hash, operation.table_id, operation.key);
+        let current = planned.current(objects);
         let position = current.as_ref().map_or(0, |current| {
             end_position(objects, current.offset, &current.entry)
         });
         let version = object_version(&current);
-        let status = rejected(operation, version);
+        let status = rejected(&planned.operation, version);
         match (current, version, status) {
             (Some(current), Some(version), None) => {
                 let value = current.entry.value();
@@ -306,16 +284,16 @@ impl Serving {
         }
     }
 
-    fn mutate(
+    fn mutate<'a>(
         &mut self,
-        objects: &Objects,
-        operation: &Operation<'_>,
-        hash: u64,
+        objects: &'a Objects,
+        planned: &Planned<'_, 'a>,
         timestamp: u32,
     ) -> Result<RpcResult, Status> {
+        let (operation, hash) = (&planned.operation, planned.hash);
         self.check_tablet(operation, hash)?;
         loop {
-            let current = objects.find(hash, operation.table_id, operation.key);
+            let current = planned.current(objects);
             let version = object_version(&current);
             let remove = operation.kind == OperationKind::Remove;
             let status = rejected(operation, version);

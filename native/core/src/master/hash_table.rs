@@ -26,8 +26,6 @@
 mod memory;
 pub mod report;
 
-use std::ops::ControlFlow;
-
 use self::memory::Buckets;
 use crate::status::Status;
 use crate::sync::Mutex;
@@ -83,6 +81,12 @@ pub struct Slot<'a> {
 }
 
 impl Slot<'_> {
+    /// Whether the slot is still as it was seen: then the entry seen is still that of its key.
+    #[inline]
+    pub fn unchanged(&self) -> bool {
+        self.word.load(Ordering::Acquire) == self.seen
+    }
+
     /// Lets the slot refer to the entry at `offset`, whose bytes are complete. False if the slot
     /// has changed since it was found: then the key must be looked up again.
     #[inline]
@@ -162,6 +166,25 @@ fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
     }
 }
 
+/// The words of a bucket, and which of them are entries with the tag. Finds them without branches,
+/// see `first_empty`.
+#[inline(always)]
+fn entries_with(bucket: &Bucket, tag: u64) -> ([u64; SLOTS], impl Iterator<Item = usize>) {
+    let mut words = [0; SLOTS];
+    let mut same = 0u32;
+    for (number, word) in bucket.iter().enumerate() {
+        let seen = word.load(Ordering::Acquire);
+        words[number] = seen;
+        same |= u32::from((seen & TAG_MASK == tag) & is_entry(seen)) << number;
+    }
+    let numbers = std::iter::from_fn(move || {
+        let number = same.trailing_zeros() as usize;
+        same &= same.wrapping_sub(1);
+        (number < SLOTS).then_some(number)
+    });
+    (words, numbers)
+}
+
 /// Fetches a cache line ahead of its use.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
@@ -226,39 +249,8 @@ impl HashTable {
     /// Calls `each` with the offsets of the first bucket's entries that may have this hash.
     #[inline]
     pub fn candidates(&self, hash: u64, mut each: impl FnMut(usize)) {
-        let wanted = tag(hash);
-        for slot in self.bucket(self.index(hash)) {
-            let word = slot.load(Ordering::Acquire);
-            if word & TAG_MASK == wanted && is_entry(word) {
-                each(decode(word));
-            }
-        }
-    }
-
-    /// Shows the slots of a hash's chain, in order, to `visit`.
-    #[inline(always)]
-    fn walk<'a, T>(
-        &'a self,
-        hash: u64,
-        mut visit: impl FnMut(&'a AtomicU64, u64) -> ControlFlow<T>,
-    ) -> Option<T> {
-        let mut index = self.index(hash);
-        loop {
-            let bucket = self.bucket(index);
-            for (number, word) in bucket.iter().enumerate() {
-                let value = word.load(Ordering::Acquire);
-                if number == LAST && value & CHAIN != 0 {
-                    index = (value & REFERENCE_MASK) as usize;
-                    break;
-                }
-                if let ControlFlow::Break(found) = visit(word, value) {
-                    return Some(found);
-                }
-                if number == LAST {
-                    return None;
-                }
-            }
-        }
+        let (words, numbers) = entries_with(self.bucket(self.index(hash)), tag(hash));
+        numbers.for_each(|number| each(decode(words[number])));
     }
 
     /// Slot and offset of the entry with this hash that `matches` accepts.
@@ -269,13 +261,21 @@ impl HashTable {
         mut matches: impl FnMut(usize) -> bool,
     ) -> Option<(Slot<'_>, usize)> {
         let tag = tag(hash);
-        self.walk(hash, |word, seen| {
-            if seen & TAG_MASK == tag && is_entry(seen) && matches(decode(seen)) {
-                ControlFlow::Break((Slot { word, seen }, decode(seen)))
-            } else {
-                ControlFlow::Continue(())
+        let mut index = self.index(hash);
+        loop {
+            let bucket = self.bucket(index);
+            let (words, numbers) = entries_with(bucket, tag);
+            for number in numbers {
+                let (word, seen) = (&bucket[number], words[number]);
+                if matches(decode(seen)) {
+                    return Some((Slot { word, seen }, decode(seen)));
+                }
             }
-        })
+            if words[LAST] & CHAIN == 0 {
+                return None;
+            }
+            index = (words[LAST] & REFERENCE_MASK) as usize;
+        }
     }
 
     /// Whether the table refers to the entry at `offset`.
@@ -286,14 +286,8 @@ impl HashTable {
 
     #[inline]
     fn slot_of(&self, hash: u64, offset: usize) -> Option<Slot<'_>> {
-        let wanted = tag(hash) | encode(offset);
-        self.walk(hash, |word, seen| {
-            if seen == wanted {
-                ControlFlow::Break(Slot { word, seen })
-            } else {
-                ControlFlow::Continue(())
-            }
-        })
+        let found = self.find(hash, |candidate| candidate == offset)?;
+        Some(found.0)
     }
 
     /// Lets the table refer to the copy of an entry instead of the entry; for the cleaner thread.

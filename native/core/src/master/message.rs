@@ -3,6 +3,7 @@
 //! Rules: a request is checked as a whole before any of it is executed; a reply always keeps 16
 //! bytes for each result that is still to come, so it can never be cut off.
 
+use super::hash_table::prefetch;
 use crate::little_endian::{u32_at, u64_at};
 use crate::status::Status;
 
@@ -12,6 +13,9 @@ const REQUEST_HEADER_BYTES: usize = 24;
 const OPERATION_HEADER_BYTES: usize = 32;
 const REPLY_HEADER_BYTES: usize = 8;
 const RESULT_HEADER_BYTES: usize = 16;
+const LINE_BYTES: usize = 64;
+/// Bytes of a body that are fetched ahead; the processor fetches what follows by itself.
+const FETCHED_BYTES: usize = 16 << 10;
 
 /// Reject rules, tested in this order.
 pub mod reject {
@@ -81,6 +85,9 @@ impl<'a> Request<'a> {
         let count = u32_at(body, 16) as usize;
         if count > OPERATIONS_MAX {
             return Err(Status::MalformedRequest);
+        }
+        for line in body.chunks(LINE_BYTES).take(FETCHED_BYTES / LINE_BYTES) {
+            prefetch(line.as_ptr());
         }
         let operations = &body[REQUEST_HEADER_BYTES..];
         let mut rest = operations;
@@ -188,8 +195,11 @@ impl<'a> Reply<'a> {
         out[2..4].copy_from_slice(&retry_after_ms.to_le_bytes());
         out[4..8].copy_from_slice(&(value.len() as u32).to_le_bytes());
         out[8..16].copy_from_slice(&version.to_le_bytes());
+        // The value covers all of the last word but its padding.
+        if let Some(last) = out[16..].last_chunk_mut::<8>() {
+            *last = [0; 8];
+        }
         out[16..16 + value.len()].copy_from_slice(value);
-        out[16 + value.len()..].fill(0);
         self.at += RESULT_HEADER_BYTES + padded;
         self.remaining -= 1;
     }

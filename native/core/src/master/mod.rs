@@ -6,6 +6,7 @@
 //! passes of the cleaner, segments. All segments share one id space; ids only grow.
 
 pub mod arena;
+mod batch;
 pub mod cleaner;
 pub mod epoch;
 pub mod execute;

@@ -17,6 +17,7 @@ use super::hash_table::{HashTable, Slot};
 use super::log::RESERVE_BLOCKS;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
+use crate::little_endian::u64_at;
 use crate::status::Status;
 
 /// A store whose live bytes take more of the usable memory is full.
@@ -25,6 +26,7 @@ const FULL_SHARE: f64 = 0.97;
 const OPEN_BLOCKS: usize = 2;
 
 /// The newest entry of a key, object or tombstone.
+#[derive(Clone, Copy)]
 pub struct Current<'a> {
     /// Where the table refers to it.
     pub slot: Slot<'a>,
@@ -57,6 +59,23 @@ impl PresentSegments {
     pub fn contains(&self, id: u64) -> bool {
         self.ids.binary_search(&id).is_ok()
     }
+}
+
+/// Whether two keys are equal. Most are short: a call of the library costs more than their words.
+#[inline(always)]
+fn same_key(left: &[u8], right: &[u8]) -> bool {
+    let length = left.len();
+    if length != right.len() || !(8..=64).contains(&length) {
+        return left == right;
+    }
+    // The last word overlaps its predecessor.
+    let mut differs = u64_at(left, length - 8) ^ u64_at(right, length - 8);
+    let mut at = 0;
+    while at + 8 < length {
+        differs |= u64_at(left, at) ^ u64_at(right, at);
+        at += 8;
+    }
+    differs == 0
 }
 
 /// See the file's head.
@@ -342,7 +361,7 @@ impl Objects {
         let (slot, offset) = self.table.find(hash, |offset| {
             // SAFETY: the offset comes from a slot; segments are freed under the rules above.
             let candidate = unsafe { self.arena.entry(offset) };
-            let same = candidate.table_id() == table_id && candidate.key() == key;
+            let same = candidate.table_id() == table_id && same_key(candidate.key(), key);
             entry = Some(candidate);
             same
         })?;

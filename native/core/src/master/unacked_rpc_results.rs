@@ -2,11 +2,15 @@
 //! answer, or is told that it is stale, but is never executed.
 //!
 //! Rules: a client's ack id never goes back; a result is kept until it is acknowledged or its
-//! client has been idle for 30 minutes; all maps are bounded. Lost with the master's process
-//! today: entry type 7 is reserved for results that are not.
+//! client has been idle for 30 minutes; all is bounded, memory too. One message is under way at a
+//! time: `begin` finds its client once, `check` and `save` are about that one. Lost with the
+//! master's process today: entry type 7 is reserved for results that are not.
 
-use std::collections::{BTreeMap, HashMap};
+mod window;
 
+use std::collections::HashMap;
+
+use self::window::Window;
 use crate::status::Status;
 
 /// Most results kept for one client.
@@ -42,19 +46,31 @@ pub enum Duplicate {
     NoRoom,
 }
 
-#[derive(Default)]
 struct Client {
-    ack_id: u64,
+    id: u64,
     used_ms: u64,
-    results: BTreeMap<u64, RpcResult>,
+    window: Window,
+}
+
+/// The message under way.
+#[derive(Default)]
+struct Message {
+    client_id: u64,
+    ack_id: u64,
+    now_ms: u64,
+    /// Its client's place; None as long as the client has none.
+    place: Option<usize>,
 }
 
 /// See the file's head.
 #[derive(Default)]
 pub struct UnackedRpcResults {
-    clients: HashMap<u64, Client>,
+    clients: Vec<Client>,
+    /// Places in `clients` by id.
+    places: HashMap<u64, usize>,
     results: usize,
     swept_ms: u64,
+    message: Message,
 }
 
 impl UnackedRpcResults {
@@ -63,61 +79,77 @@ impl UnackedRpcResults {
     pub fn begin(&mut self, client_id: u64, ack_id: u64, now_ms: u64) {
         if now_ms.saturating_sub(self.swept_ms) >= SWEEP_MS {
             self.swept_ms = now_ms;
-            self.clients
-                .retain(|_, client| now_ms.saturating_sub(client.used_ms) < IDLE_MS);
-            self.results = self
-                .clients
-                .values()
-                .map(|client| client.results.len())
-                .sum();
+            self.sweep(now_ms);
         }
-        let Some(client) = self.clients.get_mut(&client_id) else {
-            return;
+        let place = self.places.get(&client_id).copied();
+        self.message = Message {
+            client_id,
+            ack_id,
+            now_ms,
+            place,
         };
-        client.used_ms = client.used_ms.max(now_ms);
-        if ack_id > client.ack_id {
-            client.ack_id = ack_id;
-            let kept = match ack_id.checked_add(1) {
-                Some(first) => client.results.split_off(&first),
-                None => BTreeMap::new(),
-            };
-            self.results -= client.results.len();
-            client.results = kept;
+        if let Some(place) = place {
+            let client = &mut self.clients[place];
+            client.used_ms = client.used_ms.max(now_ms);
+            self.results -= client.window.acknowledge(ack_id);
         }
     }
 
-    /// Says what to do with a mutation of a client whose message has begun.
-    pub fn check(&mut self, client_id: u64, ack_id: u64, rpc_id: u64, now_ms: u64) -> Duplicate {
-        let count = self.clients.len();
-        let client = match self.clients.get_mut(&client_id) {
-            Some(client) => client,
-            None if count >= CLIENTS_MAX => return Duplicate::NoRoom,
-            None => self.clients.entry(client_id).or_insert(Client {
-                ack_id,
-                used_ms: now_ms,
-                results: BTreeMap::new(),
-            }),
+    fn sweep(&mut self, now_ms: u64) {
+        self.clients
+            .retain(|client| now_ms.saturating_sub(client.used_ms) < IDLE_MS);
+        if self.clients.len() == self.places.len() {
+            return;
+        }
+        let places = self.clients.iter().enumerate();
+        self.places = places.map(|(place, client)| (client.id, place)).collect();
+        self.results = self.clients.iter().map(|client| client.window.len()).sum();
+    }
+
+    /// Says what to do with a mutation of the message.
+    #[inline]
+    pub fn check(&mut self, rpc_id: u64) -> Duplicate {
+        let place = match self.message.place {
+            Some(place) => place,
+            None if self.clients.len() >= CLIENTS_MAX => return Duplicate::NoRoom,
+            None => self.add_client(),
         };
-        if rpc_id <= client.ack_id {
+        let window = &self.clients[place].window;
+        if rpc_id <= window.ack_id() {
             return Duplicate::Stale;
         }
-        if let Some(result) = client.results.get(&rpc_id) {
-            return Duplicate::Done(*result);
+        if let Some(result) = window.get(rpc_id) {
+            return Duplicate::Done(result);
         }
-        if client.results.len() >= RESULTS_MAX || self.results >= RESULTS_MAX_ALL {
+        if window.len() >= RESULTS_MAX || self.results >= RESULTS_MAX_ALL {
             return Duplicate::NoRoom;
         }
         Duplicate::New
     }
 
+    fn add_client(&mut self) -> usize {
+        let Message {
+            client_id,
+            ack_id,
+            now_ms,
+            ..
+        } = self.message;
+        let place = self.clients.len();
+        self.clients.push(Client {
+            id: client_id,
+            used_ms: now_ms,
+            window: Window::new(ack_id),
+        });
+        self.places.insert(client_id, place);
+        self.message.place = Some(place);
+        place
+    }
+
     /// Remembers the result of a mutation that `check` called new.
-    pub fn save(&mut self, client_id: u64, rpc_id: u64, result: RpcResult) {
-        let client = self
-            .clients
-            .get_mut(&client_id)
-            .expect("check has made the client");
-        let previous = client.results.insert(rpc_id, result);
-        assert!(previous.is_none(), "a mutation is executed once");
+    #[inline]
+    pub fn save(&mut self, rpc_id: u64, result: RpcResult) {
+        let place = self.message.place.expect("check has made the client");
+        self.clients[place].window.insert(rpc_id, result);
         self.results += 1;
     }
 
@@ -145,28 +177,48 @@ mod tests {
     #[test]
     fn remembers_until_acknowledged_and_never_goes_back() {
         let mut results = UnackedRpcResults::default();
-        assert_eq!(results.check(1, 0, 3, 0), Duplicate::New);
-        results.save(1, 3, DONE);
-        assert_eq!(results.check(1, 0, 3, 0), Duplicate::Done(DONE));
-        assert_eq!(results.check(1, 0, 2, 0), Duplicate::New);
+        results.begin(1, 0, 0);
+        assert_eq!(results.check(3), Duplicate::New);
+        results.save(3, DONE);
+        assert_eq!(results.check(3), Duplicate::Done(DONE));
+        assert_eq!(results.check(2), Duplicate::New);
         results.begin(1, 3, 0);
         results.begin(1, 1, 0);
-        assert_eq!(results.check(1, 1, 3, 0), Duplicate::Stale);
-        assert_eq!(results.check(1, 1, 2, 0), Duplicate::Stale);
+        assert_eq!(results.check(3), Duplicate::Stale);
+        assert_eq!(results.check(2), Duplicate::Stale);
         assert_eq!(results.results(), 0);
     }
 
     #[test]
-    fn a_full_window_says_no_and_idle_clients_go() {
+    fn a_full_window_says_no() {
         let mut results = UnackedRpcResults::default();
+        results.begin(1, 0, 0);
         for rpc_id in 1..=RESULTS_MAX as u64 {
-            assert_eq!(results.check(1, 0, rpc_id, 0), Duplicate::New);
-            results.save(1, rpc_id, DONE);
+            assert_eq!(results.check(rpc_id), Duplicate::New);
+            results.save(rpc_id, DONE);
         }
-        assert_eq!(results.check(1, 0, 1 << 20, 0), Duplicate::NoRoom);
+        assert_eq!(results.check(1 << 20), Duplicate::NoRoom);
         results.begin(1, u64::MAX, 0);
         assert_eq!(results.results(), 0);
-        results.begin(2, 0, IDLE_MS + SWEEP_MS);
-        assert_eq!(results.clients(), 0);
+        assert_eq!(results.check(u64::MAX), Duplicate::Stale);
+    }
+
+    #[test]
+    fn idle_clients_go_and_the_others_keep_their_results() {
+        let mut results = UnackedRpcResults::default();
+        for client_id in 1..=3 {
+            results.begin(client_id, 0, 0);
+            assert_eq!(results.check(client_id), Duplicate::New);
+            results.save(client_id, DONE);
+        }
+        results.begin(3, 0, SWEEP_MS);
+        results.begin(9, 0, IDLE_MS);
+        assert_eq!((results.clients(), results.results()), (1, 1));
+        results.begin(3, 0, IDLE_MS);
+        assert_eq!(results.check(3), Duplicate::Done(DONE));
+        results.begin(1, 0, IDLE_MS);
+        assert_eq!(results.check(1), Duplicate::New);
+        results.begin(4, 0, 2 * IDLE_MS + SWEEP_MS);
+        assert_eq!((results.clients(), results.results()), (0, 0));
     }
 }
