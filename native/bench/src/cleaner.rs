@@ -27,9 +27,8 @@ const LAG_PAUSE: Duration = Duration::from_micros(50);
 /// How long is measured. Volumes are multiples of the log memory.
 #[derive(Clone, Copy)]
 struct Effort {
+    /// In a small master the reserve would be most of what is free at 90 %.
     memory_bytes: usize,
-    /// At 90 % live, where the reserve of a small master would be most of what is free.
-    memory_bytes_dense: usize,
     warm_up: f64,
     warm_up_max: Duration,
     volume: f64,
@@ -40,8 +39,7 @@ struct Effort {
 }
 
 const QUICK: Effort = Effort {
-    memory_bytes: 512 << 20,
-    memory_bytes_dense: 1 << 30,
+    memory_bytes: 1 << 30,
     warm_up: 0.5,
     warm_up_max: Duration::from_millis(700),
     volume: 2.0,
@@ -51,7 +49,6 @@ const QUICK: Effort = Effort {
 };
 const FULL: Effort = Effort {
     memory_bytes: 1 << 30,
-    memory_bytes_dense: 1 << 30,
     warm_up: 1.0,
     warm_up_max: Duration::MAX,
     volume: 5.0,
@@ -68,13 +65,6 @@ impl Effort {
     fn of(run_max: Option<Duration>) -> Self {
         run_max.map_or(FULL, |run_max| Self { run_max, ..QUICK })
     }
-}
-
-/// Objects and their share of the memory.
-#[derive(Clone, Copy)]
-struct Density {
-    percent: u32,
-    value_bytes: usize,
 }
 
 /// What a run came to.
@@ -109,20 +99,14 @@ struct Counters {
 }
 
 impl Bench {
-    fn start(density: Density, effort: Effort, folder: Option<&Path>) -> Result<Self, Failure> {
+    fn start(value_bytes: usize, effort: Effort, folder: Option<&Path>) -> Result<Self, Failure> {
         let started = Instant::now();
-        let dense = density.percent >= 90;
-        let memory_bytes = if dense {
-            effort.memory_bytes_dense
-        } else {
-            effort.memory_bytes
-        };
+        let memory_bytes = effort.memory_bytes;
         let master = serving_master(memory_bytes, folder.is_some())?;
         let frames_max = 3 * (memory_bytes / SEGMENT_BYTES) as u32;
         let start = |path| Replicas::start(&master, path, frames_max);
         let replicas = folder.map(start).transpose()?;
-        let live = f64::from(density.percent) / 100.0;
-        let load = Load::new(Arc::clone(&master), live, density.value_bytes);
+        let load = Load::new(Arc::clone(&master), value_bytes);
         Ok(Self {
             master,
             replicas,
@@ -162,8 +146,13 @@ impl Bench {
         })
     }
 
-    fn measure(&mut self, effort: Effort, singles: bool) -> Result<Outcome, Failure> {
-        self.load.fill()?;
+    fn measure(
+        &mut self,
+        percent: u32,
+        effort: Effort,
+        singles: bool,
+    ) -> Result<Outcome, Failure> {
+        self.load.fill(f64::from(percent) / 100.0)?;
         let left = effort.run_max.saturating_sub(self.started.elapsed());
         self.overwrite(effort.warm_up, effort.warm_up_max.min(left / 4), false)?;
         let before = self.counters()?;
@@ -186,6 +175,12 @@ impl Bench {
             latencies: std::mem::take(&mut self.load.latencies),
         })
     }
+
+    fn stop(mut self) -> Result<(), Failure> {
+        self.replicas.take().map_or(Ok(()), Replicas::stop)?;
+        let closed = self.master.close();
+        closed.map_err(|status| Failure::Core("close", status))
+    }
 }
 
 /// Waits until the backups are close enough behind.
@@ -203,20 +198,30 @@ fn follow(master: &Master, replicas: &Replicas) -> Result<(), Failure> {
     }
 }
 
-/// One run; with `folder`, on three backups there.
+/// One run after the other on one master, whose memory is touched once: it is filled further for
+/// each. What the last one leaves on three backups lies in `folder`, if there is one.
 fn run(
-    density: Density,
+    value_bytes: usize,
+    percents: &[u32],
     effort: Effort,
-    singles: bool,
     folder: Option<&Path>,
-) -> Result<Outcome, Failure> {
-    let mut bench = Bench::start(density, effort, folder)?;
-    let outcome = bench.measure(effort, singles);
-    // What has ended replication is why the load failed.
-    bench.replicas.take().map_or(Ok(()), Replicas::stop)?;
-    let closed = bench.master.close();
-    closed.map_err(|status| Failure::Core("close", status))?;
-    outcome
+) -> Result<Vec<Outcome>, Failure> {
+    let mut bench = Bench::start(value_bytes, effort, folder)?;
+    let mut outcomes = Vec::new();
+    for &percent in percents {
+        let singles = percent == 80 && value_bytes == 100 && folder.is_none();
+        match bench.measure(percent, effort, singles) {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(failure) => {
+                // What has ended replication is why the load failed.
+                bench.stop()?;
+                return Err(failure);
+            }
+        }
+        bench.started = Instant::now();
+    }
+    bench.stop()?;
+    Ok(outcomes)
 }
 
 fn of(runs: &[Outcome], each: impl Fn(&Outcome) -> f64) -> f64 {
@@ -237,18 +242,15 @@ fn share(runs: &[Outcome], base: &[Outcome]) -> f64 {
 pub fn measure(run_max: Option<Duration>) -> Result<(), Failure> {
     let effort = Effort::of(run_max);
     for (value_bytes, size) in [(100, "100b"), (1024, "1kb")] {
-        let densities = [30, 80, 90].map(|percent| Density {
-            percent,
-            value_bytes,
-        });
+        let percents = [30, 80, 90];
         let mut runs = [const { Vec::new() }; 3];
         for _ in 0..effort.rounds {
-            for (density, runs) in densities.iter().zip(&mut runs) {
-                let singles = density.percent == 80 && value_bytes == 100;
-                runs.push(run(*density, effort, singles, None)?);
+            let outcomes = run(value_bytes, &percents, effort, None)?;
+            for (outcome, runs) in outcomes.into_iter().zip(&mut runs) {
+                runs.push(outcome);
             }
         }
-        for (Density { percent, .. }, runs_at) in densities.iter().zip(&runs) {
+        for (percent, runs_at) in percents.iter().zip(&runs) {
             let name = format!("cleaner-{percent}-{size}");
             figure(
                 &format!("{name}-writes"),
@@ -311,19 +313,16 @@ fn print_latencies(runs: &[Outcome]) -> Result<(), Failure> {
 /// The core or a backup refused, or objects were lost.
 pub fn measure_replicated(folder: &Path, run_max: Option<Duration>) -> Result<(), Failure> {
     let effort = Effort::of(run_max);
-    let densities = [30, 80].map(|percent| Density {
-        percent,
-        value_bytes: 100,
-    });
+    let percents = [30, 80];
     let mut runs = [const { Vec::new() }; 2];
     for _ in 0..effort.rounds {
-        for (density, runs) in densities.iter().zip(&mut runs) {
-            let folder = folder.join(density.percent.to_string());
-            runs.push(run(*density, effort, false, Some(&folder))?);
-            std::fs::remove_dir_all(&folder)?;
+        let outcomes = run(100, &percents, effort, Some(folder))?;
+        std::fs::remove_dir_all(folder)?;
+        for (outcome, runs) in outcomes.into_iter().zip(&mut runs) {
+            runs.push(outcome);
         }
     }
-    for (Density { percent, .. }, runs) in densities.iter().zip(&runs) {
+    for (percent, runs) in percents.iter().zip(&runs) {
         let name = format!("cleaner-{percent}-r3");
         figure(
             &format!("{name}-writes"),

@@ -126,21 +126,19 @@ pub struct Load {
 }
 
 impl Load {
-    /// As many objects as make `live` of the master's memory.
-    pub fn new(master: Arc<Master>, live: f64, value_bytes: usize) -> Self {
-        let entry_bytes = entry_bytes(KEY_BYTES, value_bytes, 0);
-        let objects = (master.arena().bytes() as f64 * live) as u64 / entry_bytes as u64;
+    /// No objects yet.
+    pub fn new(master: Arc<Master>, value_bytes: usize) -> Self {
         Self {
             master,
-            objects: objects.next_multiple_of(OPERATIONS as u64),
-            entry_bytes,
+            objects: 0,
+            entry_bytes: entry_bytes(KEY_BYTES, value_bytes, 0),
             bulk: Client::new(1, OPERATIONS, value_bytes),
             single: Client::new(2, 1, value_bytes),
             latencies: Vec::new(),
         }
     }
 
-    /// Objects that there are once `fill` is through.
+    /// Objects that there are.
     pub fn objects(&self) -> u64 {
         self.objects
     }
@@ -155,16 +153,19 @@ impl Load {
         self.bulk.refusals + self.single.refusals
     }
 
-    /// Writes each object once.
+    /// Adds as many objects as make `live` of the master's memory.
     ///
     /// # Errors
     /// The core refuses for good.
-    pub fn fill(&mut self) -> Result<(), Failure> {
-        for _ in 0..self.objects / OPERATIONS as u64 {
-            self.bulk.prepare(|rpc_id| rpc_id - 1);
+    pub fn fill(&mut self, live: f64) -> Result<(), Failure> {
+        let bytes = self.master.arena().bytes() as f64 * live;
+        while self.objects * (self.entry_bytes as u64) < bytes as u64 {
+            let (objects, before) = (self.objects, self.bulk.rpc_id_last);
+            self.bulk.prepare(|rpc_id| objects + rpc_id - before - 1);
             while !self.bulk.send(&self.master)? {
                 thread::sleep(REFUSED_PAUSE);
             }
+            self.objects += OPERATIONS as u64;
         }
         Ok(())
     }
