@@ -31,10 +31,11 @@ function replay(name: string, limit: 'memcpy' | 'lz4', atLeast: number): Target 
 }
 
 /** Overwrites at `percent` live memory as a share of those at 30 %. */
-function cleaner(percent: string, size: string): Target {
+function cleaner(percent: string, size: string, atLeast: number): Target {
   return {
     name: `cleaner-${percent}-vs-30-${size}`,
     style: 'ratio',
+    atLeast,
     measured: `cleaner-${percent}-${size}-writes`,
     limit: `cleaner-30-${size}-writes`,
     volume: `cleaner-${percent}-${size}-volume`,
@@ -52,34 +53,37 @@ export const coreTargets: readonly Target[] = [
   { name: 'crc32c-8mb-gbps', style: 'gbps', atLeast: 20, limit: 'stream-read-gbps' },
   { name: 'lz4-compress-gbps', style: 'gbps', atLeast: 0.6, limit: 'lz4-c-compress-gbps' },
   { name: 'lz4-decompress-gbps', style: 'gbps', atLeast: 3.5, limit: 'lz4-c-decompress-gbps' },
-  { name: 'napi-reads-64', style: 'rate', limit: 'rust-reads-64' },
-  { name: 'napi-writes-64', style: 'rate', limit: 'rust-writes-64' },
+  { name: 'napi-reads-64', style: 'rate', atLeast: 10e6, limit: 'rust-reads-64' },
+  { name: 'napi-writes-64', style: 'rate', atLeast: 5e6, limit: 'rust-writes-64' },
   {
     name: 'napi-vs-rust-reads',
     style: 'ratio',
+    atLeast: 0.6,
     measured: 'napi-reads-64',
     limit: 'rust-reads-64',
   },
   {
     name: 'napi-vs-rust-writes',
     style: 'ratio',
+    atLeast: 0.6,
     measured: 'napi-writes-64',
     limit: 'rust-writes-64',
   },
-  cleaner('80', '100b'),
-  cleaner('90', '100b'),
-  cleaner('80', '1kb'),
-  cleaner('90', '1kb'),
+  cleaner('80', '100b', 0.7),
+  cleaner('90', '100b', 0.45),
+  cleaner('80', '1kb', 0.7),
+  cleaner('90', '1kb', 0.45),
   {
     name: 'cleaner-80-r3',
     style: 'ratio',
+    atLeast: 0.35,
     measured: 'cleaner-80-r3-writes',
     limit: 'cleaner-30-r3-writes',
     volume: 'cleaner-80-r3-volume',
   },
-  { name: 'cleaner-write-p999-ms', style: 'ms' },
+  { name: 'cleaner-write-p999-ms', style: 'ms', atMost: 2 },
   { name: 'cleaner-write-amplification', style: 'ratio' },
-  { name: 'memory-per-data-byte', style: 'ratio' },
+  { name: 'memory-per-data-byte', style: 'ratio', atMost: 1.75 },
 ];
 
 /** Undefined where there is no target. */

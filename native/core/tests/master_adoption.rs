@@ -178,12 +178,12 @@ fn live(master: &Arc<Master>, model: &mut Model, id: u64, random: &mut Random) {
 fn recover_overwrite_delete_crash_and_recover_again() {
     let mut random = Random::new();
     let mut model = Model::default();
-    let first = master(128 << 20);
+    let first = master(256 << 20);
     first.take_tablet(WHOLE).expect("taken");
     live(&first, &mut model, 1, &mut random);
     let mut log = crash(&first, 0, &mut random);
     for round in 2..ROUNDS {
-        let next = master(160 << 20);
+        let next = master(256 << 20);
         let middle = random.next() as u32 / 2 + 1;
         let (low, high) = (
             SlotRange {
@@ -201,7 +201,7 @@ fn recover_overwrite_delete_crash_and_recover_again() {
         assert_eq!(stats(&next)["objects"], model.live.len() as u64);
         // A crash straight after the takeover, and what a later one leaves.
         let taken = crash(&next, ctime, &mut random);
-        let other = master(160 << 20);
+        let other = master(256 << 20);
         recover_half(&other, &taken, WHOLE, &mut random);
         model.compare(&mut Client::new(&other, 20 + round));
         live(&next, &mut model, 30 + round, &mut random);
@@ -215,14 +215,14 @@ fn recover_overwrite_delete_crash_and_recover_again() {
 fn side_logs_hold_nothing_dead_that_is_not_guarded() {
     let mut random = Random::new();
     let mut model = Model::default();
-    let first = master(128 << 20);
+    let first = master(256 << 20);
     first.take_tablet(WHOLE).expect("taken");
     for id in 1..5 {
         live(&first, &mut model, id, &mut random);
     }
     let log = crash(&first, 0, &mut random);
     for _ in 0..4 {
-        let next = master(160 << 20);
+        let next = master(256 << 20);
         let recovery = replayed(&next, &log, WHOLE, &mut random);
         recovery.finish_replay().expect("finished");
         recovery.commit().expect("committed");

@@ -392,7 +392,7 @@ impl Master {
     pub fn end_cleaning(&self, pass_id: u64) -> Result<(), Status> {
         let serving = self.serving()?;
         let passes = &self.cleaner.passes;
-        let pass = passes.end(pass_id, serving.durable, &serving.log, &self.objects)?;
+        let pass = passes.end(pass_id, serving.durable)?;
         self.objects.release_segments(&pass.cleaned);
         for id in pass.survivors {
             self.objects.segment(id)?.set_cleanable(true);

@@ -129,6 +129,13 @@ impl Objects {
         keep_free: usize,
         timestamp: u32,
     ) -> Result<Arc<Segment>, Status> {
+        if self.arena.free_blocks() <= keep_free {
+            self.reclaim();
+            if self.arena.free_blocks() <= keep_free {
+                // Refusals cost no ids.
+                return Err(Status::OutOfMemory);
+            }
+        }
         let id = self.reserve_segment_ids(1).start;
         self.open_segment_as(id, position, keep_free, timestamp)
     }

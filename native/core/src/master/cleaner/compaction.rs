@@ -56,11 +56,12 @@ impl Filler {
         objects: &Objects,
         survey: &Survey<'_>,
         durable: u64,
+        live_share_max: f64,
     ) -> Option<Compacted> {
         self.prepare(objects);
         self.next?;
         let segments = cleanable(objects, durable);
-        let chosen = self.choose(objects, &segments)?;
+        let chosen = self.choose(objects, &segments, live_share_max)?;
         let mut compacted = Compacted::default();
         for segment in &segments {
             let within = |piece: &Piece| piece.extent.offset / SEGMENT_BYTES == chosen;
@@ -72,7 +73,12 @@ impl Filler {
     }
 
     /// The block with least alive among those that hold nothing but these segments.
-    fn choose(&self, objects: &Objects, segments: &[Arc<Segment>]) -> Option<usize> {
+    fn choose(
+        &self,
+        objects: &Objects,
+        segments: &[Arc<Segment>],
+        live_share_max: f64,
+    ) -> Option<usize> {
         #[derive(Default)]
         struct Weight {
             live: u64,
@@ -108,7 +114,7 @@ impl Filler {
                 age_s: 0,
             })
             .collect();
-        choose_block(&candidates)
+        choose_block(&candidates, live_share_max)
     }
 
     fn compact_segment(

@@ -24,7 +24,9 @@ use parking_lot::{Condvar, Mutex};
 use self::compaction::Filler;
 use self::passes::{PASSES_MAX, Passes};
 pub use self::policy::wanted_blocks;
-use self::policy::{Candidate, Pressure, Work, choose_segments, expected_live_bytes};
+use self::policy::{
+    Candidate, LIVE_SHARE_MAX, Pressure, Work, choose_segments, expected_live_bytes,
+};
 use self::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
 use super::Master;
 use super::log::{HEAD_RESERVE_BLOCKS, RESERVE_BLOCKS};
@@ -40,7 +42,9 @@ const PASS_BYTES_ALONE: u64 = SEGMENT_BYTES as u64;
 /// Segments that are searched in a pass without backups: a write may wait for its end.
 const PASS_SEGMENTS_ALONE: usize = 4;
 /// A store whose live bytes take more of the usable memory is full.
-const LIVE_SHARE_MAX: f64 = 0.97;
+const FULL_SHARE: f64 = 0.97;
+/// Fuller blocks are compacted only when a pass over segments does not help.
+const EASY_LIVE_SHARE_MAX: f64 = 0.9;
 /// Blocks that are never full: of the head, and of what is being moved to.
 const OPEN_BLOCKS: usize = 2;
 /// Most survivors of a pass.
@@ -182,9 +186,15 @@ impl Cleaner {
                 objects.set_full(false);
                 return Some(if waiting { READERS_WAIT } else { IDLE_WAIT });
             }
-            Work::Compact => self.compact(master) || self.clean(master),
+            Work::Compact => {
+                self.compact(master, EASY_LIVE_SHARE_MAX)
+                    || self.clean(master)
+                    || self.compact(master, LIVE_SHARE_MAX)
+            }
             // Emptier blocks may make a pass pay that does not now.
-            Work::Clean => self.clean(master) || (replicated_low && self.compact(master)),
+            Work::Clean => {
+                self.clean(master) || (replicated_low && self.compact(master, LIVE_SHARE_MAX))
+            }
         };
         let full = overfull(master);
         if done {
@@ -221,8 +231,7 @@ impl Cleaner {
         } else {
             PASS_BYTES_ALONE
         };
-        let ids = objects.reserve_survivor_ids(room.min(SURVIVORS_MAX) as u64);
-        let Ok((tablets, durable)) = master.survey() else {
+        let Ok((_, durable)) = master.survey() else {
             return false;
         };
         let segments = cleanable(objects, durable);
@@ -234,8 +243,16 @@ impl Cleaner {
         if chosen.is_empty() || (replicated && !pays(&segments, &candidates, &chosen)) {
             return false;
         }
+        // Before the tablets are looked at: those that come later are younger than all survivors.
+        let ids = objects.reserve_survivor_ids(room.min(SURVIVORS_MAX) as u64);
+        let Ok((tablets, _)) = master.survey() else {
+            return false;
+        };
         let survey = Survey::new(objects, tablets);
         let (chosen, mut found) = search(&survey, &segments, &chosen, room);
+        if chosen.is_empty() {
+            return false;
+        }
         found.live.sort_by_key(|live| live.timestamp);
         let mut survivors = Survivors {
             master,
@@ -269,14 +286,14 @@ impl Cleaner {
         master.exchange_segments(&opened, &cleaned);
     }
 
-    fn compact(&mut self, master: &Master) -> bool {
+    fn compact(&mut self, master: &Master, live_share_max: f64) -> bool {
         let Ok((tablets, durable)) = master.survey() else {
             return false;
         };
         let survey = Survey::new(&master.objects, tablets);
         let done = self
             .filler
-            .compact_a_block(&master.objects, &survey, durable);
+            .compact_a_block(&master.objects, &survey, durable, live_share_max);
         let state = &master.cleaner;
         if let Some(compacted) = &done {
             let gained = SEGMENT_BYTES as u64 - compacted.bytes_taken.min(SEGMENT_BYTES as u64);
@@ -325,7 +342,7 @@ fn overfull(master: &Master) -> bool {
     let all = weigh(objects, &segments);
     let live: u64 = all.iter().map(|segment| segment.live_bytes).sum();
     let blocks = objects.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
-    live as f64 > LIVE_SHARE_MAX * (blocks * SEGMENT_BYTES) as f64
+    live as f64 > FULL_SHARE * (blocks * SEGMENT_BYTES) as f64
 }
 
 /// Whether no pass and no segment waits for backups.

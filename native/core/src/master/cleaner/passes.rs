@@ -31,8 +31,12 @@ pub struct Pass {
 enum State {
     /// The survivors are on their way to the backups.
     Replicating,
-    /// The heads after this one name the survivors.
-    Committed { after_head: u64 },
+    /// The heads after this one name the survivors; `position` is where the first of them has told
+    /// so, once it is open.
+    Committed {
+        after_head: u64,
+        position: Option<u64>,
+    },
 }
 
 struct UnderWay {
@@ -140,38 +144,44 @@ impl Passes {
             .under_way
             .get_mut(&id)
             .ok_or(Status::InvalidArgument)?;
-        let after_head = match under_way.state {
-            State::Committed { after_head } => after_head,
-            State::Replicating => {
-                log.add(&under_way.pass.survivors);
-                log.remove(&under_way.pass.cleaned);
-                let after_head = log.head().map_or(0, |head| head.id);
-                under_way.state = State::Committed { after_head };
-                after_head
-            }
+        if matches!(under_way.state, State::Replicating) {
+            log.add(&under_way.pass.survivors);
+            log.remove(&under_way.pass.cleaned);
+            under_way.state = State::Committed {
+                after_head: log.head().map_or(0, |head| head.id),
+                position: None,
+            };
+        }
+        let State::Committed {
+            after_head,
+            position,
+        } = &mut under_way.state
+        else {
+            unreachable!("set above");
         };
-        let next = match log.heads_after(after_head).first() {
-            Some(id) => objects.segment(*id)?,
-            None if force => log.roll(objects, tablets, Purpose::Head, timestamp)?,
-            None => return Ok(0),
-        };
-        Ok(next.position + next.opening_bytes() as u64)
+        if position.is_none() {
+            let next = match log.heads_after(*after_head).first() {
+                Some(id) => objects.segment(*id)?,
+                None if force => log.roll(objects, tablets, Purpose::Head, timestamp)?,
+                None => return Ok(0),
+            };
+            *position = Some(next.position + next.opening_bytes() as u64);
+        }
+        Ok(position.expect("set above"))
     }
 
     /// The head that names the survivors is durable. Returns the pass.
     ///
     /// # Errors
     /// `InvalidArgument` for a pass that was not committed, or whose head is not durable.
-    pub fn end(&self, id: u64, durable: u64, log: &Log, objects: &Objects) -> Result<Pass, Status> {
+    pub fn end(&self, id: u64, durable: u64) -> Result<Pass, Status> {
         let mut inner = self.inner.lock();
-        let under_way = inner.under_way.get(&id).ok_or(Status::InvalidArgument)?;
-        let State::Committed { after_head } = under_way.state else {
-            return Err(Status::InvalidArgument);
-        };
-        let next = log.heads_after(after_head).first();
-        let next = objects.segment(*next.ok_or(Status::InvalidArgument)?)?;
-        if durable < next.position + next.opening_bytes() as u64 {
-            return Err(Status::InvalidArgument);
+        match inner.under_way.get(&id).map(|under_way| &under_way.state) {
+            Some(State::Committed {
+                position: Some(position),
+                ..
+            }) if *position <= durable => {}
+            _ => return Err(Status::InvalidArgument),
         }
         let under_way = inner.under_way.remove(&id).expect("found above");
         Ok(under_way.pass)

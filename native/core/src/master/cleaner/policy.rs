@@ -8,7 +8,7 @@ use crate::entry::SEGMENT_BYTES;
 use crate::master::log::RESERVE_BLOCKS;
 
 /// Fuller segments and blocks are not worth the copy.
-const LIVE_SHARE_MAX: f64 = 0.98;
+pub const LIVE_SHARE_MAX: f64 = 0.98;
 /// Share of the segments that backups may hold from which on they are cleaned.
 const LOG_SHARE_MAX: f64 = 0.9;
 /// Blocks that are made free beyond the reserve: 1 of so many.
@@ -125,11 +125,11 @@ pub fn choose_segments(candidates: &[Candidate], live_bytes_max: u64) -> Vec<usi
         .collect()
 }
 
-/// The block to compact: where least must be copied.
-pub fn choose_block(candidates: &[Candidate]) -> Option<usize> {
+/// The block to compact: where least must be copied, but no more than that share of it.
+pub fn choose_block(candidates: &[Candidate], live_share_max: f64) -> Option<usize> {
     candidates
         .iter()
-        .filter(|candidate| live_share(candidate) <= LIVE_SHARE_MAX)
+        .filter(|candidate| live_share(candidate) <= live_share_max)
         .min_by_key(|candidate| candidate.live_bytes)
         .map(|candidate| candidate.index)
 }
