@@ -2,10 +2,11 @@
 //! what lies behind the checksums is reached as well.
 
 use rekindle_core::entry::{
-    EntryHeader, EntryIterator, EntryType, EntryView, FLAG_MORE, entry_bytes, write_entry,
+    EntryHeader, EntryIterator, EntryType, EntryView, FLAG_MORE, HEADER_BYTES, entry_bytes,
+    write_entry,
 };
 
-use crate::reference::crc32c;
+use crate::reference::{crc32c, u32_at};
 
 /// Appends an entry to `out`.
 pub fn push_entry(
@@ -49,11 +50,34 @@ pub fn rewritten(entry: &EntryView<'_>) -> Vec<u8> {
     out
 }
 
+/// The checksum that an entry must have: of padding, only the header is covered.
+pub fn right_checksum(entry: &EntryView<'_>) -> u32 {
+    let end = match entry.entry_type() {
+        EntryType::Padding => HEADER_BYTES,
+        _ => entry.bytes().len(),
+    };
+    crc32c(&entry.bytes()[4..end])
+}
+
+/// Whether it has it.
+pub fn is_right(entry: &EntryView<'_>) -> bool {
+    right_checksum(entry) == u32_at(entry.bytes(), 0)
+}
+
+/// The checksum of a recovery segment: that of its entries' checksums, in order.
+pub fn piece_checksum(piece: &[u8]) -> u32 {
+    let entries = EntryIterator::new(piece).map_while(Result::ok);
+    let words: Vec<u8> = entries
+        .flat_map(|(_, entry)| entry.bytes()[..4].to_vec())
+        .collect();
+    crc32c(&words)
+}
+
 /// Makes the checksum of every entry right, as far as the entries can be told apart.
 pub fn repair(bytes: &mut [u8]) {
     let found: Vec<(usize, u32)> = EntryIterator::new(bytes)
         .map_while(Result::ok)
-        .map(|(offset, entry)| (offset, crc32c(&entry.bytes()[4..])))
+        .map(|(offset, entry)| (offset, right_checksum(&entry)))
         .collect();
     for (offset, checksum) in found {
         bytes[offset..offset + 4].copy_from_slice(&checksum.to_le_bytes());

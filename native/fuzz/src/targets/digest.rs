@@ -6,7 +6,7 @@
 use rekindle_core::backup::parse_opening;
 use rekindle_core::entry::{EntryIterator, EntryType};
 
-use crate::reference::{crc32c, u32_at, u64_at};
+use crate::reference::u64_at;
 use crate::{allocation, log_bytes};
 
 const REPAIR: u8 = 1;
@@ -33,7 +33,7 @@ pub fn check(input: &[u8]) {
         if matches!(entry.entry_type(), EntryType::Object | EntryType::Tombstone) {
             break;
         }
-        let right = crc32c(&entry.bytes()[4..]) == u32_at(entry.bytes(), 0);
+        let right = log_bytes::is_right(&entry);
         assert!(right, "an opening counts only as a whole");
         match entry.entry_type() {
             EntryType::LogDigest => {

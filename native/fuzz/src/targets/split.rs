@@ -8,7 +8,7 @@ use rekindle_core::backup::split::{PIECE_HEADER_BYTES, Partition, PartitionMap, 
 use rekindle_core::entry::{EntryIterator, EntryType, EntryView};
 use rekindle_core::key_hash::{key_hash, slot};
 
-use crate::reference::{Fields, crc32c, u32_at};
+use crate::reference::{Fields, u32_at};
 use crate::{allocation, log_bytes};
 
 const REPAIR: u8 = 1;
@@ -46,19 +46,26 @@ pub fn check(input: &[u8]) {
     let Ok(map) = map else {
         return;
     };
-    let room = 3 * bytes.len() + PARTITIONS * (bytes.len() + 256);
+    let room = 3 * bytes.len() + PARTITIONS * (bytes.len() + 640);
     let pieces = allocation::at_most(room, || split(&bytes, SEGMENT_ID, &map));
-    let sound = EntryIterator::new(&bytes).all(|item| item.is_ok_and(|(_, entry)| right(&entry)));
-    assert!(
-        pieces.is_ok() == sound,
-        "one damaged entry refuses the replica"
-    );
+    let sound = EntryIterator::new(&bytes)
+        .all(|item| item.is_ok_and(|(_, entry)| log_bytes::is_right(&entry)));
+    assert!(sound || pieces.is_err(), "one damaged entry refuses it");
+    let whole = |item: Result<(usize, EntryView<'_>), _>| {
+        item.is_ok_and(|(at, entry)| at + entry.total_bytes() <= bytes.len())
+    };
+    let uncut = EntryIterator::new(&bytes).all(whole);
+    assert!(pieces.is_ok() || !sound || !uncut, "nothing else does");
     let Ok(pieces) = pieces else {
         return;
     };
     assert!(pieces.len() == PARTITIONS, "a piece each");
     for (partition, piece) in partitions.iter().zip(&pieces) {
         let (head, entries) = piece.split_at(PIECE_HEADER_BYTES);
+        assert!(
+            u32_at(head, 4) == log_bytes::piece_checksum(entries),
+            "the header's checksum"
+        );
         assert!(
             u32_at(head, 0) as usize == entries.len(),
             "the header's length"
@@ -68,10 +75,6 @@ pub fn check(input: &[u8]) {
             "the entries of the partition, in order"
         );
     }
-}
-
-fn right(entry: &EntryView<'_>) -> bool {
-    crc32c(&entry.bytes()[4..]) == u32_at(entry.bytes(), 0)
 }
 
 fn disjoint(partitions: &[Partition]) -> bool {
