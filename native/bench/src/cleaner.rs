@@ -146,12 +146,7 @@ impl Bench {
         })
     }
 
-    fn measure(
-        &mut self,
-        percent: u32,
-        effort: Effort,
-        singles: bool,
-    ) -> Result<Outcome, Failure> {
+    fn measure(&mut self, percent: u32, effort: Effort, singles: bool) -> Result<Outcome, Failure> {
         self.load.fill(f64::from(percent) / 100.0)?;
         let left = effort.run_max.saturating_sub(self.started.elapsed());
         self.overwrite(effort.warm_up, effort.warm_up_max.min(left / 4), false)?;
