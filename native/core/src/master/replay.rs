@@ -23,12 +23,12 @@ use super::execute::tombstone_of;
 use super::hash_table::{Decision, Upserted, prefetch};
 use super::log::RESERVE_BLOCKS;
 use super::objects::Objects;
-use super::segment::Segment;
+use super::segment::{Append, Segment};
 use super::tablets::Tablet;
 use crate::backup::lz4_image;
 use crate::entry::{
     EntryIterator, EntryType, EntryView, HEADER_BYTES, KEY_BYTES_MAX, PRIOR_MAX, SEGMENT_BYTES,
-    VALUE_BYTES_MAX, entry_bytes, neutralise,
+    VALUE_BYTES_MAX, entry_bytes, neutralise, write_entry,
 };
 use crate::key_hash::key_hash;
 use crate::status::Status;
@@ -37,6 +37,8 @@ use crate::status::Status;
 const AHEAD: usize = 48;
 /// Entries that wait for the entry which may be their key's present one.
 const DEFERRED_MAX: usize = 32;
+/// Where in an entry a short key ends; it begins behind the header.
+const SHORT_KEY_END: usize = 64;
 /// Bytes that are copied and then checked while they are in the cache.
 const COPY_BYTES: usize = 128 << 10;
 /// Bytes of a side segment's header.
@@ -66,13 +68,16 @@ pub struct Marker {
 #[derive(Default)]
 pub struct ReplayWorker {
     open: Option<Arc<Segment>>,
+    /// For tombstones that `open` has no room for: a piece may fill a segment.
+    graves: Option<Arc<Segment>>,
     /// Markers that this thread has put into the table.
     pub markers: Vec<Marker>,
     parsed: Vec<Parsed>,
     /// Objects and their bytes, by tablet.
     sums: Vec<(i64, i64)>,
-    /// Objects that lost their place to entries of the present piece.
-    superseded: Vec<usize>,
+    /// Of the objects that lost their place to entries of the present piece, as they will stand in
+    /// the log: written while the object is in the cache.
+    tombstones: Vec<u8>,
 }
 
 /// Where a piece's bytes come from.
@@ -110,14 +115,21 @@ impl Replay<'_> {
     /// # Errors
     /// `OutOfMemory`.
     pub fn side(&mut self, bytes: usize) -> Result<Arc<Segment>, Status> {
-        if let Some(open) = self.worker.open.as_ref().filter(|open| open.fits(bytes)) {
+        self.side_in(|worker| &mut worker.open, bytes)
+    }
+
+    fn side_in(
+        &mut self,
+        place: impl Fn(&mut ReplayWorker) -> &mut Option<Arc<Segment>>,
+        bytes: usize,
+    ) -> Result<Arc<Segment>, Status> {
+        if let Some(open) = place(self.worker).as_ref().filter(|open| open.fits(bytes)) {
             return Ok(Arc::clone(open));
         }
-        let fresh = self
-            .objects
-            .open_segment(None, RESERVE_BLOCKS, self.timestamp)?;
+        let objects = self.objects;
+        let fresh = objects.open_segment(None, RESERVE_BLOCKS, self.timestamp)?;
         self.sides.lock().push(Arc::clone(&fresh));
-        if let Some(full) = self.worker.open.replace(Arc::clone(&fresh)) {
+        if let Some(full) = place(self.worker).replace(Arc::clone(&fresh)) {
             full.close();
         }
         Ok(fresh)
@@ -138,7 +150,7 @@ impl Replay<'_> {
         let base = side.offset + side.appended();
         // SAFETY: behind `appended`, this thread's own until it is indexed.
         let room = unsafe { self.objects.arena.unpublished(base, length) };
-        self.worker.superseded.clear();
+        self.worker.tombstones.clear();
         let mut check = Check::new(self.tablets, &mut *self.worker);
         match source {
             Source::InPlace => check.advance(room, length)?,
@@ -191,8 +203,8 @@ impl Replay<'_> {
             let offset = base + entry.offset();
             match table.upsert(entry.hash, offset, |_| Decision::Keep)? {
                 Upserted::Kept(candidate) => {
-                    prefetch(self.objects.arena.pointer(candidate));
-                    prefetch(self.objects.arena.pointer(offset));
+                    self.prefetch_key(candidate);
+                    self.prefetch_key(offset);
                     deferred.push(entry);
                     if deferred.len() == DEFERRED_MAX {
                         self.settle_all(base, &mut deferred, &mut inserted)?;
@@ -208,6 +220,14 @@ impl Replay<'_> {
         let applied = applied.and_then(|()| self.settle_all(base, &mut deferred, &mut inserted));
         table.count_inserted(inserted);
         applied
+    }
+
+    /// Fetches an entry up to the end of a short key.
+    #[inline(always)]
+    fn prefetch_key(&self, offset: usize) {
+        let start = self.objects.arena.pointer(offset);
+        prefetch(start);
+        prefetch(start.wrapping_add(SHORT_KEY_END - 1));
     }
 
     #[inline]
@@ -274,9 +294,22 @@ impl Replay<'_> {
         if let (Upserted::Replaced(found), Some(bytes)) = (upserted, dead_bytes) {
             arena.count_dead(found, bytes);
             self.count_gone(parsed, bytes);
-            self.worker.superseded.push(found);
+            self.entomb(found);
         }
         Ok(upserted)
+    }
+
+    /// Writes the tombstone of an object that was indexed and is superseded; `bury` appends it.
+    fn entomb(&mut self, offset: usize) {
+        let arena = &self.objects.arena;
+        // SAFETY: complete, since a slot referred to it, and not freed while this runs.
+        let dead = unsafe { arena.entry(offset) };
+        let prior = [arena.segment_id(offset)];
+        let Append { header, key, .. } = tombstone_of(&dead, &prior, self.timestamp);
+        let tombstones = &mut self.worker.tombstones;
+        let start = tombstones.len();
+        tombstones.resize(start + entry_bytes(key.len(), 0, prior.len()), 0);
+        write_entry(&mut tombstones[start..], &header, &prior, key, &[]);
     }
 
     fn count_gone(&mut self, parsed: &Parsed, bytes: usize) {
@@ -298,23 +331,44 @@ impl Replay<'_> {
         neutralise(unsafe { arena.unpublished(offset, HEADER_BYTES) });
     }
 
-    /// Writes the tombstones of the objects that were indexed and then superseded.
+    /// Appends the tombstones of the objects that were indexed and then superseded.
     fn bury(&mut self) -> Result<(), Status> {
-        let superseded = std::mem::take(&mut self.worker.superseded);
-        let arena = &self.objects.arena;
-        for (index, &offset) in superseded.iter().enumerate() {
-            if let Some(&ahead) = superseded.get(index + DEFERRED_MAX) {
-                prefetch(arena.pointer(ahead));
-            }
-            // SAFETY: complete, since a slot referred to it, and not freed while this runs.
-            let dead = unsafe { arena.entry(offset) };
-            let prior = [arena.segment_id(offset)];
-            let tombstone = [tombstone_of(&dead, &prior, self.timestamp)];
-            self.side(tombstone[0].bytes())?.append(&tombstone);
+        let tombstones = std::mem::take(&mut self.worker.tombstones);
+        let mut rest = &tombstones[..];
+        while !rest.is_empty() {
+            let first = leading_bytes(rest, 0);
+            let open = self.worker.open.clone();
+            let side = match open.filter(|open| open.fits(first)) {
+                Some(open) => open,
+                None => self.side_in(|worker| &mut worker.graves, first)?,
+            };
+            let (fitting, behind) = rest.split_at(leading_bytes(rest, side.free_bytes()));
+            side.append_if(fitting.len(), |_, out| {
+                out.copy_from_slice(fitting);
+                fitting.len()
+            });
+            rest = behind;
         }
-        self.worker.superseded = superseded;
+        self.worker.tombstones = tombstones;
         Ok(())
     }
+}
+
+/// Bytes of the entries at the start of `entries` that fit into `room`; of the first if none does.
+fn leading_bytes(entries: &[u8], room: usize) -> usize {
+    if entries.len() <= room {
+        return entries.len();
+    }
+    let ends = EntryIterator::new(entries).map(|item| {
+        let (at, entry) = item.expect("tombstones that were written parse");
+        at + entry.total_bytes()
+    });
+    let mut first = None;
+    let fitting = ends
+        .inspect(|end| _ = first.get_or_insert(*end))
+        .take_while(|end| *end <= room)
+        .last();
+    fitting.or(first).expect("there is an entry")
 }
 
 /// Publishes a piece whatever its second pass comes to: the table may refer to any entry, and an
@@ -333,8 +387,8 @@ impl Drop for Publication<'_> {
 impl ReplayWorker {
     /// Nothing more is appended.
     pub fn close(&mut self) {
-        if let Some(open) = self.open.take() {
-            open.close();
+        for segment in [self.open.take(), self.graves.take()].into_iter().flatten() {
+            segment.close();
         }
     }
 }

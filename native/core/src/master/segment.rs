@@ -325,6 +325,12 @@ impl Segment {
         !self.closed() && self.appended() + bytes <= SEGMENT_BYTES
     }
 
+    /// Bytes behind the published ones.
+    #[inline]
+    pub fn free_bytes(&self) -> usize {
+        SEGMENT_BYTES - self.appended()
+    }
+
     /// Writes all entries as one atomic append behind the published bytes and returns the arena
     /// offset of the first. Nobody reads them before a slot refers to them or `publish`; until then
     /// the next `prepare` overwrites them.

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use super::ReplayWorker;
-use crate::entry::{EntryType, EntryView, HEADER_BYTES, PieceChecksum, VALUE_BYTES_MAX, detach};
-use crate::key_hash::{key_hash, slot};
+use crate::entry::{
+    EntryType, EntryView, HEADER_BYTES, PieceChecksum, VALUE_BYTES_MAX, VERSION_MAX, detach,
+};
+use crate::key_hash::{key_hashes, slot};
 use crate::little_endian::u64_at;
 use crate::master::tablets::Tablet;
 use crate::status::Status;
@@ -41,6 +43,18 @@ impl Parsed {
     pub fn is_tombstone(&self) -> bool {
         self.tablet_and_type & TOMBSTONE != 0
     }
+}
+
+/// An entry that was verified and is to be hashed.
+#[derive(Clone, Copy, Default)]
+struct Candidate {
+    table_id: u64,
+    at: u32,
+    key_start: u32,
+    key_bytes: u32,
+    total_bytes: u32,
+    /// `TOMBSTONE` or 0.
+    tombstone: u32,
 }
 
 /// See the file's head.
@@ -80,82 +94,109 @@ impl<'a> Check<'a> {
     /// # Errors
     /// `ChecksumMismatch`, `InvalidArgument` (entries of other tablets or types).
     pub fn advance(&mut self, room: &mut [u8], end: usize) -> Result<(), Status> {
-        let mut batch = [0; BATCH];
+        let mut batch = [Candidate::default(); BATCH];
         loop {
             let count = self.verify(room, end, &mut batch)?;
-            for &at in &batch[..count] {
-                let entry = EntryView::parse(&room[at..])?;
-                self.note(at, &entry)?;
-                if entry.is_attached() {
-                    // Its segments are another log's, and the piece is applied whole or not.
-                    let used = entry.bytes().len();
-                    detach(&mut room[at..at + used]);
-                }
-            }
+            self.note(room, &batch[..count])?;
             if count < BATCH {
                 return Ok(());
             }
         }
     }
 
-    /// Verifies up to a batch of entries and notes where they are. Apart from `note`, since sums of
-    /// neighbours overlap, but not across a hash.
+    /// Verifies entries up to a batch of those that are to be indexed. Apart from `note`, since
+    /// sums of neighbours overlap, but not across a hash.
     fn verify(
         &mut self,
-        room: &[u8],
+        room: &mut [u8],
         end: usize,
-        batch: &mut [usize; BATCH],
+        batch: &mut [Candidate; BATCH],
     ) -> Result<usize, Status> {
-        for (count, place) in batch.iter_mut().enumerate() {
+        let mut count = 0;
+        while count < BATCH {
             let at = self.at;
             if at + HEADER_BYTES > end {
-                return Ok(count);
+                break;
             }
             let behind = at + EntryView::length(&room[at..at + HEADER_BYTES]).next_multiple_of(8);
             if behind > end {
-                return Ok(count);
+                break;
             }
             let entry = EntryView::parse(&room[at..behind])?;
             entry.verify()?;
-            let padding_bytes = behind - at - entry.bytes().len();
+            let used = entry.bytes().len();
+            let padding_bytes = behind - at - used;
             if padding_bytes > 0 && u64_at(room, behind - 8) >> (64 - 8 * padding_bytes) != 0 {
                 return Err(Status::ChecksumMismatch);
             }
             self.checksum.add(&entry);
             self.more = entry.more();
             self.at = behind;
-            *place = at;
+            if let Some(candidate) = self.candidate(at, &entry)? {
+                batch[count] = candidate;
+                count += 1;
+            }
+            if entry.is_attached() {
+                // Its segments are another log's, and the piece is applied whole or not.
+                detach(&mut room[at..at + used]);
+            }
         }
-        Ok(BATCH)
+        Ok(count)
     }
 
-    #[inline]
-    fn note(&mut self, at: usize, entry: &EntryView<'_>) -> Result<(), Status> {
+    /// What is to be known of an entry if it is to be indexed.
+    #[inline(always)]
+    fn candidate(&mut self, at: usize, entry: &EntryView<'_>) -> Result<Option<Candidate>, Status> {
+        // Else a version that follows would begin again at 0.
+        if entry.version() > VERSION_MAX {
+            return Err(Status::InvalidArgument);
+        }
         let tombstone = match entry.entry_type() {
-            EntryType::SafeVersion => {
-                self.safe_version = self.safe_version.max(entry.version());
-                return Ok(());
-            }
-            EntryType::Padding => return Ok(()),
             EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => 0,
             EntryType::Tombstone if entry.value().is_empty() => TOMBSTONE,
+            EntryType::SafeVersion => {
+                self.safe_version = self.safe_version.max(entry.version());
+                return Ok(None);
+            }
+            EntryType::Padding => return Ok(None),
             _ => return Err(Status::InvalidArgument),
         };
-        let behind = entry.version().checked_add(1);
-        let behind = behind.ok_or(Status::InvalidArgument)?;
-        self.safe_version = self.safe_version.max(behind);
-        let hash = key_hash(entry.table_id(), entry.key());
-        let tablet = self.find_tablet(entry.table_id(), slot(hash))?;
-        if tombstone == 0 {
-            let sum = &mut self.sums[tablet];
-            sum.0 += 1;
-            sum.1 += entry.total_bytes() as i64;
+        self.safe_version = self.safe_version.max(entry.version() + 1);
+        Ok(Some(Candidate {
+            table_id: entry.table_id(),
+            at: at as u32,
+            key_start: (at + HEADER_BYTES + entry.prior_count() * 8) as u32,
+            key_bytes: entry.key().len() as u32,
+            total_bytes: entry.total_bytes() as u32,
+            tombstone,
+        }))
+    }
+
+    /// Notes a batch for pass two.
+    #[inline]
+    fn note(&mut self, room: &[u8], batch: &[Candidate]) -> Result<(), Status> {
+        let mut keys = [(0, &room[..0]); BATCH];
+        for (key, candidate) in keys.iter_mut().zip(batch) {
+            let start = candidate.key_start as usize;
+            let bytes = &room[start..start + candidate.key_bytes as usize];
+            *key = (candidate.table_id, bytes);
         }
-        self.parsed.push(Parsed {
-            hash,
-            offset: at as u32,
-            tablet_and_type: tablet as u32 | tombstone,
-        });
+        let mut hashes = [0; BATCH];
+        key_hashes(&keys[..batch.len()], &mut hashes[..batch.len()]);
+        self.parsed.reserve(BATCH);
+        for (candidate, hash) in batch.iter().zip(hashes) {
+            let tablet = self.find_tablet(candidate.table_id, slot(hash))?;
+            if candidate.tombstone == 0 {
+                let sum = &mut self.sums[tablet];
+                sum.0 += 1;
+                sum.1 += i64::from(candidate.total_bytes);
+            }
+            self.parsed.push(Parsed {
+                hash,
+                offset: candidate.at,
+                tablet_and_type: tablet as u32 | candidate.tombstone,
+            });
+        }
         Ok(())
     }
 
