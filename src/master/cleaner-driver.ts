@@ -18,7 +18,7 @@ import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
 import { type FaultPoint, faultPoint as processFaultPoint } from '../rpc/fault-point.js';
-import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
+import type { SideReplication } from './replica-manager-runtime.js';
 
 /** Passes whose survivors are replicated at once. */
 const passesMax = 4;
@@ -29,22 +29,9 @@ const headPollMs = 5;
 const waitMs = 10_000;
 const retryDelayMs = 100;
 
-/** The part of replication that a cleaning pass uses. */
-export type CleanerReplication = Pick<
-  ReplicaManagerRuntime,
-  | 'trackSides'
-  | 'waitReplicated'
-  | 'waitDurable'
-  | 'lostOpenReplica'
-  | 'raiseMinOpenSegment'
-  | 'drain'
-  | 'free'
-  | 'scheduleFlush'
->;
-
 export interface CleanerDriverOptions {
   core: Pick<MasterCore, 'onCleaningPass' | 'commitCleaning' | 'endCleaning' | 'stats'>;
-  replication: CleanerReplication;
+  replication: SideReplication;
   log: Log;
   faultPoint?: FaultPoint;
 }

@@ -14,7 +14,7 @@ import type { Log } from '../ops/log.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
 import { RecoveryScoreboard } from './recovery-scoreboard.js';
-import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
+import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 
 const fetchesMax = 4;
@@ -30,23 +30,10 @@ const pieceHeaderBytes = 8;
 
 type RecoverRequest = RequestOf<'RECOVER'>;
 
-/** The part of replication that a recovery uses. */
-export type RecoveryReplication = Pick<
-  ReplicaManagerRuntime,
-  | 'trackSides'
-  | 'waitReplicated'
-  | 'waitDurable'
-  | 'lostOpenReplica'
-  | 'raiseMinOpenSegment'
-  | 'drain'
-  | 'free'
-  | 'scheduleFlush'
->;
-
 export interface RecoveryMasterOptions {
   serverId: number;
   core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog'>;
-  replication: RecoveryReplication;
+  replication: SideReplication;
   servers: ServerDirectory;
   coordinator: CoordinatorCaller;
   log: Log;

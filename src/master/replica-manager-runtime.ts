@@ -443,3 +443,16 @@ export class ReplicaManagerRuntime {
     });
   }
 }
+
+/** What brings side segments into the log: recoveries and cleaning passes use no more. */
+export type SideReplication = Pick<
+  ReplicaManagerRuntime,
+  | 'trackSides'
+  | 'waitReplicated'
+  | 'waitDurable'
+  | 'lostOpenReplica'
+  | 'raiseMinOpenSegment'
+  | 'drain'
+  | 'free'
+  | 'scheduleFlush'
+>;

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { CleanerDriver, type CleanerReplication } from '../../src/master/cleaner-driver.js';
+import { CleanerDriver } from '../../src/master/cleaner-driver.js';
+import type { SideReplication } from '../../src/master/replica-manager-runtime.js';
 import type { CleaningPass } from '../../src/native/contract.js';
 import type { Log } from '../../src/ops/log.js';
 import { RekindleError } from '../../src/rpc/errors.js';
@@ -27,7 +28,7 @@ class Fakes {
   drained: () => Promise<void> = async () => undefined;
   emit: (pass: CleaningPass) => void = () => undefined;
 
-  readonly replication: CleanerReplication = {
+  readonly replication: SideReplication = {
     trackSides: (ids) => void this.trace.push(`track ${ids.join()}`),
     scheduleFlush: () => undefined,
     waitReplicated: async (ids) => {

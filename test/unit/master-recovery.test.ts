@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { RecoveryMaster, type RecoveryReplication } from '../../src/master/recovery-master.js';
+import { RecoveryMaster } from '../../src/master/recovery-master.js';
+import type { SideReplication } from '../../src/master/replica-manager-runtime.js';
 import type { ServerDirectory } from '../../src/master/server-directory.js';
 import type { RecoveryCore } from '../../src/native/contract.js';
 import type { Log } from '../../src/ops/log.js';
@@ -53,7 +54,7 @@ class Fakes {
     },
   };
 
-  readonly replication: RecoveryReplication = {
+  readonly replication: SideReplication = {
     trackSides: () => undefined,
     scheduleFlush: () => undefined,
     waitReplicated: async () => void this.trace.push('sides replicated'),

@@ -291,19 +291,18 @@ impl Objects {
     }
 
     /// Takes segments out for good: nothing in the table refers to them any more, and no digest
-    /// from which a recovery could start names them. Returns those that were there.
-    pub fn release_segments(&self, ids: &[u64]) -> usize {
+    /// from which a recovery could start names them.
+    pub fn release_segments(&self, ids: &[u64]) {
         let mut segments = self.segments.lock();
         let gone: Vec<_> = ids.iter().filter_map(|id| segments.remove(id)).collect();
         self.segments_generation.fetch_add(1, Ordering::Release);
         drop(segments);
-        let count = gone.len();
-        self.released.fetch_add(count as u64, Ordering::Relaxed);
+        self.released
+            .fetch_add(gone.len() as u64, Ordering::Relaxed);
         for segment in gone {
             self.unpin(segment.id);
             self.retire(segment);
         }
-        count
     }
 
     /// Whether so much is alive that cleaning would cost more than it is worth.

@@ -23,7 +23,7 @@ use super::execute::tombstone_of;
 use super::hash_table::{Decision, Upserted, prefetch};
 use super::log::RESERVE_BLOCKS;
 use super::objects::Objects;
-use super::segment::{Append, Segment};
+use super::segment::{Append, SEGMENT_HEADER_BYTES, Segment};
 use super::tablets::Tablet;
 use crate::backup::lz4_image;
 use crate::entry::{
@@ -41,10 +41,8 @@ const DEFERRED_MAX: usize = 32;
 const SHORT_KEY_END: usize = 64;
 /// Bytes that are copied and then checked while they are in the cache.
 const COPY_BYTES: usize = 128 << 10;
-/// Bytes of a side segment's header.
-const SIDE_HEADER_BYTES: usize = entry_bytes(0, 16, 0);
 /// Most bytes of a recovery segment: it comes from a segment with a header of the same size.
-pub const PIECE_BYTES_MAX: usize = SEGMENT_BYTES - SIDE_HEADER_BYTES;
+pub const PIECE_BYTES_MAX: usize = SEGMENT_BYTES - SEGMENT_HEADER_BYTES;
 
 /// What a segment brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::entry::{EntryHeader, EntryIterator, EntryType, EntryView, PRIOR_MAX, write_entry};
 use crate::key_hash::{key_hash, slot};
 use crate::master::hash_table::{Relocation, prefetch};
-use crate::master::objects::Objects;
+use crate::master::objects::{Objects, PresentSegments};
 use crate::master::segment::Piece;
 use crate::master::tablets::Tablet;
 
@@ -48,9 +48,9 @@ impl Live {
 /// What decides over life and death during one pass.
 pub struct Survey<'a> {
     objects: &'a Objects,
-    /// Ids of the segments in memory, ascending. Those that come later hold nothing that is named
-    /// by an entry of a segment that is closed by now.
-    present: Vec<u64>,
+    /// The segments in memory. Those that come later hold nothing that is named by an entry of a
+    /// segment that is closed by now.
+    present: PresentSegments,
     /// All tablets, served or not.
     tablets: Vec<Arc<Tablet>>,
 }
@@ -67,16 +67,13 @@ pub struct Found {
 impl<'a> Survey<'a> {
     /// A survey as things stand now.
     pub fn new(objects: &'a Objects, tablets: Vec<Arc<Tablet>>) -> Self {
-        let segments = objects.all_segments();
+        let mut present = PresentSegments::default();
+        objects.refresh(&mut present);
         Self {
             objects,
-            present: segments.iter().map(|segment| segment.id).collect(),
+            present,
             tablets,
         }
-    }
-
-    fn present(&self, id: u64) -> bool {
-        self.present.binary_search(&id).is_ok()
     }
 
     /// Whether a tombstone in a segment must be kept.
@@ -85,7 +82,8 @@ impl<'a> Survey<'a> {
             tablet.range.contains(entry.table_id(), slot(hash))
                 && tablet.ctime_segment_id() <= segment_id
         };
-        entry.prior().any(|id| self.present(id)) && self.tablets.iter().any(|one| owned(&one))
+        entry.prior().any(|id| self.present.contains(id))
+            && self.tablets.iter().any(|one| owned(&one))
     }
 
     /// Adds what is alive in a piece of a segment to `found`.
@@ -169,7 +167,7 @@ impl<'a> Survey<'a> {
     }
 
     fn copy(&self, entry: &EntryView<'_>, out: &mut [u8]) -> usize {
-        let stale = entry.prior_count() > 0 && entry.prior().any(|id| !self.present(id));
+        let stale = entry.prior_count() > 0 && entry.prior().any(|id| !self.present.contains(id));
         if !stale && !entry.more() {
             let total = entry.total_bytes();
             let bytes = entry.bytes();
@@ -180,7 +178,7 @@ impl<'a> Survey<'a> {
         // It is an atomic append of its own now, and names no segment that is gone.
         let mut prior = [0; PRIOR_MAX];
         let mut count = 0;
-        for id in entry.prior().filter(|id| self.present(*id)) {
+        for id in entry.prior().filter(|id| self.present.contains(*id)) {
             prior[count] = id;
             count += 1;
         }
