@@ -4,6 +4,7 @@
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
+import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
@@ -164,6 +165,42 @@ Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
     );
 }
 
+interface ColdStartCommandOptions extends CommonOptions {
+  rounds?: number;
+  seed?: number;
+  powerLoss?: boolean;
+  flushIgnored?: boolean;
+}
+
+function coldStartCommand(): Command {
+  return withDurability(subcommand('cold-start', 'kill or unplug all, start, check', '128MB'))
+    .option('--rounds <n>', 'how many (with --quick: 3)', integer(1, 10_000))
+    .option('--seed <n>', 'draw the same moments, operations and cuts', integer(0, 2 ** 31 - 1))
+    .option('--power-loss', 'what was not flushed is kept, dropped or torn at random')
+    .option('--flush-ignored', 'replicas are not flushed: the run must fail')
+    .action((options: ColdStartCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, quick = false } = options;
+        const { rounds = quick ? 3 : 50, powerLoss = false, flushIgnored = false } = options;
+        const coldStart = runColdStart({
+          ...{ rounds, seed, servers, memoryBytes, durability, powerLoss, flushIgnored, quick },
+          wholeTimeoutMs: WHOLE_TIMEOUT_MS,
+        });
+        return report(options.json, coldStart);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench cold-start --rounds 50
+  $ rekindle bench cold-start --rounds 50 --power-loss --seed 4711
+
+--power-loss needs cargo in a source checkout: it builds the layer that records what is not flushed.
+Exit code 1 if an acknowledged write was lost, or a deleted object came back.`,
+    );
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
@@ -171,6 +208,7 @@ export function benchCommand(): Command {
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(chaosCommand())
+    .addCommand(coldStartCommand())
     .addCommand(coreCommand())
     .addHelpText(
       'after',

@@ -30,6 +30,8 @@ export interface LocalClusterOptions {
   /** More arguments for every `rekindle server`. */
   serverArguments?: readonly string[];
   environment?: Record<string, string>;
+  /** The same for one process: `coordinator`, `server-1` … */
+  environmentOf?: (name: string) => Record<string, string>;
   readyTimeoutMs?: number;
   /** Called when a process ends that nobody has killed. */
   onUnexpectedExit?: (exit: ProcessExit) => void;
@@ -146,6 +148,10 @@ export class LocalCluster {
     return this.#server(index).running;
   }
 
+  coordinatorIsRunning(): boolean {
+    return this.#coordinator.running;
+  }
+
   /** Starts whatever does not run: the coordinator first, then all servers at once. */
   async startAll(): Promise<void> {
     if (!this.#coordinator.running) await this.restartCoordinator();
@@ -207,6 +213,14 @@ export class LocalCluster {
     this.#server(index).signal('SIGCONT');
   }
 
+  pauseCoordinator(): void {
+    this.#coordinator.signal('SIGSTOP');
+  }
+
+  resumeCoordinator(): void {
+    this.#coordinator.signal('SIGCONT');
+  }
+
   /** Stops servers, then the coordinator; removes a temporary folder. */
   async stop(): Promise<void> {
     await Promise.all(this.#servers.map((server) => server.kill('SIGTERM')));
@@ -237,7 +251,7 @@ export class LocalCluster {
       logFile: join(this.logDirectory, `${name}.log`),
       readyTimeoutMs: this.#options.readyTimeoutMs ?? 60_000,
       stopTimeoutMs: STOP_TIMEOUT_MS,
-      environment: this.#options.environment ?? {},
+      environment: { ...this.#options.environment, ...this.#options.environmentOf?.(name) },
       onUnexpectedExit: (exit) => this.#options.onUnexpectedExit?.(exit),
     });
   }
