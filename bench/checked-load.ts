@@ -17,6 +17,8 @@ export interface CheckedLoadShape {
   keysPerWriter: number;
   readers: number;
   valueBytesMax: number;
+  /** Between two writes of a writer, on average. */
+  writePauseMs: number;
 }
 
 /** Values so large that short runs overwrite their memory, and segments are cleaned meanwhile. */
@@ -25,6 +27,16 @@ export const HEAVY_LOAD: CheckedLoadShape = {
   keysPerWriter: 32,
   readers: 8,
   valueBytesMax: 16_000,
+  writePauseMs: 0,
+};
+
+/** Leaves most of the machine to what is done to the cluster meanwhile. */
+export const LIGHT_LOAD: CheckedLoadShape = {
+  writers: 16,
+  keysPerWriter: 16,
+  readers: 4,
+  valueBytesMax: 4_000,
+  writePauseMs: 20,
 };
 
 /** One write in so many is a deletion. */
@@ -86,7 +98,7 @@ export class CheckedLoad {
 
   async #write(writer: number, seed: number): Promise<void> {
     const { checker } = this;
-    const { keysPerWriter, valueBytesMax } = this.#shape;
+    const { keysPerWriter, valueBytesMax, writePauseMs } = this.#shape;
     const random = randomStream(seed);
     while (!this.#stopped) {
       const keyIndex = writer * keysPerWriter + (random() % keysPerWriter);
@@ -106,6 +118,7 @@ export class CheckedLoad {
         checker.writeUnknown();
       }
       this.longestMs = Math.max(this.longestMs, performance.now() - start);
+      if (writePauseMs > 0) await delay(random() % (2 * writePauseMs));
     }
   }
 
