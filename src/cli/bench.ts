@@ -6,6 +6,7 @@ import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
+import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
@@ -201,6 +202,41 @@ Exit code 1 if an acknowledged write was lost, or a deleted object came back.`,
     );
 }
 
+interface FaultsCommandOptions extends CommonOptions {
+  schedules?: number;
+  seed?: number;
+  disk: boolean;
+  network?: boolean;
+}
+
+function faultsCommand(): Command {
+  return withDurability(subcommand('faults', 'random faults under checked load', '128MB'))
+    .option('--schedules <n>', 'how many (with --quick: 5)', integer(1, 100_000))
+    .option('--seed <n>', 'of the first schedule; each next one adds 1', integer(0, 2 ** 31 - 1))
+    .option('--no-disk', 'no slow, full or broken disks: needs no cargo')
+    .option('--network', 'cut parts of the network too: needs root and network namespaces')
+    .action((options: FaultsCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, disk, quick = false } = options;
+        const { schedules = quick ? 5 : 200, network = false } = options;
+        const faults = runFaults({
+          ...{ schedules, seed, servers, memoryBytes, durability, disk, network, quick },
+        });
+        return report(options.json, faults);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench faults --schedules 200
+  $ rekindle bench faults --schedules 1 --seed 4711
+
+Exit code 1 if something acknowledged was lost, something stale was read, or the cluster was not
+whole a minute after the last fault. Prints for each such schedule the command that repeats it.`,
+    );
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
@@ -209,6 +245,7 @@ export function benchCommand(): Command {
     .addCommand(recoveryCommand())
     .addCommand(chaosCommand())
     .addCommand(coldStartCommand())
+    .addCommand(faultsCommand())
     .addCommand(coreCommand())
     .addHelpText(
       'after',

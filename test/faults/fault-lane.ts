@@ -7,19 +7,12 @@
  * anything is started again. A case that goes wrong costs the lane its cluster: the next case gets
  * a new one.
  */
-import {
-  appendFileSync,
-  existsSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../../src/cluster/managed-process.js';
@@ -31,7 +24,6 @@ const SERVERS = 5;
 const MEMORY_BYTES = 128 * 2 ** 20;
 const SPAN = 15;
 const ATTEMPTS = 3;
-const ARMED_TIMEOUT_MS = 10_000;
 const STRUCK_TIMEOUT_MS = 15_000;
 const WHOLE_TIMEOUT_MS = 60_000;
 const FILLER_KEYS = 4;
@@ -45,6 +37,7 @@ interface World {
   cluster: LocalCluster;
   client: Client;
   load: CheckedLoad;
+  files: FaultFiles;
   exits: ProcessExit[];
 }
 
@@ -85,15 +78,16 @@ export class FaultLane {
     for (let attempt = 0; attempt < ATTEMPTS && !struck; attempt++) {
       const victim = await busiestServer(world);
       const names = this.#targets(each, victim);
-      for (const name of names) await arm(world, name, `${row.name}=${fault}`);
-      const strikes = (): boolean => names.some((name) => hasStruck(world, name, row.name, kind));
+      for (const name of names) await world.files.arm(name, `${row.name}=${fault}`);
+      const strikes = (): boolean =>
+        names.some((name) => world.files.hasStruck(name, row.name, kind));
       const provoked = this.#provoke(world, row.by, victim, strikes);
       await provoked;
       struck = strikes();
       // The report comes a moment before the end.
       const ending = struck && mustEnd(each);
       if (ending) await untilTrue(() => world.exits.length > 0, STRUCK_TIMEOUT_MS);
-      for (const name of names) disarm(world, name);
+      for (const name of names) world.files.disarm(name);
       await restartAll(world);
     }
     if (!struck) throw new Error(`${row.name} was not passed`);
@@ -156,6 +150,7 @@ function nameOf(index: number): string {
 async function begin(): Promise<World> {
   const directory = mkdtempSync(join(tmpdir(), 'rekindle-faults-'));
   const exits: ProcessExit[] = [];
+  const files = new FaultFiles(directory);
   const cluster = await LocalCluster.create({
     dataDirectory: directory,
     servers: SERVERS,
@@ -163,16 +158,15 @@ async function begin(): Promise<World> {
     // As few segments as memory holds: then they are cleaned, not compacted.
     serverArguments: ['--disk-expansion', '1'],
     onUnexpectedExit: (exit) => exits.push(exit),
-    environmentOf: (name) => ({ REKINDLE_FAULT_FILE: join(directory, `${name}.fault`) }),
+    environmentOf: (name) => files.environmentOf(name),
   });
-  for (const { name } of cluster.processes()) writeFileSync(join(directory, `${name}.fault`), '');
   try {
     await cluster.startAll();
     const client = await connect(cluster.url, { timeoutMs: 60_000 });
     const table = await client.createTable('load', { span: SPAN });
     const load = new CheckedLoad(table, LIGHT_LOAD, 1);
     load.start();
-    return { directory, cluster, client, load, exits };
+    return { directory, cluster, client, load, files, exits };
   } catch (error) {
     await cluster.stop();
     throw error;
@@ -188,43 +182,6 @@ async function busiestServer({ cluster, client }: World): Promise<number> {
     if (index !== undefined) counts.set(index, (counts.get(index) ?? 0) + 1);
   }
   return [...counts].sort(([, left], [, right]) => right - left)[0]?.[0] ?? 0;
-}
-
-function faultFile({ directory }: World, name: string): string {
-  return join(directory, `${name}.fault`);
-}
-
-function reports(world: World, name: string): string {
-  const file = `${faultFile(world, name)}.log`;
-  return existsSync(file) ? readFileSync(file, 'utf8') : '';
-}
-
-async function arm(world: World, name: string, text: string): Promise<void> {
-  writeFileSync(`${faultFile(world, name)}.log`, '');
-  writeFileSync(faultFile(world, name), text);
-  const armed = await untilTrue(
-    () => reports(world, name).includes(`armed ${text}`),
-    ARMED_TIMEOUT_MS,
-  );
-  if (!armed) throw new Error(`${name} has not read ${text}`);
-}
-
-function disarm(world: World, name: string): void {
-  writeFileSync(faultFile(world, name), '');
-  appendFileSync(`${faultFile(world, name)}.log`, 'disarmed\n');
-}
-
-function hasStruck(world: World, name: string, step: string, kind: string): boolean {
-  return reports(world, name).includes(`struck ${step}=${kind}\n`);
-}
-
-async function untilTrue(test: () => boolean, timeoutMs: number): Promise<boolean> {
-  const end = performance.now() + timeoutMs;
-  while (!test()) {
-    if (performance.now() > end) return false;
-    await delay(20);
-  }
-  return true;
 }
 
 /** Errors that the SDK throws on purpose are what a fault may look like to a client. */
@@ -310,9 +267,9 @@ async function whole({ client }: World): Promise<void> {
   }
 }
 
-async function restartAll({ cluster, directory }: World): Promise<void> {
-  const stopped = cluster.processes().filter(({ pid }) => pid === undefined);
-  for (const { name } of stopped) writeFileSync(join(directory, `${name}.fault`), '');
+/** Disarmed first: a process reads its faults when it starts. */
+async function restartAll({ cluster, files }: World): Promise<void> {
+  for (const { name, pid } of cluster.processes()) if (pid === undefined) files.disarm(name);
   await cluster.startAll();
 }
 
