@@ -25,7 +25,7 @@ const PACKAGE = 'rekindle-power-loss';
 /** native/power-loss/src/disk_fault.rs */
 const CONTROL_BYTES = 32;
 const WORDS = ['writeDelayMs', 'flushDelayMs', 'writeErrno', 'flushErrno', 'readErrno', 'full'];
-const REFUSED_AT = 24;
+const STRUCK_AT = 24;
 
 /** What a disk does from now on; what is left out is as on a good disk. */
 export interface DiskFault {
@@ -86,7 +86,7 @@ export class DiskLayer {
   }
 
   setFault(name: string, fault: DiskFault): void {
-    const words = Buffer.alloc(REFUSED_AT);
+    const words = Buffer.alloc(STRUCK_AT);
     for (const [index, word] of WORDS.entries()) {
       words.writeUInt32LE(fault[word as keyof DiskFault] ?? 0, 4 * index);
     }
@@ -95,11 +95,11 @@ export class DiskLayer {
     closeSync(file);
   }
 
-  /** Calls that this disk has refused so far. */
-  refused(name: string): number {
+  /** Calls that this disk has refused or delayed so far. */
+  struck(name: string): number {
     const count = Buffer.alloc(4);
     const file = openSync(this.#control(name), 'r');
-    readSync(file, count, 0, 4, REFUSED_AT);
+    readSync(file, count, 0, 4, STRUCK_AT);
     closeSync(file);
     return count.readUInt32LE(0);
   }

@@ -67,6 +67,9 @@ const step = (
 
 const MESSAGE_FAULTS = ['crash', 'error', 'delay:1500', 'drop', 'close'];
 
+/** An error that is not to be retried ends a server that starts, as it should. */
+const START_FAULTS = ['crash', 'error:RETRY', 'delay:700', 'drop', 'close'];
+
 /** Request and reply of one RPC. */
 const message = (
   place: Place,
@@ -140,6 +143,31 @@ const WRITE_ROWS: readonly Row[] = [
     '§3',
     'the minimum open (segment, epoch)',
     'acknowledgements of that segment wait until it is stored; repeated',
+  ),
+];
+
+const DISK_ROWS: readonly Row[] = [
+  step(
+    replication('load'),
+    'disk-write',
+    '§1.4',
+    'a backup writes',
+    'error: its open replicas are lost, and replaced (§3); the process is started again',
+    { faults: ['error', 'delay:20'] },
+  ),
+  step(replication('load'), 'disk-flush', '§1.4', 'a backup flushes', 'as above', {
+    faults: ['error', 'delay:300'],
+  }),
+  step(replication('heads'), 'disk-grow', '§2.2', 'a disk is full', 'as above', {
+    faults: ['error'],
+  }),
+  step(
+    { ...replication('server-crash'), page: 'recovery' },
+    'disk-read',
+    '4',
+    'a backup reads a segment',
+    'another backup of the segment serves it',
+    { faults: ['error'] },
   ),
 ];
 
@@ -265,8 +293,11 @@ const COORDINATOR_ROWS: readonly Row[] = [
     'ENLIST_SERVER',
     'a server joins',
     'same nonce: same id',
+    { faults: START_FAULTS },
   ),
-  ...message(coordinator('server-crash'), 'GET_SERVER_LIST', 'start', 'the settings', REPEATED),
+  ...message(coordinator('server-crash'), 'GET_SERVER_LIST', 'start', 'the settings', REPEATED, {
+    faults: START_FAULTS,
+  }),
   ...message(
     { ...coordinator('server-crash'), at: 'server' },
     'UPDATE_SERVER_LIST',
@@ -336,6 +367,7 @@ const COORDINATOR_ROWS: readonly Row[] = [
 
 export const CATALOGUE: readonly Row[] = [
   ...WRITE_ROWS,
+  ...DISK_ROWS,
   ...CLEANING_ROWS,
   ...RECOVERY_ROWS,
   ...COORDINATOR_ROWS,

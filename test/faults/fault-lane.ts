@@ -10,8 +10,10 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
 import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
@@ -26,9 +28,14 @@ const SPAN = 15;
 const ATTEMPTS = 3;
 const STRUCK_TIMEOUT_MS = 15_000;
 const WHOLE_TIMEOUT_MS = 60_000;
-const FILLER_KEYS = 4;
+/** Several tablets a server: dead versions take memory in a recovery, too much for one master. */
+const FILLER_SPAN = 4 * SERVERS;
+const FILLER_KEYS = 8;
 const FILLERS_AT_ONCE = 4;
 const FILLER_BYTES = 900_000;
+const WATCH_MS = 100;
+const DISK_FAULT_MS = 1_500;
+const EIO = 5;
 const COORDINATOR = 'coordinator';
 const ZOMBIE_EXIT_CODE = 3;
 
@@ -38,6 +45,7 @@ interface World {
   client: Client;
   load: CheckedLoad;
   files: FaultFiles;
+  layer: DiskLayer;
   exits: ProcessExit[];
 }
 
@@ -71,23 +79,23 @@ export class FaultLane {
   }
 
   async #play(world: World, each: Case): Promise<void> {
-    const { row, fault, kind } = each;
+    const { row } = each;
     const violationsBefore = world.load.checker.violationCount;
     world.exits.length = 0;
     let struck = false;
     for (let attempt = 0; attempt < ATTEMPTS && !struck; attempt++) {
       const victim = await busiestServer(world);
       const names = this.#targets(each, victim);
-      for (const name of names) await world.files.arm(name, `${row.name}=${fault}`);
+      const before = names.map((name) => world.layer.struck(name));
+      for (const name of names) await arm(world, name, each);
       const strikes = (): boolean =>
-        names.some((name) => world.files.hasStruck(name, row.name, kind));
-      const provoked = this.#provoke(world, row.by, victim, strikes);
-      await provoked;
+        names.some((name, index) => hasStruck(world, name, each, before[index] ?? 0));
+      await this.#provoke(world, row.by, victim, strikes);
       struck = strikes();
       // The report comes a moment before the end.
       const ending = struck && mustEnd(each);
       if (ending) await untilTrue(() => world.exits.length > 0, STRUCK_TIMEOUT_MS);
-      for (const name of names) world.files.disarm(name);
+      await disarm(world, names, each);
       await restartAll(world);
     }
     if (!struck) throw new Error(`${row.name} was not passed`);
@@ -105,7 +113,8 @@ export class FaultLane {
       // The cleaner's steps are those of the master that has the load.
       (index) => (row.name.startsWith('clean-') ? index === victim : index !== victim),
     );
-    const chosen = kind === 'crash' ? [others[this.#turn++ % others.length] ?? 0] : others;
+    const losesBytes = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
+    const chosen = losesBytes ? [others[this.#turn++ % others.length] ?? 0] : others;
     return chosen.map(nameOf);
   }
 
@@ -147,10 +156,43 @@ function nameOf(index: number): string {
   return `server-${index + 1}`;
 }
 
+/** What the disk layer does for the rows that are steps of a disk; `ms` of a delay. */
+const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
+  'disk-write': (ms) => (ms > 0 ? { writeDelayMs: ms } : { writeErrno: EIO }),
+  'disk-flush': (ms) => (ms > 0 ? { flushDelayMs: ms } : { flushErrno: EIO }),
+  'disk-read': () => ({ readErrno: EIO }),
+  'disk-grow': () => ({ full: 1 }),
+};
+
+async function arm({ files, layer }: World, name: string, { row, fault }: Case): Promise<void> {
+  const disk = DISK_FAULTS[row.name];
+  if (disk === undefined) await files.arm(name, `${row.name}=${fault}`);
+  else layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+}
+
+function hasStruck({ files, layer }: World, name: string, each: Case, before: number): boolean {
+  return each.row.name in DISK_FAULTS
+    ? layer.struck(name) > before
+    : files.hasStruck(name, each.row.name, each.kind);
+}
+
+/** A disk fault lasts a while; then the disk is replaced, and the process starts on the new one. */
+async function disarm(world: World, names: readonly string[], { row, kind }: Case): Promise<void> {
+  const { cluster, files, layer } = world;
+  if (row.name in DISK_FAULTS) await delay(DISK_FAULT_MS);
+  for (const name of names) {
+    files.disarm(name);
+    layer.setFault(name, {});
+    const index = cluster.processes().findIndex((each) => each.name === name) - 1;
+    if (row.name in DISK_FAULTS && kind === 'error') await cluster.killServer(index);
+  }
+}
+
 async function begin(): Promise<World> {
   const directory = mkdtempSync(join(tmpdir(), 'rekindle-faults-'));
   const exits: ProcessExit[] = [];
   const files = new FaultFiles(directory);
+  const layer = new DiskLayer(diskLayerLibrary(), directory);
   const cluster = await LocalCluster.create({
     dataDirectory: directory,
     servers: SERVERS,
@@ -158,7 +200,7 @@ async function begin(): Promise<World> {
     // As few segments as memory holds: then they are cleaned, not compacted.
     serverArguments: ['--disk-expansion', '1'],
     onUnexpectedExit: (exit) => exits.push(exit),
-    environmentOf: (name) => files.environmentOf(name),
+    environmentOf: (name) => ({ ...files.environmentOf(name), ...layer.environmentOf(name) }),
   });
   try {
     await cluster.startAll();
@@ -166,7 +208,7 @@ async function begin(): Promise<World> {
     const table = await client.createTable('load', { span: SPAN });
     const load = new CheckedLoad(table, LIGHT_LOAD, 1);
     load.start();
-    return { directory, cluster, client, load, files, exits };
+    return { directory, cluster, client, load, files, layer, exits };
   } catch (error) {
     await cluster.stop();
     throw error;
@@ -204,7 +246,7 @@ async function openHeads(
 ): Promise<void> {
   const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
   const value = Buffer.alloc(FILLER_BYTES, 7);
-  const table = await client.createTable(tableName, { span: SERVERS });
+  const table = await client.createTable(tableName, { span: FILLER_SPAN });
   const { tables } = await client.status();
   const { tableId, tablets } = tables.find(({ name }) => name === tableName) ?? {};
   const own = (tablets ?? []).filter(({ serverId }) => serverId === cluster.serverId(owner));
@@ -267,10 +309,29 @@ async function whole({ client }: World): Promise<void> {
   }
 }
 
-/** Disarmed first: a process reads its faults when it starts. */
+/**
+ * Starts what does not run; a coordinator that ends meanwhile too, for which servers that start
+ * would wait. Disarmed first: a process reads its faults when it starts.
+ */
 async function restartAll({ cluster, files }: World): Promise<void> {
+  const startCoordinator = async (): Promise<void> => {
+    if (cluster.coordinatorIsRunning()) return;
+    files.disarm(COORDINATOR);
+    await cluster.restartCoordinator();
+  };
+  await startCoordinator();
   for (const { name, pid } of cluster.processes()) if (pid === undefined) files.disarm(name);
-  await cluster.startAll();
+  let started = false;
+  const servers = cluster.startAll().finally(() => {
+    started = true;
+  });
+  const watch = async (): Promise<void> => {
+    while (!started) {
+      await startCoordinator();
+      await delay(WATCH_MS);
+    }
+  };
+  await Promise.all([servers, watch()]);
 }
 
 /** A crash ends the process that was armed; nothing else ends one, but what the row names. */

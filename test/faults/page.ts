@@ -46,6 +46,7 @@ last column says what else is expected. \`npm test\` plays a few of them.
 A step is named as in the pages of the protocols, a message \`request-RPC\` before it is handled and
 \`reply-RPC\` when it has been: together they are each call at each of its ends. Of the cleaner's
 steps only crash and delay exist: what fails there is a call to a backup, and those have rows.
+Steps \`disk-…\` are those of the disk layer (below): EIO, or ENOSPC where a file grows.
 ★: the commit point is passed. "ends" behind a kind: the process stops itself, and is started again
 (a coordinator that cannot commit no longer knows what is true).
 `;

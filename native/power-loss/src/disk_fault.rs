@@ -6,7 +6,7 @@
 //! | 0, 1 | each write, each flush takes so many milliseconds longer |
 //! | 2, 3, 4 | errno of each write, flush, read; 0: none |
 //! | 5 | 1: nothing can grow (ENOSPC) |
-//! | 6 | counts what was refused, by the layer |
+//! | 6 | counts what was refused or delayed, by the layer |
 //!
 //! Rule: a fault never leaves half of a write.
 
@@ -25,7 +25,7 @@ const WRITE_ERRNO: usize = 2;
 const FLUSH_ERRNO: usize = 3;
 const READ_ERRNO: usize = 4;
 const FULL: usize = 5;
-const REFUSED: usize = 6;
+const STRUCK: usize = 6;
 
 pub struct DiskFault {
     words: &'static [AtomicU32; WORDS],
@@ -57,13 +57,14 @@ impl DiskFault {
         if number == 0 {
             return Ok(());
         }
-        self.words[REFUSED].fetch_add(1, Ordering::Relaxed);
+        self.words[STRUCK].fetch_add(1, Ordering::Relaxed);
         Err(number)
     }
 
     fn wait(&self, index: usize) {
         let ms = self.word(index);
         if ms > 0 {
+            self.words[STRUCK].fetch_add(1, Ordering::Relaxed);
             sleep(Duration::from_millis(u64::from(ms)));
         }
     }
