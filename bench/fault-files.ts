@@ -1,6 +1,6 @@
 /**
- * Arms running processes: one file each (REKINDLE_FAULT_FILE, src/rpc/fault-point.ts), and beside it
- * what the process reports. Rule: disarm before a process is started again, or it is hurt anew.
+ * Arms running processes: one file each (REKINDLE_FAULT_FILE, src/rpc/fault-point.ts), and beside
+ * it what the process reports. Rule: disarm before a process is started again, or it is hurt anew.
  */
 import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -2,9 +2,10 @@
  * Draws schedules of faults: what is done to whom, when, and for how long. A pure function of the
  * seed; who carries it out is faults.ts.
  *
- * Rule: a schedule stays within what R = 3 promises to survive. At most two servers are out of reach
- * at a time, and at most one in a schedule loses bytes that it had acknowledged (its disk breaks, or
- * what lies on it rots). Slowness, lost messages and lost connections have no limit.
+ * Rule: a schedule stays within what R = 3 promises to survive. At most two servers are out of
+ * reach at a time, and at most one in a schedule loses bytes that it had acknowledged (its disk
+ * breaks, or what lies on it rots); from then on one more may be out of reach. Slowness, lost
+ * messages and lost connections have no limit.
  */
 import { randomStream } from './dataset.js';
 import type { DiskFault } from './disk-layer.js';

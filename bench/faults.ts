@@ -1,6 +1,7 @@
 /**
  * `rekindle bench faults`: random schedules of faults (fault-schedule.ts), each against a cluster
- * of its own under checked load. Schedule i has seed `seed + i`, and that seed alone draws it again.
+ * of its own under checked load. Schedule i has the seed `seed + i`, which alone draws it
+ * again.
  *
  * After the last fault everything is made good, what has ended is started again, and then: the
  * cluster is whole within a minute, nothing that was acknowledged is missing, nothing read was

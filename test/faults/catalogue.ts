@@ -275,6 +275,7 @@ const RECOVERY_ROWS: readonly Row[] = [
 
 const COORDINATOR_ROWS: readonly Row[] = [
   step(coordinator('server-crash'), 'enlist-1', 'ENLIST_SERVER', 'asked to join', REDONE, {
+    faults: ['crash', 'error:RETRY', 'delay:700'],
     ends: [],
   }),
   step(
@@ -284,6 +285,7 @@ const COORDINATOR_ROWS: readonly Row[] = [
     'joined',
     'same nonce: same id',
     {
+      faults: ['crash', 'error:RETRY', 'delay:700'],
       ends: [],
     },
   ),

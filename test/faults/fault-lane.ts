@@ -99,8 +99,8 @@ export class FaultLane {
       await restartAll(world);
     }
     if (!struck) throw new Error(`${row.name} was not passed`);
-    checkEnds(world, each);
     await whole(world);
+    checkEnds(world, each);
     await world.load.readAll();
     const { violations, violationCount } = world.load.checker;
     if (violationCount > violationsBefore) throw new Error(violations.slice(-5).join('\n'));
@@ -298,9 +298,20 @@ async function recovered(world: World, servers: number, struck: () => boolean): 
   });
 }
 
-async function whole({ client }: World): Promise<void> {
+/** What ends only now (a master that learns that it was declared dead) is started again too. */
+async function whole(world: World): Promise<void> {
+  const { client, cluster } = world;
+  let over = false;
+  const watch = async (): Promise<void> => {
+    for (; !over; await delay(WATCH_MS)) {
+      if (cluster.processes().some(({ pid }) => pid === undefined)) await restartAll(world);
+    }
+  };
+  const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
+    over = true;
+  });
   try {
-    await waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS);
+    await Promise.all([wait, watch()]);
   } catch (error) {
     const { servers, tables, recoveries } = await client.status();
     const tablets = tables.flatMap((table) => table.tablets.filter((t) => t.status !== 'normal'));

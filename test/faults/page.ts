@@ -14,8 +14,9 @@ const TITLES: Record<Row['page'], string> = {
 const OPENING = `# Faults
 
 Every step of every protocol at which a fault can be injected, and what must come of it.
-This page is made of the code (\`test/faults/catalogue.ts\`) by \`node build/test/faults/write-page.js\`;
-a test fails when it is stale, and when a fault point or an RPC of the code has no row.
+This page is made of the code (\`test/faults/catalogue.ts\`) by
+\`node build/test/faults/write-page.js\`; a test fails when it is stale,
+and when a fault point or an RPC of the code has no row.
 
 \`\`\`sh
 npm run test:faults                                     # all of it, with real processes
@@ -37,7 +38,7 @@ last column says what else is expected. \`npm test\` plays a few of them.
 | kind | at a step | at a message |
 |---|---|---|
 | \`crash\` | SIGKILL | SIGKILL |
-| \`error:CODE\` | it fails with this code (DISK_ERROR) | answered with this error; a request is not handled then |
+| \`error:CODE\` | it fails so (DISK_ERROR) | answered with this error, a request unhandled |
 | \`delay:MS\` | it takes so much longer | it comes so much later |
 | \`drop\` | what it waited for never came | it is lost |
 | \`close\` | | it is lost, and its connection too |
@@ -61,20 +62,20 @@ while it runs: \`rekindle bench faults\` draws these faults too.
 \`rekindle bench cold-start --power-loss\` puts that layer under coordinator and servers by
 LD_PRELOAD. It writes everything through and keeps, for each block of each file, what it held before
 the writes that are not flushed; \`bench/power-cut.ts\` then makes of the files of killed processes
-what a power cut might have left: each unflushed 4-KiB block kept, dropped or torn at 512 bytes, names
-that were not flushed undone. The page cache survives a kill, so a kill alone says nothing about
-fdatasync. \`test/faults/power-loss.test.ts\` shows that the layer sees every write, that \`fsync\`
-loses nothing, and that the same run fails when the flush of replicas does nothing
+what a power cut might have left: each unflushed 4-KiB block kept, dropped or torn at 512 bytes,
+names that were not flushed undone. The page cache survives a kill, so a kill alone says nothing
+about fdatasync. \`test/faults/power-loss.test.ts\` shows that the layer sees every write, that
+\`fsync\` loses nothing, and that the same run fails when the flush of replicas does nothing
 (\`--flush-ignored\`).
 
 What it assumes: a sector of 512 bytes is written whole or not at all; an fsync of a new file makes
-its name durable too (ext4, xfs, btrfs), a rename needs an fsync of its folder. Reordering of what is
-not flushed is covered, since each block has its own fate; a disk that lies about flushes is not.
+its name durable too (ext4, xfs, btrfs), a rename needs an fsync of its folder. Reordering of what
+is not flushed is covered, since each block has its own fate; a disk that lies about flushes is not.
 
 ## Random schedules
 
-\`rekindle bench faults --schedules 200\` draws faults of all sorts against one running load after the
-other, prints the seed of each, and \`--seed N --schedules 1\` repeats one
+\`rekindle bench faults --schedules 200\` draws faults of all sorts against one running load after
+the other, prints the seed of each, and \`--seed N --schedules 1\` repeats one
 ([operations.md](operations.md)).
 `;
 
