@@ -1,7 +1,7 @@
 /**
  * Random schedules of faults: one in `npm test`, ten in `npm run test:faults`, of a fixed first
- * seed unless REKINDLE_FAULTS_SEED gives another; `rekindle bench faults` plays as many as one likes.
- * Parts of the network are cut off where the machine allows it.
+ * seed unless REKINDLE_FAULTS_SEED gives another; `rekindle bench faults` plays as many as one
+ * likes. Parts of the network are cut off where the machine allows it.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

@@ -1,6 +1,6 @@
 /**
- * Schedules of faults over many seeds: the same seed draws the same one, and none asks for more than
- * three replicas survive.
+ * Schedules of faults over many seeds: the same seed draws the same one, and none asks for more
+ * than three replicas survive.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
