@@ -113,8 +113,13 @@ export class FaultLane {
       // The cleaner's steps are those of the master that has the load.
       (index) => (row.name.startsWith('clean-') ? index === victim : index !== victim),
     );
-    const losesBytes = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
-    const chosen = losesBytes ? [others[this.#turn++ % others.length] ?? 0] : others;
+    // An open replica that is lost takes its backup from the candidates of that segment: always the
+    // same one, or the cases together would take more than R = 3 leaves room for.
+    if (row.name.includes('BACKUP_WRITE') && (kind === 'error' || kind === 'corrupt')) {
+      return others.slice(-1).map(nameOf);
+    }
+    const dies = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
+    const chosen = dies ? [others[this.#turn++ % others.length] ?? 0] : others;
     return chosen.map(nameOf);
   }
 
