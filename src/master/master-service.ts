@@ -62,6 +62,7 @@ export class MasterService {
     endpoint.handle('DROP_TABLET_OWNERSHIP', (request) => this.#dropTablet(request));
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
+    endpoint.handle('REPORT_ROT', (request) => this.#loseRotten(request));
   }
 
   /** Nothing is executed any more until `resume`. What was executed may still be answered. */
@@ -170,6 +171,11 @@ export class MasterService {
     return { needed: this.#options.replication.neededReplicas(backupServerId, segmentIds) };
   }
 
+  #loseRotten(request: RequestOf<'REPORT_ROT'>): ReplyOf<'REPORT_ROT'> {
+    this.#options.replication.loseRotten(request.backupServerId, request.segmentIds);
+    return {};
+  }
+
   /** Why the message cannot be executed now; null if it can. */
   #refusal(body: Uint8Array): RekindleError | null {
     if (this.#stopped || this.#closed) return this.#stoppedError();
@@ -180,9 +186,7 @@ export class MasterService {
       });
     }
     if (!replication.canWrite() && !core.isReadOnly(body)) {
-      return new RekindleError('NOT_ENOUGH_BACKUPS', 'the log cannot be replicated at present', {
-        retryAfterMs: stoppedRetryMs,
-      });
+      return replication.shortageError(stoppedRetryMs);
     }
     return null;
   }

@@ -39,6 +39,7 @@ function list(version: number, servers: [number, 'up' | 'crashed'][], clusterId 
     replicas: 3,
     durability: 'fsync',
     allowSameHost: false,
+    copysets: [],
     servers: servers.map(entry),
   };
 }
@@ -54,6 +55,7 @@ function replica(segmentId: number, over: Partial<BackupReplica> = {}): BackupRe
     closed: true,
     primary: false,
     fromRestart: false,
+    rotten: false,
     ...over,
   };
 }

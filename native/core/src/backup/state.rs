@@ -91,6 +91,10 @@ pub(super) struct Replica {
     pub memory: Option<OpenMemory>,
     /// Tokens that wait for the next flush of this replica.
     pub waiting: Vec<u64>,
+    /// A write of it failed: it takes no more, and stays as it is until it is freed.
+    pub lost: bool,
+    /// Its bytes on disk are not those of its certificate.
+    pub rotten: bool,
     pub from_restart: bool,
     /// The replica from before a restart that this one replaces when it is durable.
     pub replaced: Option<Box<Replica>>,
@@ -103,6 +107,11 @@ impl Replica {
             Some(_) => Some(self),
             None => self.replaced.as_deref(),
         }
+    }
+
+    /// On disk only, and never changed again.
+    pub fn at_rest(&self) -> bool {
+        self.durable_closed && self.memory.is_none()
     }
 
     fn needs_slot(&self) -> bool {
@@ -128,9 +137,10 @@ pub(super) struct FlushPlan {
 
 /// Work of the I/O thread that is not a write of a master.
 pub(super) enum Job {
-    /// Frees what lies in these places.
+    /// Frees what lies in these places; `incomplete`: copies of it are left elsewhere.
     Free {
-        places: Vec<Place>,
+        places: Vec<(ReplicaKey, Place)>,
+        incomplete: bool,
         done: Completion,
     },
     /// The image of a closed replica is flushed: makes it the replica.
@@ -191,11 +201,18 @@ pub(super) struct Counters {
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,
+    /// Frames whose disk failed under a write of the I/O thread.
+    pub frames_failed: u32,
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    pub rot_found: u64,
 }
 
 pub(super) struct State {
     pub replicas: BTreeMap<ReplicaKey, Replica>,
     pub frames: FrameTable,
+    /// Replicas of which bytes are left on disk that could not be freed.
+    pub unfreed: BTreeSet<ReplicaKey>,
     pub fenced: BTreeSet<u64>,
     pub superblock: Superblock,
     pub dirty: BTreeSet<ReplicaKey>,
@@ -217,6 +234,7 @@ impl State {
         Self {
             replicas: BTreeMap::new(),
             frames: FrameTable::new(frames_max),
+            unfreed: BTreeSet::new(),
             fenced: superblock.fenced.iter().copied().collect(),
             superblock,
             dirty: BTreeSet::new(),
@@ -268,6 +286,15 @@ impl State {
         done: &mut Vec<(u64, Status)>,
     ) -> Option<FlushPlan> {
         let replica = self.replicas.get_mut(&key)?;
+        if replica.lost {
+            done.extend(
+                replica
+                    .waiting
+                    .drain(..)
+                    .map(|token| (token, Status::DiskError)),
+            );
+            return None;
+        }
         if !replica.needs_slot() {
             done.extend(replica.waiting.drain(..).map(|token| (token, Status::Ok)));
             return None;
@@ -285,6 +312,12 @@ impl State {
         let buffer = Arc::clone(&memory.buffer);
         let (id, frame, primary) = (replica.id, replica.place.whole(), replica.primary);
         let flushed_blocks = memory.flushed_blocks;
+        let (slot, sequence) = if data_only {
+            (0, 0)
+        } else {
+            self.frames.next_slot(frame)
+        };
+        // Last of what can fail: a token that is neither here nor in the plan is never answered.
         let tokens = if replica.closed && !closing {
             Vec::new()
         } else {
@@ -294,11 +327,6 @@ impl State {
             self.mark_dirty(key, now);
             self.urgent = true;
         }
-        let (slot, sequence) = if data_only {
-            (0, 0)
-        } else {
-            self.frames.next_slot(frame)
-        };
         let certificate = CertificateBlock {
             sequence,
             master_id: key.0,
@@ -332,14 +360,18 @@ impl State {
     }
 
     /// The group with this plan is durable, or it failed and the replica is lost.
-    pub fn apply_flush(&mut self, plan: FlushPlan, done: &mut Vec<(u64, Status)>) {
+    pub fn apply_flush(&mut self, plan: &mut FlushPlan, done: &mut Vec<(u64, Status)>) {
+        let status = if plan.failed {
+            Status::DiskError
+        } else {
+            Status::Ok
+        };
+        done.extend(plan.tokens.drain(..).map(|token| (token, status)));
         if plan.failed {
-            done.extend(plan.tokens.iter().map(|&token| (token, Status::DiskError)));
             self.frames.latch_bad(plan.frame);
             self.lose_replica(plan.key, plan.id, done);
             return;
         }
-        done.extend(plan.tokens.iter().map(|&token| (token, Status::Ok)));
         if !plan.data_only {
             self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
         }
@@ -382,7 +414,8 @@ impl State {
         };
         if let Some(replaced) = replica.replaced.take() {
             self.jobs.push_back(Job::Free {
-                places: vec![replaced.place],
+                places: vec![(plan.key, replaced.place)],
+                incomplete: false,
                 done: Box::new(drop),
             });
         }
@@ -395,40 +428,5 @@ impl State {
                 primary,
             });
         }
-    }
-
-    fn lose_replica(&mut self, key: ReplicaKey, id: u64, done: &mut Vec<(u64, Status)>) {
-        self.counters.disk_errors += 1;
-        if self.replicas.get(&key).is_none_or(|found| found.id != id) {
-            return;
-        }
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return;
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::DiskError)),
-        );
-        if let Some(replaced) = replica.replaced.take() {
-            self.replicas.insert(key, *replaced);
-        }
-    }
-
-    /// Forgets a replica; returns the places to free.
-    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<Place> {
-        self.dirty.remove(&key);
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return Vec::new();
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::ReplicaUnknown)),
-        );
-        let replaced = replica.replaced.take().map(|replaced| replaced.place);
-        std::iter::once(replica.place).chain(replaced).collect()
     }
 }
