@@ -1,0 +1,105 @@
+/**
+ * Disks under a running cluster: a replica that rots is found and written anew from its master's
+ * memory; a disk that fails takes its frames out, and neither its process nor its master.
+ */
+import assert from 'node:assert/strict';
+import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { serverStats, waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { Dataset } from '../../bench/dataset.js';
+import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
+import type { Client } from '../../src/client/index.js';
+import type { LocalCluster } from '../../src/cluster/local-cluster.js';
+import { rekindle, withCluster } from './fixture.js';
+
+const memoryBytes = 256 * 2 ** 20;
+const slotsBytes = 16_384;
+const frameBytes = slotsBytes + 2 ** 23;
+
+/** Flips a byte in the data of every frame. */
+function flipBytes(cluster: LocalCluster, index: number): void {
+  const file = join(cluster.dataDirectory, `server-${index + 1}`, 'backup', 'frames');
+  const frames = openSync(file, 'r+');
+  const byte = Buffer.alloc(1);
+  for (let at = slotsBytes + 5_000; readSync(frames, byte, 0, 1, at) === 1; at += frameBytes) {
+    byte.writeUInt8(byte.readUInt8() ^ 1);
+    writeSync(frames, byte, 0, 1, at);
+  }
+  fsyncSync(frames);
+  closeSync(frames);
+}
+
+async function backupStats(client: Client, serverId: number): Promise<Record<string, number>> {
+  const servers = await serverStats(client);
+  const found = servers.find((server) => server.serverId === serverId)?.backup;
+  assert.ok(found, `server ${serverId} answers`);
+  return found;
+}
+
+async function waitUntilReplicated(client: Client): Promise<void> {
+  await waitFor('all segments on R backups', 60_000, async () => {
+    const servers = await serverStats(client);
+    // The head of each log is behind by nature.
+    return servers.every(({ master }) => (master?.segmentsBehind ?? 0) <= 1) || undefined;
+  });
+}
+
+test('what rots on a disk is written anew from memory', { timeout: 240_000 }, async () => {
+  const serverArguments = ['--scrub-rate', '400MB'];
+  await withCluster({ servers: 5, memoryBytes, serverArguments }, async (cluster, client) => {
+    const dataset = new Dataset('object', 40_000, 1_000);
+    await writeDataset(await client.createTable('kept', { span: 4 }), dataset);
+    const victim = cluster.serverId(0) ?? 0;
+    await waitFor('closed replicas scrubbed', 60_000, async () => {
+      const stats = await backupStats(client, victim);
+      return (stats.scrubPasses ?? 0) >= 2 && (stats.scrubbedBytes ?? 0) > 2 ** 20
+        ? true
+        : undefined;
+    });
+    assert.equal((await backupStats(client, victim)).rotFound, 0);
+    flipBytes(cluster, 0);
+    const found = await waitFor('rot found and freed', 60_000, async () => {
+      const stats = await backupStats(client, victim);
+      return (stats.rotFound ?? 0) > 0 && stats.replicasRotten === 0 ? stats : undefined;
+    });
+    assert.ok((found.framesBad ?? 0) > 0, 'its frames are not used again');
+    await waitUntilReplicated(client);
+    const status = await rekindle(['status', '--json'], { url: cluster.url });
+    const { backups } = JSON.parse(status.stdout) as { backups: { rotFound: number }[] };
+    assert.ok(backups.some(({ rotFound }) => rotFound > 0));
+    // Two other servers die at once: what is left of some segments is on the victim and one other.
+    await Promise.all([cluster.killServer(2), cluster.killServer(3)]);
+    await Promise.all([cluster.restartServer(2), cluster.restartServer(3)]);
+    await waitUntilWhole(client, 5, 90_000);
+    assert.equal(await countWrong(client.table('kept'), dataset), 0);
+  });
+});
+
+test('a disk that fails costs no write and no server', { timeout: 240_000 }, async () => {
+  await withCluster({ servers: 5, memoryBytes }, async (cluster, client) => {
+    await cluster.killServer(0, 'SIGTERM');
+    const faulty = await cluster.restartServer(0, { REKINDLE_DISK_FAULT: 'sync@25' });
+    await waitUntilWhole(client, 5, 60_000);
+    const table = await client.createTable('kept', { span: 5 });
+    const dataset = new Dataset('object', 40_000, 1_000);
+    await writeDataset(table, dataset);
+    const stats = await backupStats(client, faulty);
+    assert.equal(stats.diskFailed, 1);
+    assert.equal(stats.framesFree, 0, 'nothing is placed there any more');
+    assert.ok(cluster.isRunning(0), 'the process goes on');
+    const status = await rekindle(['status'], { url: cluster.url });
+    assert.equal(status.code, 1);
+    assert.match(status.stdout, new RegExp(`the disk of server ${faulty} has failed`));
+    assert.match(status.stdout, /FAILED/);
+    await waitUntilReplicated(client);
+    assert.equal(await countWrong(table, dataset), 0, 'its own master serves, too');
+    // With another disk, or this one mended: its former incarnation is recovered by the others.
+    await cluster.killServer(0);
+    await cluster.restartServer(0);
+    await waitUntilWhole(client, 5, 90_000);
+    assert.equal(await countWrong(table, dataset), 0);
+    const mended = await rekindle(['status'], { url: cluster.url });
+    assert.doesNotMatch(mended.stdout, /FAILED/);
+  });
+});
