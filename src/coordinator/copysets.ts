@@ -38,6 +38,13 @@ export function updateCopysets(
   return builder.sets;
 }
 
+interface Candidate {
+  server: CopysetServer;
+  /** Members of the group that it shares another group with. */
+  known: number;
+  width: number;
+}
+
 class CopysetBuilder {
   readonly sets: number[][] = [];
   readonly #rules: CopysetRules;
@@ -59,74 +66,81 @@ class CopysetBuilder {
 
   /** False if a member is gone, or labels or rules have changed. */
   keep(set: readonly number[]): boolean {
-    if (set.length !== this.#rules.replicas) return false;
-    for (let index = 0; index < set.length; index += 1) {
-      if (!this.#fits(set.slice(0, index), set[index] ?? 0)) return false;
-    }
-    this.#add([...set]);
+    const members = this.#present(set);
+    if (set.length !== this.#rules.replicas || members.length !== set.length) return false;
+    this.#add(members);
     return true;
   }
 
   /** Puts others in the place of members that are gone; the rest of the group stays. */
   repair(set: readonly number[]): void {
-    const members: number[] = [];
-    for (const serverId of set) {
-      if (this.#servers.has(serverId) && this.#fits(members, serverId)) members.push(serverId);
-    }
+    const members = this.#present(set);
     if (members.length === 0 || members.length > this.#rules.replicas) return;
     const whole = this.#fill(members);
     if (whole !== null) this.#add(whole);
   }
 
+  /** The members that are up and fit together. */
+  #present(set: readonly number[]): CopysetServer[] {
+    const members: CopysetServer[] = [];
+    for (const serverId of set) {
+      const server = this.#servers.get(serverId);
+      if (server !== undefined && this.#fits(members, server)) members.push(server);
+    }
+    return members;
+  }
+
   /** Adds groups until every server has its scatter width, or no group adds to it any more. */
   complete(): void {
-    const wanting = [...this.#servers.keys()].sort((a, b) => a - b);
+    const wanting = [...this.#servers.values()].sort((a, b) => a.serverId - b.serverId);
     const width = Math.min(this.#rules.scatterWidth, this.#servers.size - 1);
-    for (const serverId of wanting) {
-      while (this.#widthOf(serverId) < width) {
-        const before = this.#widthOf(serverId);
-        const whole = this.#fill([serverId]);
+    for (const server of wanting) {
+      while (this.#widthOf(server.serverId) < width) {
+        const before = this.#widthOf(server.serverId);
+        const whole = this.#fill([server]);
         if (whole === null) break;
         this.#add(whole);
-        if (this.#widthOf(serverId) === before) break;
+        if (this.#widthOf(server.serverId) === before) break;
       }
     }
   }
 
   /** Completes a group with servers that share least with others, strangers first. */
-  #fill(members: readonly number[]): number[] | null {
+  #fill(members: readonly CopysetServer[]): CopysetServer[] | null {
     const set = [...members];
     while (set.length < this.#rules.replicas) {
-      let best: { serverId: number; known: number; width: number } | null = null;
-      for (const serverId of this.#servers.keys()) {
-        if (!this.#fits(set, serverId)) continue;
-        const neighbours = this.#neighboursOf(serverId);
-        const known = set.filter((member) => neighbours.has(member)).length;
-        const candidate = { serverId, known, width: neighbours.size };
+      let best: Candidate | null = null;
+      for (const server of this.#servers.values()) {
+        if (!this.#fits(set, server)) continue;
+        const neighbours = this.#neighboursOf(server.serverId);
+        let known = 0;
+        for (const member of set) known += neighbours.has(member.serverId) ? 1 : 0;
+        const candidate: Candidate = { server, known, width: neighbours.size };
         if (best === null || isBetter(candidate, best)) best = candidate;
       }
       if (best === null) return null;
-      set.push(best.serverId);
+      set.push(best.server);
     }
     return set;
   }
 
-  /** Whether the server may join this part of a group. */
-  #fits(set: readonly number[], serverId: number): boolean {
-    const server = this.#servers.get(serverId);
-    if (server === undefined || set.includes(serverId)) return false;
-    const members = set.flatMap((id) => this.#servers.get(id) ?? []);
-    if (!this.#rules.allowSameHost && members.some(({ host }) => host === server.host))
-      return false;
-    if (!this.#severalRacks) return true;
-    const racks = new Set(
-      [...members, server].flatMap(({ rack }) => (rack === null ? [] : [rack])),
-    );
-    return racks.size + (this.#rules.replicas - set.length - 1) >= 2;
+  /** Whether the server may join this part of a group. Called most: nothing is allocated. */
+  #fits(set: readonly CopysetServer[], server: CopysetServer): boolean {
+    let otherRack = false;
+    let rack = server.rack;
+    for (const member of set) {
+      if (member.serverId === server.serverId) return false;
+      if (!this.#rules.allowSameHost && member.host === server.host) return false;
+      rack ??= member.rack;
+      otherRack ||= member.rack !== null && member.rack !== rack;
+    }
+    if (!this.#severalRacks || otherRack) return true;
+    // As many are still to come as racks are missing.
+    return (rack === null ? 0 : 1) + (this.#rules.replicas - set.length - 1) >= 2;
   }
 
-  #add(set: number[]): void {
-    set.sort((a, b) => a - b);
+  #add(members: readonly CopysetServer[]): void {
+    const set = members.map(({ serverId }) => serverId).sort((a, b) => a - b);
     const key = set.join(' ');
     if (this.#keys.has(key)) return;
     this.#keys.add(key);
@@ -148,9 +162,7 @@ class CopysetBuilder {
   }
 }
 
-function isBetter(
-  one: { serverId: number; known: number; width: number },
-  other: { serverId: number; known: number; width: number },
-): boolean {
-  return (one.known - other.known || one.width - other.width || one.serverId - other.serverId) < 0;
+function isBetter(one: Candidate, other: Candidate): boolean {
+  const order = one.known - other.known || one.width - other.width;
+  return (order || one.server.serverId - other.server.serverId) < 0;
 }

@@ -148,8 +148,11 @@ export class BackupSelector {
       const [next] = this.#admissible(placed, excluded, nowMs);
       if (next === undefined) {
         for (const server of this.#backups.values()) {
+          const { serverId } = server;
+          // What could be had is not ruled out by being had.
+          if (placed.includes(serverId) && !taken.includes(serverId)) continue;
           const why = this.#rulingOut(server, placed, excluded, nowMs);
-          if (why === null || placed.includes(server.serverId)) continue;
+          if (why === null) continue;
           ruledOut[why] = ruledOutCount(ruledOut, why) + 1;
         }
         const needed = this.#replicas - taken.length;

@@ -192,6 +192,10 @@ test('too few backups: mutations are refused unexecuted, reads go on', () => {
   cluster.readOnly = true;
   cluster.execute(out, 'read');
   assert.deepEqual(out, ['write NOT_ENOUGH_BACKUPS', 'read']);
+  const { code, details, message } = cluster.replication.shortageError(50);
+  assert.equal(code, 'NOT_ENOUGH_BACKUPS');
+  assert.equal(message, 'a segment needs 3 more backups, 2 of the 2 up can be had');
+  assert.deepEqual(details, { needed: 3, candidates: 2, others: 2, ruledOut: {} });
   cluster.close();
 });
 
