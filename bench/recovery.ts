@@ -223,9 +223,9 @@ function textOf(
     timelineText(timeline),
     usageTable(timeline),
     `since the kill: first key ${formatMs(unavailable.minMs)}, median key ` +
-      `${formatMs(unavailable.p50Ms)}, last key ${formatMs(unavailable.maxMs)}, all tablets served ` +
-      `${formatMs(servedMs)} (${rate.toFixed(2)} GB/s of values), three copies of everything ` +
-      `${formatMs(fullyReplicatedMs)}, CPU ${cpuSeconds.toFixed(1)} s`,
+      `${formatMs(unavailable.p50Ms)}, last key ${formatMs(unavailable.maxMs)}, all tablets ` +
+      `served ${formatMs(servedMs)} (${rate.toFixed(2)} GB/s of values), three copies of ` +
+      `everything ${formatMs(fullyReplicatedMs)}, CPU ${cpuSeconds.toFixed(1)} s`,
     wrong === 0
       ? `all ${formatCount(dataset.count)} objects are right`
       : `${wrong} OBJECTS ARE WRONG`,

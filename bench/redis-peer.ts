@@ -8,19 +8,18 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Redis } from 'ioredis';
 import type { ObjectStore } from './object-store.js';
-import { RedisServer } from './redis-server.js';
+import { type RedisClient, RedisServer } from './redis-server.js';
 
 export type RedisPersistence = 'none' | 'always';
 
 export class RedisStore implements ObjectStore {
   readonly name: string;
   readonly #server: RedisServer;
-  readonly #client: Redis;
+  readonly #client: RedisClient;
   readonly #directory: string;
 
-  private constructor(name: string, server: RedisServer, client: Redis, directory: string) {
+  private constructor(name: string, server: RedisServer, client: RedisClient, directory: string) {
     this.name = name;
     this.#server = server;
     this.#client = client;

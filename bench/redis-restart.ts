@@ -8,11 +8,10 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Redis } from 'ioredis';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Dataset } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
-import { RedisServer } from './redis-server.js';
+import { type RedisClient, RedisServer } from './redis-server.js';
 
 export interface RedisRestartTimes {
   /** Append-only file as written: one command an object. */
@@ -62,7 +61,10 @@ export async function measureRedisRestart(dataset: Dataset): Promise<RedisRestar
   }
 }
 
-async function use(server: RedisServer, work: (client: Redis) => Promise<unknown>): Promise<void> {
+async function use(
+  server: RedisServer,
+  work: (client: RedisClient) => Promise<unknown>,
+): Promise<void> {
   const client = await server.client();
   try {
     await work(client);
@@ -71,14 +73,14 @@ async function use(server: RedisServer, work: (client: Redis) => Promise<unknown
   }
 }
 
-function storeOf(client: Redis): Parameters<typeof writeDataset>[0] {
+function storeOf(client: RedisClient): Parameters<typeof writeDataset>[0] {
   return {
     putMany: (entries) => client.mset(...entries.flat()),
     getMany: async (keys) => (await client.mgetBuffer(...keys)).map((value) => value ?? undefined),
   };
 }
 
-async function rewriteAof(client: Redis): Promise<void> {
+async function rewriteAof(client: RedisClient): Promise<void> {
   await client.bgrewriteaof();
   const end = performance.now() + REWRITE_TIMEOUT_MS;
   while (performance.now() < end) {

@@ -8,20 +8,22 @@ import { Redis } from 'ioredis';
 import { freePorts } from '../src/cluster/free-port.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
 
+export type RedisClient = Redis;
+
 const HOST = '127.0.0.1';
 
 export class RedisServer {
   readonly port: number;
   readonly #process: ChildProcess;
-  readonly #failed: Promise<never>;
+  /** Why it did not start; pending as long as it runs. */
+  readonly #failure: Promise<RekindleError>;
 
   private constructor(port: number, child: ChildProcess) {
     this.port = port;
     this.#process = child;
-    this.#failed = once(child, 'error').then(([error]) => {
-      throw startError(error as NodeJS.ErrnoException);
-    });
-    this.#failed.catch(() => undefined); // shown to whoever waits for an answer
+    this.#failure = once(child, 'error').then(([error]) =>
+      startError(error as NodeJS.ErrnoException),
+    );
     process.once('exit', this.#kill);
   }
 
@@ -39,7 +41,7 @@ export class RedisServer {
   }
 
   /** A client with automatic pipelining, connected. */
-  async client(): Promise<Redis> {
+  async client(): Promise<RedisClient> {
     const client = new Redis({
       host: HOST,
       port: this.port,
@@ -49,7 +51,7 @@ export class RedisServer {
     client.on('error', () => undefined); // shown by the calls that fail
     try {
       // ioredis tries to connect again and again until the server listens, 20 times at most.
-      await Promise.race([client.ping(), this.#failed]);
+      await Promise.race([client.ping(), this.#orFailure()]);
     } catch (error) {
       client.disconnect();
       throw error;
@@ -71,7 +73,7 @@ export class RedisServer {
     try {
       for (;;) {
         try {
-          return await Promise.race([client.getBuffer(key), this.#failed]);
+          return await Promise.race([client.getBuffer(key), this.#orFailure()]);
         } catch (error) {
           if (!String((error as Error).message).startsWith('LOADING')) throw error;
           await new Promise((resolve) => setTimeout(resolve, pollMs));
@@ -80,6 +82,10 @@ export class RedisServer {
     } finally {
       client.disconnect();
     }
+  }
+
+  async #orFailure(): Promise<never> {
+    throw await this.#failure;
   }
 
   async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
