@@ -33,11 +33,14 @@ export function lineChart(chart: LineChart): string {
   const x = scale(xMin, xMax, left, width - right);
   const y = scale(yMin, yMax, height - bottom, top);
   const lines = [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}"`,
+    '  font-family="sans-serif">',
     `<rect width="${width}" height="${height}" fill="white"/>`,
     text(left, top - 24, chart.title, 'start', 15),
     text((left + width - right) / 2, height - 16, chart.xTitle, 'middle'),
-    `<g transform="rotate(-90 20 ${height / 2})">${text(20, height / 2, chart.yTitle, 'middle')}</g>`,
+    `<g transform="rotate(-90 20 ${height / 2})">`,
+    text(20, height / 2, chart.yTitle, 'middle'),
+    '</g>',
   ];
   for (const tick of chart.xTicks) {
     lines.push(rule(x(tick), top, x(tick), height - bottom));
@@ -75,7 +78,8 @@ function tickText(tick: number): string {
 
 function text(x: number, y: number, content: string, anchor: string, size = 12): string {
   const safe = content.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
-  return `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}" font-size="${size}">${safe}</text>`;
+  const place = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}"`;
+  return `<text ${place} font-size="${size}">${safe}</text>`;
 }
 
 function rule(x1: number, y1: number, x2: number, y2: number): string {
@@ -89,8 +93,6 @@ function polyline(points: readonly (readonly [number, number])[], { color }: Ser
 }
 
 function circles(points: readonly (readonly [number, number])[], { color }: Series): string[] {
-  return points.map(
-    ([a, b]) =>
-      `<circle cx="${a.toFixed(1)}" cy="${b.toFixed(1)}" r="4" fill="none" stroke="${color}" stroke-width="1.5"/>`,
-  );
+  const style = `r="4" fill="none" stroke="${color}" stroke-width="1.5"`;
+  return points.map(([a, b]) => `<circle cx="${a.toFixed(1)}" cy="${b.toFixed(1)}" ${style}/>`);
 }

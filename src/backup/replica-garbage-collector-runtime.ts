@@ -107,6 +107,7 @@ export class ReplicaGarbageCollectorRuntime {
     if (link === null) return;
     await faultPoint('rot-1');
     await link.call('REPORT_ROT', { backupServerId: serverId, segmentIds });
+    await faultPoint('rot-4');
     log.warn({ masterId, segmentIds: segmentIds.slice(0, 8) }, 'replicas have rotted');
   }
 

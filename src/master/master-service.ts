@@ -11,6 +11,7 @@ import type { MasterCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
+import { faultPoint } from '../rpc/fault-point.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
 import type { RecoveryMaster } from './recovery-master.js';
@@ -171,8 +172,10 @@ export class MasterService {
     return { needed: this.#options.replication.neededReplicas(backupServerId, segmentIds) };
   }
 
-  #loseRotten(request: RequestOf<'REPORT_ROT'>): ReplyOf<'REPORT_ROT'> {
+  async #loseRotten(request: RequestOf<'REPORT_ROT'>): Promise<ReplyOf<'REPORT_ROT'>> {
+    await faultPoint('rot-2');
     this.#options.replication.loseRotten(request.backupServerId, request.segmentIds);
+    await faultPoint('rot-3');
     return {};
   }
 

@@ -3,47 +3,13 @@
  * memory; a disk that fails takes its frames out, and neither its process nor its master.
  */
 import assert from 'node:assert/strict';
-import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
 import { test } from 'node:test';
-import { serverStats, waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { Dataset } from '../../bench/dataset.js';
 import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
-import type { Client } from '../../src/client/index.js';
-import type { LocalCluster } from '../../src/cluster/local-cluster.js';
-import { rekindle, withCluster } from './fixture.js';
+import { backupStats, flipBytes, rekindle, waitUntilReplicated, withCluster } from './fixture.js';
 
 const memoryBytes = 256 * 2 ** 20;
-const slotsBytes = 16_384;
-const frameBytes = slotsBytes + 2 ** 23;
-
-/** Flips a byte in the data of every frame. */
-function flipBytes(cluster: LocalCluster, index: number): void {
-  const file = join(cluster.dataDirectory, `server-${index + 1}`, 'backup', 'frames');
-  const frames = openSync(file, 'r+');
-  const byte = Buffer.alloc(1);
-  for (let at = slotsBytes + 5_000; readSync(frames, byte, 0, 1, at) === 1; at += frameBytes) {
-    byte.writeUInt8(byte.readUInt8() ^ 1);
-    writeSync(frames, byte, 0, 1, at);
-  }
-  fsyncSync(frames);
-  closeSync(frames);
-}
-
-async function backupStats(client: Client, serverId: number): Promise<Record<string, number>> {
-  const servers = await serverStats(client);
-  const found = servers.find((server) => server.serverId === serverId)?.backup;
-  assert.ok(found, `server ${serverId} answers`);
-  return found;
-}
-
-async function waitUntilReplicated(client: Client): Promise<void> {
-  await waitFor('all segments on R backups', 60_000, async () => {
-    const servers = await serverStats(client);
-    // The head of each log is behind by nature.
-    return servers.every(({ master }) => (master?.segmentsBehind ?? 0) <= 1) || undefined;
-  });
-}
 
 test('what rots on a disk is written anew from memory', { timeout: 240_000 }, async () => {
   const serverArguments = ['--scrub-rate', '400MB'];

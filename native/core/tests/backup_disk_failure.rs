@@ -379,15 +379,19 @@ fn rotten_images_are_found_and_their_units_are_not_used_again() {
 }
 
 #[test]
-fn an_unreadable_replica_counts_as_rotten() {
+fn an_unreadable_replica_is_rotten_and_three_are_a_failed_disk() {
     let directory = Directory::new();
     let mut disk = Disk::open(&directory, scrubbing(&directory, false));
     let bytes = random_bytes(&mut Random::new(13), 100_000);
-    assert_eq!(
-        disk.write(1, 1, 1, 0, &bytes, Some(&bytes), WHOLE),
-        Status::Ok
-    );
+    for segment_id in 1..=3 {
+        let closed = disk.write(1, segment_id, 1, 0, &bytes, Some(&bytes), WHOLE);
+        assert_eq!(closed, Status::Ok);
+    }
     disk.faults.fail_reads(true);
-    disk.poll("rot", |stats| stats["rotFound"] == 1.0);
-    assert!(report(&disk, 1).expect("listed").rotten);
+    disk.poll("rot", |stats| stats["rotFound"] == 3.0);
+    assert!((1..=3).all(|id| report(&disk, id).expect("listed").rotten));
+    assert!(
+        disk.storage.load().disk_failed,
+        "three replicas that cannot be read are no chance"
+    );
 }

@@ -1,11 +1,12 @@
 //! What a failing disk costs: frames, replicas, at last the whole disk. And forgetting replicas.
 //!
-//! Rules, all latched until the process ends. A write that fails may have met a bad block: it costs
-//! its frame. A flush that fails says nothing about what it covered, and [`FRAMES_FAILED_MAX`] bad
-//! frames are no chance: then nothing is written any more, and no frame is given out. A full disk is
-//! not a failing one; growth pauses. A replica whose write failed is *lost*: it takes no more writes,
-//! but what was acknowledged stays readable until its master frees it, since the master may be dead
-//! and this the last copy. A free never claims that bytes are gone that may be on disk.
+//! Rules, all latched until the process ends. A write that fails, or a closed replica that the
+//! scrub cannot read, may have met a bad block: it costs its frame. A flush that fails says nothing
+//! about what it covered, and [`FRAMES_FAILED_MAX`] bad frames are no chance: then nothing is
+//! written any more, and no frame is given out. A full disk is not a failing one; growth pauses. A
+//! replica whose write failed is *lost*: it takes no more writes, but what was acknowledged stays
+//! readable until its master frees it, since the master may be dead and this the last copy. A free
+//! never claims that bytes are gone that may be on disk.
 
 use crate::backup::state::{Place, ReplicaKey, State};
 use crate::status::Status;
@@ -47,6 +48,14 @@ impl State {
         }
         self.counters.frames_failed += failures.frames;
         if failures.disk || self.counters.frames_failed >= FRAMES_FAILED_MAX {
+            self.fail_disk(done);
+        }
+    }
+
+    /// A closed replica that was acknowledged cannot be read any more.
+    pub fn note_unreadable(&mut self, done: &mut Vec<(u64, Status)>) {
+        self.counters.frames_failed += 1;
+        if self.counters.frames_failed >= FRAMES_FAILED_MAX {
             self.fail_disk(done);
         }
     }

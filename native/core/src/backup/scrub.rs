@@ -40,10 +40,23 @@ struct Subject {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Sound,
-    Rotten,
-    /// Freed, moved or written to meanwhile.
+    /// Not what the certificate says, or not to be read at all.
+    Rotten {
+        unreadable: bool,
+    },
+    /// Freed, moved or written to meanwhile, or no memory to tell.
     Unknown,
     Stopped,
+}
+
+/// What reading found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bytes {
+    Checksum(u32),
+    /// An image that cannot be restored.
+    Broken,
+    Unreadable,
+    NoMemory,
 }
 
 struct Scrub<'a> {
@@ -72,7 +85,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         after = Bound::Excluded(subject.key);
         match scrub.examine_twice(subject) {
             Verdict::Stopped => return,
-            Verdict::Rotten => condemn(&mut shared.state.lock(), &subject),
+            Verdict::Rotten { unreadable } => condemn(shared, &subject, unreadable),
             Verdict::Sound | Verdict::Unknown => {}
         }
     }
@@ -109,15 +122,25 @@ fn same<'a>(state: &'a mut State, subject: &Subject) -> Option<&'a mut Replica> 
     (replica.id == subject.id && replica.place == subject.place).then_some(replica)
 }
 
-fn condemn(state: &mut State, subject: &Subject) {
-    let Some(replica) = same(state, subject) else {
-        return;
-    };
-    replica.rotten = true;
-    state.counters.rot_found += 1;
-    for piece in subject.place.extent().pieces() {
-        state.frames.retire(piece.frame);
+/// A disk that cannot be read will not take replicas for long.
+fn condemn(shared: &Shared, subject: &Subject, unreadable: bool) {
+    let mut done = Vec::new();
+    {
+        let mut state = shared.state.lock();
+        let Some(replica) = same(&mut state, subject) else {
+            return;
+        };
+        replica.rotten = true;
+        state.counters.rot_found += 1;
+        for piece in subject.place.extent().pieces() {
+            state.frames.retire(piece.frame);
+        }
+        if unreadable {
+            state.note_unreadable(&mut done);
+            state.tokens_waiting -= done.len().min(state.tokens_waiting);
+        }
     }
+    shared.deliver(done);
 }
 
 impl Scrub<'_> {
@@ -125,7 +148,7 @@ impl Scrub<'_> {
     fn examine_twice(&mut self, subject: Subject) -> Verdict {
         let first = self.examine(&subject);
         self.shared.state.lock().unpin(subject.place);
-        if first != Verdict::Rotten {
+        if !matches!(first, Verdict::Rotten { .. }) {
             return first;
         }
         let again = {
@@ -142,33 +165,40 @@ impl Scrub<'_> {
     }
 
     fn examine(&mut self, subject: &Subject) -> Verdict {
-        let mut tail = AlignedBytes::new(SLOT_BYTES);
+        let mut slot = AlignedBytes::new(SLOT_BYTES);
         let home = subject.place.extent().home.frame;
         let slot_at = slot_offset(home, subject.slot);
-        let slot_read = self.shared.file.read(tail.bytes_mut(), slot_at).is_ok();
-        let mut sound = slot_read && names(&decode_slot(tail.bytes()), subject);
-        if sound {
-            match self.bytes_match(subject, &tail.bytes()[BLOCK_BYTES..]) {
-                Some(matches) => sound = matches,
+        let slot_read = self.shared.file.read(slot.bytes_mut(), slot_at).is_ok();
+        let found = if !slot_read {
+            Bytes::Unreadable
+        } else if !names(&decode_slot(slot.bytes()), subject) {
+            Bytes::Broken
+        } else {
+            match self.bytes(subject, &slot.bytes()[BLOCK_BYTES..]) {
+                Some(found) => found,
                 None => return Verdict::Stopped,
             }
-        }
+        };
+        let sound = found == Bytes::Checksum(subject.certified.checksum);
         let mut state = self.shared.state.lock();
         let unchanged = state.frames.frame_mut(home).sequence == subject.sequence;
-        if same(&mut state, subject).is_none() || !(sound || unchanged) {
+        if same(&mut state, subject).is_none() || found == Bytes::NoMemory || !(sound || unchanged)
+        {
             return Verdict::Unknown;
         }
         if sound {
             Verdict::Sound
         } else {
-            Verdict::Rotten
+            Verdict::Rotten {
+                unreadable: found == Bytes::Unreadable,
+            }
         }
     }
 
     /// None: the storage stops.
-    fn bytes_match(&mut self, subject: &Subject, tail: &[u8]) -> Option<bool> {
+    fn bytes(&mut self, subject: &Subject, tail: &[u8]) -> Option<Bytes> {
         let length = subject.certified.length as usize;
-        let checksum = match subject.codec {
+        match subject.codec {
             Codec::Raw => {
                 let floor = block_floor(length);
                 let at = frame_offset(subject.place.whole()) + DATA_OFFSET as u64;
@@ -176,21 +206,23 @@ impl Scrub<'_> {
                 let read = self.read(at, floor, |_, bytes| {
                     running = crc32c::extend(running, bytes);
                 })?;
-                let rest = crc32c::extend(running, &tail[..length - floor]);
-                read.then_some(rest)
+                let checksum = crc32c::extend(running, &tail[..length - floor]);
+                Some(if read {
+                    Bytes::Checksum(checksum)
+                } else {
+                    Bytes::Unreadable
+                })
             }
-            Codec::Lz4 => self.image_checksum(subject, length)?,
-        };
-        Some(checksum == Some(subject.certified.checksum))
+            Codec::Lz4 => self.image_bytes(subject, length),
+        }
     }
 
-    /// None: the storage stops. `Some(None)`: the image cannot be read or restored.
-    fn image_checksum(&mut self, subject: &Subject, length: usize) -> Option<Option<u32>> {
+    /// None: the storage stops.
+    fn image_bytes(&mut self, subject: &Subject, length: usize) -> Option<Bytes> {
         let stored = subject.stored as usize;
         let pool = &self.shared.pool;
         let (Ok(mut image), Ok(mut raw)) = (pool.take(), pool.take()) else {
-            // Without memory nothing is proved: as if it matched.
-            return Some(Some(subject.certified.checksum));
+            return Some(Bytes::NoMemory);
         };
         for (offset, range) in subject.place.extent().runs(block_ceiling(stored)) {
             let run = &mut image.bytes_mut()[range];
@@ -199,16 +231,15 @@ impl Scrub<'_> {
                 run[at..at + bytes.len()].copy_from_slice(bytes);
             })?;
             if !read {
-                return Some(None);
+                return Some(Bytes::Unreadable);
             }
         }
-        let restored =
-            lz4_image::decode(&image.bytes_mut()[..stored], &mut raw.bytes_mut()[..length]);
-        Some(
-            restored
-                .is_ok()
-                .then(|| crc32c::crc32c(&raw.bytes_mut()[..length])),
-        )
+        let raw = &mut raw.bytes_mut()[..length];
+        let restored = lz4_image::decode(&image.bytes_mut()[..stored], raw);
+        Some(match restored {
+            Ok(()) => Bytes::Checksum(crc32c::crc32c(raw)),
+            Err(_) => Bytes::Broken,
+        })
     }
 
     /// Hands on `length` bytes in steps, at the rate. None: the storage stops. False: an error.

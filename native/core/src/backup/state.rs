@@ -201,7 +201,7 @@ pub(super) struct Counters {
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,
-    /// Frames whose disk failed under a write of the I/O thread.
+    /// Frames whose disk failed under a write of the I/O thread or a read of the scrub.
     pub frames_failed: u32,
     pub scrubbed_bytes: u64,
     pub scrub_passes: u64,
@@ -327,22 +327,12 @@ impl State {
             self.mark_dirty(key, now);
             self.urgent = true;
         }
-        let certificate = CertificateBlock {
-            sequence,
-            master_id: key.0,
-            segment_id: key.1,
-            epoch: certified.epoch,
-            length: certified.length,
-            checksum: certified.checksum,
-            state: if closing {
-                FrameState::Closed
-            } else {
-                FrameState::Open
-            },
-            primary,
-            codec: Codec::Raw,
-            stored: certified.length,
+        let state = if closing {
+            FrameState::Closed
+        } else {
+            FrameState::Open
         };
+        let certificate = certificate_of(key, certified, state, primary, sequence);
         let failed = false;
         let plan = FlushPlan {
             key,
@@ -428,5 +418,27 @@ impl State {
                 primary,
             });
         }
+    }
+}
+
+/// Of a replica that has a frame for itself.
+fn certificate_of(
+    key: ReplicaKey,
+    certified: Certified,
+    state: FrameState,
+    primary: bool,
+    sequence: u64,
+) -> CertificateBlock {
+    CertificateBlock {
+        sequence,
+        master_id: key.0,
+        segment_id: key.1,
+        epoch: certified.epoch,
+        length: certified.length,
+        checksum: certified.checksum,
+        state,
+        primary,
+        codec: Codec::Raw,
+        stored: certified.length,
     }
 }
