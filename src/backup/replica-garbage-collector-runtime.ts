@@ -1,6 +1,6 @@
 /**
- * Runs the ReplicaGarbageCollector every few seconds: frees, unfences, asks masters, tells them what
- * has rotted. One pass at a time; what fails is tried again by the next pass.
+ * Runs the ReplicaGarbageCollector every few seconds: frees, unfences, asks masters, tells them
+ * what has rotted. One pass at a time; what fails is tried again by the next pass.
  */
 
 import type { BackupCore } from '../native/contract.js';

@@ -1,6 +1,7 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement` starts a cluster of its
- * own on this machine; all print a short table, and write the figures as JSON with --json FILE.
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
+ * starts a cluster of its own on this machine; all print a short table, and write the figures as
+ * JSON with --json FILE.
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';

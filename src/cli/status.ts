@@ -1,7 +1,7 @@
 /**
- * `rekindle status`: what the coordinator knows and what backups say, for people or as JSON. Exit code 0 if the cluster
- * is healthy, 1 if it is degraded (a server down, a recovery running, a warning), 2 if no
- * coordinator answers.
+ * `rekindle status`: what the coordinator knows and what backups say, for people or as JSON.
+ * Exit code 0 if the cluster is healthy, 1 if it is degraded (a server down, a recovery running, a
+ * warning), 2 if no coordinator answers.
  */
 import { Command } from 'commander';
 import { formatBytes, formatMs, textTable } from '../ops/text-table.js';

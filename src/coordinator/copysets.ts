@@ -5,10 +5,10 @@
  * more of them make re-replication faster and a loss more probable (docs/placement.md).
  *
  * Stable: a group whose members are all up never changes. One that lost a member gets another in
- * its place, so that what was lost there is copied to one server and the group holds all again; only
- * if none fits is the group given up. A server that joins gets groups of its own. Every group obeys
- * the rules of placement: distinct hosts (unless the cluster allows otherwise), and two racks if the
- * servers are in several. Pure, and without chance: the same history gives the same groups.
+ * its place, so that what was lost there is copied to one server and the group holds all again;
+ * only if none fits is the group given up. A server that joins gets groups of its own. Every group
+ * obeys the rules of placement: distinct hosts (unless the cluster allows otherwise), and two racks
+ * if the servers are in several. Pure, and without chance: the same history, the same groups.
  */
 import { invariant } from '../rpc/errors.js';
 import type { ServerEntry } from '../rpc/messages.js';

@@ -39,7 +39,8 @@ export function shortageText({ needed, candidates, others, ruledOut }: Placement
     .filter((why) => ruledOutCount(ruledOut, why) > 0)
     .map((why) => `${ruledOutCount(ruledOut, why)} ${reasonTexts[why]}`);
   const because = reasons.length === 0 ? '' : `: ${reasons.join(', ')}`;
-  return `a segment needs ${needed} more backups, ${candidates} of the ${others} up can be had${because}`;
+  const had = `${candidates} of the ${others} up can be had`;
+  return `a segment needs ${needed} more backups, ${had}${because}`;
 }
 
 export function shortageError(shortage: PlacementShortage, retryAfterMs: number): RekindleError {

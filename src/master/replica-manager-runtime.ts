@@ -82,7 +82,7 @@ export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, p
   return header;
 }
 
-/** The reply to BACKUP_WRITE; a short one says nothing that would keep a backup from being chosen. */
+/** The reply to BACKUP_WRITE; a short one says nothing about the backup. */
 function decodeLoad(reply: Uint8Array): BackupLoad | undefined {
   if (reply.length < 8) return undefined;
   const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);

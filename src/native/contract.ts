@@ -202,8 +202,8 @@ export interface BackupCore {
    */
   load(results: Float64Array): void;
   /**
-   * Rejects with `DISK_ERROR` if bytes may be left on disk: all are forgotten here nevertheless, but
-   * a restart may find those again.
+   * Rejects with `DISK_ERROR` if bytes may be left on disk: all are forgotten here nevertheless,
+   * but a restart may find those again.
    */
   free(masterId: number, segmentIds: number[]): Promise<void>;
   /** Durable before it resolves: no write of this master is accepted any more. */

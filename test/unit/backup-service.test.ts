@@ -165,7 +165,7 @@ test('masters that are not up in the list may not write, nor do refusals wait', 
   assert.equal(backup.counters().writesWaiting, 0);
 });
 
-test('replicas are listed after the fence is durable, without those still empty or rotten', async () => {
+test('replicas are listed after the fence is durable, without empty or rotten ones', async () => {
   const core = new FakeCore();
   const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
   const reply = await service(core).startReadingData(request);

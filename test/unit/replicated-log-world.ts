@@ -2,8 +2,8 @@
  * A master's log on backups that lose acknowledgements, fill up, break and crash, drawn from a
  * seed: heads, side segments, cleaning passes and compactions, with a recovery tried from a random
  * choice of disks. Replicas are lengths and generations of content, no bytes. A backup that lost a
- * segment forgets it when it is told to, and may be chosen for it again; what a failing disk did not
- * free comes back when the backup restarts.
+ * segment forgets it when it is told to, and may be chosen for it again; what a failing disk did
+ * not free comes back when the backup restarts.
  *
  * Safety: whatever a recovery calls complete covers everything that was called durable: each head,
  * and each side segment that a durable digest has named, itself or in a survivor of its cleaning.

@@ -352,8 +352,8 @@ impl BackupStorage {
         }
     }
 
-    /// Frees replicas; unknown ones are fine. `done` runs when that is durable; with `DiskError` they
-    /// are forgotten here, but bytes of them may be on disk and come back with a restart.
+    /// Frees replicas; unknown ones are fine. `done` runs when that is durable; with `DiskError`
+    /// they are forgotten here, but bytes of them may be on disk and come back with a restart.
     pub fn free(&self, master_id: u64, segment_ids: &[u64], done: Completion) {
         let mut finished = Vec::new();
         let refused = {
