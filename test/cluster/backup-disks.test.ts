@@ -10,6 +10,7 @@ import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
 import { backupStats, flipBytes, rekindle, waitUntilReplicated, withCluster } from './fixture.js';
 
 const memoryBytes = 256 * 2 ** 20;
+const brief = { timeoutMs: 1_500 };
 
 test('what rots on a disk is written anew from memory', { timeout: 240_000 }, async () => {
   const serverArguments = ['--scrub-rate', '400MB'];
@@ -67,5 +68,30 @@ test('a disk that fails costs no write and no server', { timeout: 240_000 }, asy
     assert.equal(await countWrong(table, dataset), 0);
     const mended = await rekindle(['status'], { url: cluster.url });
     assert.doesNotMatch(mended.stdout, /FAILED/);
+  });
+});
+
+test('a client is told what rules the missing backups out', { timeout: 120_000 }, async () => {
+  await withCluster({ servers: 4, memoryBytes }, async (cluster, client) => {
+    const table = await client.createTable('kept', { span: 4 });
+    await table.put('early', 'kept');
+    await cluster.killServer(0, 'SIGTERM');
+    const faulty = await cluster.restartServer(0, { REKINDLE_DISK_FAULT: 'sync@20' });
+    await waitUntilWhole(client, 4, 60_000);
+    const limitMs = performance.now() + 60_000;
+    for (let round = 0; (await backupStats(client, faulty)).diskFailed !== 1; round += 1) {
+      assert.ok(performance.now() < limitMs, 'the disk fails under writes');
+      await Promise.allSettled([0, 1, 2, 3].map((i) => table.put(`${round} ${i}`, 'v', brief)));
+    }
+    // A master that has a failed disk itself still has three others; the others have two.
+    const keys = Array.from({ length: 16 }, (_, index) => `late ${index}`);
+    const outcomes = await Promise.allSettled(keys.map((key) => table.put(key, 'v', brief)));
+    const reasons = outcomes.flatMap((each) => (each.status === 'rejected' ? [each.reason] : []));
+    const refusal = reasons.find(({ code }) => code === 'NOT_ENOUGH_BACKUPS');
+    assert.ok(refusal, `refused with ${reasons.map(({ code }) => code)}`);
+    assert.match(refusal.message, /with a failed disk/);
+    assert.equal(refusal.details.ruledOut.diskFailed, 1);
+    assert.equal(refusal.outcome, 'not-applied');
+    assert.equal(String(await table.get('early')), 'kept', 'reads go on');
   });
 });

@@ -74,6 +74,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         let mut state = shared.state.lock();
         state.stopped = true;
         state.stopping = true;
+        state.counters.panics += u64::from(outcome.is_err());
         let mut done = Vec::new();
         for replica in state.replicas.values_mut() {
             done.extend(
@@ -93,9 +94,6 @@ pub(super) fn run(shared: &Arc<Shared>) {
             Job::Free { done, .. } | Job::Superblock { done, .. } => done(Err(Status::Internal)),
             Job::Switch(_) => {}
         }
-    }
-    if outcome.is_err() {
-        shared.state.lock().counters.panics += 1;
     }
 }
 
