@@ -340,8 +340,7 @@ impl State {
             codec: Codec::Raw,
             stored: certified.length,
         };
-        let failed = false;
-        let plan = FlushPlan {
+        Some(FlushPlan {
             key,
             id,
             frame,
@@ -351,9 +350,8 @@ impl State {
             flushed_blocks,
             data_only,
             tokens,
-            failed,
-        };
-        Some(plan)
+            failed: false,
+        })
     }
 
     /// The group with this plan is durable, or it failed and the replica is lost.
