@@ -26,6 +26,9 @@ const REPORTS_MAX = 20;
 const COMPLETE_ATTEMPTS_MAX = 3;
 /** A master that does not say at once what memory it has is taken to have enough. */
 const LOAD_TIMEOUT_MS = 500;
+const SEGMENT_BYTES = 8 * 1024 * 1024;
+/** The share of log memory that live objects can fill before cleaning gets nowhere. */
+const USABLE_SHARE = 0.9;
 
 interface Run {
   readonly recoveryId: number;
@@ -259,8 +262,7 @@ export class RecoveryManager {
     try {
       const options = { timeoutMs: LOAD_TIMEOUT_MS };
       const { master } = await this.context.call(serverId, 'GET_SERVER_STATS', {}, options);
-      const { memoryBytes, liveBytes } = master ?? {};
-      if (memoryBytes !== undefined && liveBytes !== undefined) freeBytes = memoryBytes - liveBytes;
+      freeBytes = freeBytesOf(master ?? {});
     } catch (error) {
       const fields = { ...this.fields(run.recoveryId), serverId, error: String(error) };
       this.context.log('info', 'a master did not say what memory it has', fields);
@@ -388,4 +390,15 @@ export class RecoveryManager {
       }
     }
   }
+}
+
+/** What a master can take in, once its cleaner has done its work; null: it does not say. */
+function freeBytesOf({
+  memoryBytes,
+  liveBytes,
+  segmentsReserved = 0,
+}: Record<string, number>): number | null {
+  if (memoryBytes === undefined || liveBytes === undefined) return null;
+  const usable = USABLE_SHARE * (memoryBytes - segmentsReserved * SEGMENT_BYTES);
+  return Math.max(0, usable - liveBytes);
 }
