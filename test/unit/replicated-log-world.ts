@@ -408,13 +408,20 @@ export class World {
     );
   }
 
-  /** A backup is told to free what it lost; its disk may keep it. The answer may never come. */
+  /**
+   * A backup is told to free what it lost, on the connection on which it was written to: what was
+   * sent before comes before. Its disk may keep it. The answer may never come.
+   */
   freeLost(): void {
     const [loss] = this.losses.splice(this.below(this.losses.length), 1);
     if (loss === undefined) return;
     const { segmentId, serverId } = loss;
     const disk = this.disks.get(serverId);
     if (disk?.alive !== true) return;
+    const sentBefore = (write: SegmentWrite): boolean =>
+      write.segmentId === segmentId && write.serverId === serverId;
+    for (const write of this.requests.filter(sentBefore)) this.deliver(write);
+    this.requests = this.requests.filter((write) => !sentBefore(write));
     const replica = disk.replicas.get(segmentId);
     disk.replicas.delete(segmentId);
     if (replica !== undefined && this.random() < 0.5) {

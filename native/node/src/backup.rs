@@ -127,6 +127,8 @@ pub struct BackupReplica {
     pub primary: bool,
     /// Written by an earlier process.
     pub from_restart: bool,
+    /// Open, and acknowledged bytes may be missing.
+    pub doubtful: bool,
     /// Its bytes on disk are not those of its certificate.
     pub rotten: bool,
 }
@@ -292,6 +294,7 @@ impl BackupCore {
             closed: one.closed,
             primary: one.primary,
             from_restart: one.from_restart,
+            doubtful: one.doubtful,
             rotten: one.rotten,
         };
         replicas.map(report).collect()
