@@ -166,6 +166,19 @@ fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
     }
 }
 
+/// The first slot of a bucket that the serving thread may use, and its word.
+#[inline(always)]
+fn vacant(bucket: &Bucket) -> Option<(&AtomicU64, u64)> {
+    let mut vacant = 0u32;
+    for (number, word) in bucket.iter().enumerate() {
+        let seen = word.load(Ordering::Relaxed);
+        vacant |= u32::from(matches!(seen, 0 | GRAVE)) << number;
+    }
+    let word = bucket.get(vacant.trailing_zeros() as usize)?;
+    let seen = word.load(Ordering::Relaxed);
+    matches!(seen, 0 | GRAVE).then_some((word, seen))
+}
+
 /// The words of a bucket, and which of them are entries with the tag. Finds them without branches,
 /// see `first_empty`.
 #[inline(always)]
@@ -246,11 +259,19 @@ impl HashTable {
         prefetch(std::ptr::from_ref(self.bucket(self.index(hash))).cast());
     }
 
-    /// Calls `each` with the offsets of the first bucket's entries that may have this hash.
-    #[inline]
-    pub fn candidates(&self, hash: u64, mut each: impl FnMut(usize)) {
-        let (words, numbers) = entries_with(self.bucket(self.index(hash)), tag(hash));
-        numbers.for_each(|number| each(decode(words[number])));
+    /// Slot and offset of what may be the entry of this hash: one with its tag in the first bucket.
+    /// A guess for whoever looks again.
+    #[inline(always)]
+    pub fn candidate(&self, hash: u64) -> Option<(Slot<'_>, usize)> {
+        let (bucket, tag) = (self.bucket(self.index(hash)), tag(hash));
+        let mut same = 0u32;
+        for (number, word) in bucket.iter().enumerate() {
+            let seen = word.load(Ordering::Relaxed);
+            same |= u32::from(seen & TAG_MASK == tag) << number;
+        }
+        let word = bucket.get(same.trailing_zeros() as usize)?;
+        let seen = word.load(Ordering::Acquire);
+        (seen & TAG_MASK == tag && is_entry(seen)).then(|| (Slot { word, seen }, decode(seen)))
     }
 
     /// Slot and offset of the entry with this hash that `matches` accepts.
@@ -318,15 +339,22 @@ impl HashTable {
         let mut index = self.index(hash);
         loop {
             let bucket = self.bucket(index);
-            let claimed = bucket.iter().any(|word| {
-                let seen = word.load(Ordering::Relaxed);
-                matches!(seen, 0 | GRAVE) && swap(word, seen, new)
-            });
-            if claimed {
-                self.count_inserted(1);
-                return Ok(());
+            if let Some((word, seen)) = vacant(bucket) {
+                if !self.replaying() {
+                    // Only replay threads compete for it: no need to wait until the stores before
+                    // this one, of an entry's bytes, are in the cache.
+                    word.store(new, Ordering::Release);
+                    let entries = self.entries.load(Ordering::Relaxed);
+                    self.entries.store(entries + 1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                if swap(word, seen, new) {
+                    self.count_inserted(1);
+                    return Ok(());
+                }
+            } else {
+                index = self.next_bucket(bucket)?;
             }
-            index = self.next_bucket(bucket)?;
         }
     }
 
@@ -441,17 +469,19 @@ impl HashTable {
         }
     }
 
+    /// Whether replay threads may insert; for the serving thread.
+    #[inline]
+    pub fn replaying(&self) -> bool {
+        self.replays.load(Ordering::Relaxed) > 0
+    }
+
     #[inline]
     fn vacated(&self) -> u64 {
-        if self.replays.load(Ordering::Relaxed) > 0 {
-            GRAVE
-        } else {
-            0
-        }
+        if self.replaying() { GRAVE } else { 0 }
     }
 
     fn unlink_if_empty(&self, previous: usize, index: usize) {
-        if self.replays.load(Ordering::Relaxed) > 0 {
+        if self.replaying() {
             return;
         }
         let vacant = |word: &AtomicU64| matches!(word.load(Ordering::Relaxed), 0 | GRAVE);
