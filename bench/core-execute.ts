@@ -22,7 +22,7 @@ const SLICE_BODIES = BODIES / SLICES;
 const MEMORY_BYTES = 256 * 2 ** 20;
 const REPLY_BYTES = 2 ** 16;
 const TOUCH_POLL_MS = 5;
-/** A machine that is busy now is busy for seconds: one round of a tenth of a second would hide it. */
+/** Neighbours of a machine are busy for seconds; a round measures for a fifth of one. */
 const ROUNDS = 5;
 const QUICK_ROUNDS = 3;
 

@@ -25,8 +25,10 @@
 
 mod memory;
 pub mod report;
+mod scan;
 
 use self::memory::Buckets;
+use self::scan::{entries_with, first_empty, vacant};
 use crate::status::Status;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
@@ -149,55 +151,6 @@ fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
-/// The first empty slot of a bucket in which no word has the tag. Looks at all slots without
-/// branches: how many are used is what no processor can guess.
-#[inline(always)]
-fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
-    let (mut empty, mut same) = (0u32, 0u32);
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        empty |= u32::from(seen == 0) << number;
-        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
-    }
-    if same == 0 && empty != 0 {
-        Some(&bucket[empty.trailing_zeros() as usize])
-    } else {
-        None
-    }
-}
-
-/// The first slot of a bucket that the serving thread may use, and its word.
-#[inline(always)]
-fn vacant(bucket: &Bucket) -> Option<(&AtomicU64, u64)> {
-    let mut vacant = 0u32;
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Relaxed);
-        vacant |= u32::from(matches!(seen, 0 | GRAVE)) << number;
-    }
-    let word = bucket.get(vacant.trailing_zeros() as usize)?;
-    let seen = word.load(Ordering::Relaxed);
-    matches!(seen, 0 | GRAVE).then_some((word, seen))
-}
-
-/// The words of a bucket, and which of them are entries with the tag. Finds them without branches,
-/// see `first_empty`.
-#[inline(always)]
-fn entries_with(bucket: &Bucket, tag: u64) -> ([u64; SLOTS], impl Iterator<Item = usize>) {
-    let mut words = [0; SLOTS];
-    let mut same = 0u32;
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        words[number] = seen;
-        same |= u32::from((seen & TAG_MASK == tag) & is_entry(seen)) << number;
-    }
-    let numbers = std::iter::from_fn(move || {
-        let number = same.trailing_zeros() as usize;
-        same &= same.wrapping_sub(1);
-        (number < SLOTS).then_some(number)
-    });
-    (words, numbers)
-}
-
 /// Fetches a cache line ahead of its use.
 #[inline(always)]
 pub fn prefetch(address: *const u8) {
@@ -263,15 +216,8 @@ impl HashTable {
     /// A guess for whoever looks again.
     #[inline(always)]
     pub fn candidate(&self, hash: u64) -> Option<(Slot<'_>, usize)> {
-        let (bucket, tag) = (self.bucket(self.index(hash)), tag(hash));
-        let mut same = 0u32;
-        for (number, word) in bucket.iter().enumerate() {
-            let seen = word.load(Ordering::Relaxed);
-            same |= u32::from(seen & TAG_MASK == tag) << number;
-        }
-        let word = bucket.get(same.trailing_zeros() as usize)?;
-        let seen = word.load(Ordering::Acquire);
-        (seen & TAG_MASK == tag && is_entry(seen)).then(|| (Slot { word, seen }, decode(seen)))
+        let (word, seen) = scan::tagged(self.bucket(self.index(hash)), tag(hash))?;
+        Some((Slot { word, seen }, decode(seen)))
     }
 
     /// Slot and offset of the entry with this hash that `matches` accepts.
