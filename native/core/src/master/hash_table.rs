@@ -4,8 +4,9 @@
 //! (offset / 8 + 1). When the last slot's chain bit is set, it names an overflow bucket instead.
 //! Whether an entry found by tag has the wanted key is the caller's test.
 //!
-//! Every change of a slot is a compare-and-swap from the word that was seen. Who may do what at
-//! the same time:
+//! Every change of a slot is a compare-and-swap from the word that was seen, but for one: while no
+//! replay runs, nobody else touches a vacant slot, and the serving thread just stores into it. Who
+//! may do what at the same time:
 //! - one *serving thread*, under the serving lock: `find` + [`Slot::replace`], `insert`, `erase`,
 //!   `retain`, `begin_replay`, `end_replay`;
 //! - one *cleaner thread*: `relocate`, `refers_to`;

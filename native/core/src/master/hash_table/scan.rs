@@ -1,7 +1,7 @@
 //! Finds slots of a bucket.
 //!
 //! Rule: looks at all slots without branches: how many are used, and which one has a tag, is what
-//! no processor can guess. A word that was seen may change at once: whoever uses it swaps.
+//! no processor can guess. A word that was seen may change at once.
 
 use super::{Bucket, GRAVE, SLOTS, TAG_MASK, is_entry};
 use crate::sync::atomic::{AtomicU64, Ordering};
