@@ -16,7 +16,6 @@ import {
   renameSync,
   rmSync,
   statSync,
-  writeFileSync,
   writeSync,
 } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -72,14 +71,7 @@ export function cutPower(
   for (const name of readdirSync(sidecar)) {
     if (/^(data-|former-|names$)/.test(name)) rmSync(join(sidecar, name));
   }
-  writeFileSync(join(sidecar, 'boot-id'), bootId(random));
   return report;
-}
-
-function bootId(random: () => number): string {
-  const word = (): string => random().toString(16).padStart(8, '0');
-  const digits = `${word()}${word()}${word()}${word()}`;
-  return `${digits.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5')}\n`;
 }
 
 function pathsByInode(root: string): Map<number, string> {

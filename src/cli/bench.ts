@@ -1,6 +1,7 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` starts a cluster of its
- * own on this machine; all print a short table, and write the figures as JSON with --json FILE.
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
+ * starts a cluster of its own on this machine; all print a short table, and write the figures as
+ * JSON with --json FILE.
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
@@ -8,6 +9,7 @@ import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
 import { runThroughputBench } from '../../bench/throughput.js';
@@ -20,6 +22,7 @@ import {
   parseDurability,
   parseMemoryBytes,
   parsePeer,
+  parseValueSizes,
 } from './option-parsers.js';
 
 interface CommonOptions {
@@ -115,29 +118,47 @@ function latencyCommand(): Command {
     .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
 }
 
+const RECOVERY_BYTES = 2 ** 30;
+const RECOVERY_BYTES_QUICK = 128 * 2 ** 20;
+
+interface RecoveryOptions extends CommonOptions {
+  bytes?: number;
+  value: number[];
+  peer?: 'redis';
+  svg?: string;
+}
+
 function recoveryCommand(): Command {
   return withDurability(
     subcommand('recovery', 'kill the one master that holds the data', undefined),
   )
-    .option('--bytes <size>', 'bytes of values on that master', parseBytes, 512 * 2 ** 20)
-    .option('--value <size>', 'bytes of a value', parseBytes, 1024)
-    .action((options: CommonOptions & { bytes: number; value: number }) =>
+    .option('--bytes <size>', 'bytes of values on that master (default: 1GB)', parseBytes)
+    .addOption(
+      option(
+        '--value <sizes>',
+        'bytes of a value; a run for each',
+        'VALUE',
+        parseValueSizes,
+      ).default([100, 1024], '100,1KB'),
+    )
+    .option('--peer <name>', 'put the same data into a peer and restart it: redis', parsePeer)
+    .option('--svg <file>', 'draw the timeline; {size} in the name is replaced')
+    .action((options: RecoveryOptions) =>
       run(() => {
-        const { servers, bytes, value: valueBytes, durability, quick = false } = options;
-        return report(
-          options.json,
-          runRecoveryBench({ servers, bytes, valueBytes, durability, quick }),
-        );
+        const { servers, value: valueBytes, durability, peer, svg, quick = false } = options;
+        const bytes = options.bytes ?? (quick ? RECOVERY_BYTES_QUICK : RECOVERY_BYTES);
+        const bench = { servers, bytes, valueBytes, durability, peer, svg, quick };
+        return report(options.json, runRecoveryBench(bench));
       }),
     )
     .addHelpText(
       'after',
       `
 Examples:
-  $ rekindle bench recovery --quick          512 MB of 1 KB objects, five servers
-  $ rekindle bench recovery --bytes 2GB --servers 8
+  $ rekindle bench recovery --quick --peer redis      128 MB of 100 B and of 1 KB objects
+  $ rekindle bench recovery --bytes 2GB --value 1KB --servers 8 --svg 'recovery-{size}.svg'
 
-Memory of the servers follows from --bytes.`,
+Memory of the servers follows from --bytes; a run of 1 GB needs some 14 GB in all.`,
     );
 }
 
@@ -163,6 +184,50 @@ Examples:
   $ rekindle bench chaos --kills 20 --seed 4711
 
 Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
+    );
+}
+
+interface PlacementOptions {
+  quick?: boolean;
+  json?: string;
+  svg?: string;
+  replicas: number;
+  scatterWidth: number;
+  segments: number;
+  failed: number;
+  seed: number;
+}
+
+function placementCommand(): Command {
+  return new Command('placement')
+    .description('probability of data loss: random placement against copysets, no cluster')
+    .option('--quick', 'fewer sizes and trials')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--svg <file>', 'draw them')
+    .option('--replicas <n>', 'copies of every segment', integer(2, 8), 3)
+    .option(
+      '--scatter-width <n>',
+      'servers that a server shares segments with',
+      integer(1, 100),
+      10,
+    )
+    .option('--segments <n>', 'segments of the log of a server (8 MB each)', integer(1, 1e6), 1_000)
+    .option('--failed <percent>', 'servers that fail at once', integer(1, 100), 1)
+    .option('--seed <n>', 'draw the same placements and failures', integer(0, 2 ** 31 - 1), 4711)
+    .action((options: PlacementOptions) =>
+      run(() => {
+        const { failed: failedPercent, json, quick = false, ...rest } = options;
+        return report(json, runPlacementBench({ ...rest, failedPercent, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench placement --quick
+  $ rekindle bench placement --scatter-width 6 --svg placement.svg
+
+Exit code 1 if computation and trials disagree.`,
     );
 }
 
@@ -247,6 +312,7 @@ export function benchCommand(): Command {
     .addCommand(coldStartCommand())
     .addCommand(faultsCommand())
     .addCommand(coreCommand())
+    .addCommand(placementCommand())
     .addHelpText(
       'after',
       `

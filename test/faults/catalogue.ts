@@ -40,6 +40,8 @@ export interface Row {
   outcome: string;
   /** Kinds besides `crash` after which the process ends by itself. */
   ends: readonly FaultKind[];
+  /** The test that plays it, if it is not fault-points.test.ts. */
+  elsewhere: string | undefined;
   /** Kinds that `npm test` plays too; all others are in `npm run test:faults`. */
   short: readonly FaultKind[];
 }
@@ -62,6 +64,7 @@ const step = (
   faults: ['crash', 'error', 'delay:1500'],
   ends: place.at === 'coordinator' ? ['error'] : [],
   short: [],
+  elsewhere: undefined,
   ...more,
 });
 
@@ -90,6 +93,7 @@ const message = (
       ...(more.corrupt === direction ? ['corrupt' as const] : []),
     ],
     ends: [],
+    elsewhere: undefined,
     short: direction === 'request' ? [] : (more.short ?? []),
   }));
 
@@ -273,6 +277,32 @@ const RECOVERY_ROWS: readonly Row[] = [
   ),
 ];
 
+/** They need damage that only their own tests make. */
+const ROT: Partial<Row> = {
+  faults: ['crash'],
+  elsewhere: 'test/cluster/backup-rot-faults.test.ts',
+};
+const ACCEPTED_LOSS: Partial<Row> = {
+  faults: ['crash'],
+  elsewhere: 'test/cluster/accepted-loss.test.ts',
+};
+
+const REPAIR_ROWS: readonly Row[] = [
+  step(replication('load'), 'rot-1', 'rot-1', 'a backup has found rot', 'found again', ROT),
+  step(replication('load'), 'rot-2', 'rot-2', 'its master is told', 'told again', ROT),
+  step(replication('load'), 'rot-3', 'rot-3', 'given up; another copy is made', 'as above', ROT),
+  step(replication('load'), 'rot-4', 'rot-4', 'the backup knows', 'freed by its master', ROT),
+  step(
+    recovery('coordinator'),
+    'loss-1',
+    'loss-1',
+    'a loss is to be accepted',
+    REDONE,
+    ACCEPTED_LOSS,
+  ),
+  step(recovery('coordinator'), 'loss-2', 'loss-2 ★', 'recorded', GOES_ON, ACCEPTED_LOSS),
+];
+
 const COORDINATOR_ROWS: readonly Row[] = [
   step(coordinator('server-crash'), 'enlist-1', 'ENLIST_SERVER', 'asked to join', REDONE, {
     faults: ['crash', 'error:RETRY', 'delay:700'],
@@ -373,11 +403,14 @@ export const CATALOGUE: readonly Row[] = [
   ...CLEANING_ROWS,
   ...RECOVERY_ROWS,
   ...COORDINATOR_ROWS,
+  ...REPAIR_ROWS,
 ];
 
 /** RPCs without rows: nothing that is kept depends on them. */
 export const EXEMPT: Partial<Record<RpcName, string>> = {
   HELLO: 'part of a connection: `close` covers its loss',
+  REPORT_ROT: 'its ends are the steps `rot-1` to `rot-4`',
+  ACCEPT_LOSS: 'its ends are the steps `loss-1` and `loss-2`',
   LIST_TABLES: 'for people: `rekindle table list`',
   GET_STATUS: 'for people: `rekindle status`',
   GET_SERVER_STATS: 'for people: counters',

@@ -88,15 +88,29 @@ function kinds({ faults, ends }: Row): string {
     .join(', ');
 }
 
+function testOf({ elsewhere }: Row): string {
+  return (elsewhere ?? 'test/faults/fault-points.test.ts').replace(/^test\/|\.test\.ts$/g, '');
+}
+
 function table(page: Row['page']): string {
   const rows = CATALOGUE.filter((row) => row.page === page).map((row) =>
-    ['', row.step, `\`${row.name}\``, row.at, row.what, kinds(row), row.outcome, ''].join(' | '),
+    [
+      '',
+      row.step,
+      `\`${row.name}\``,
+      row.at,
+      row.what,
+      kinds(row),
+      row.outcome,
+      testOf(row),
+      '',
+    ].join(' | '),
   );
   return [
     `## ${TITLES[page]} ([${page}.md](${page}.md))`,
     '',
-    '| step | fault point | at | passed when | faults | expected |',
-    '|---|---|---|---|---|---|',
+    '| step | fault point | at | passed when | faults | expected | test |',
+    '|---|---|---|---|---|---|---|',
     ...rows.map((row) => row.trim()),
     '',
   ].join('\n');

@@ -30,6 +30,13 @@ test('every RPC has rows for both directions, or a reason', () => {
   }
 });
 
+test('tests that play rows of their own name them', () => {
+  for (const { name, elsewhere } of CATALOGUE) {
+    if (elsewhere === undefined) continue;
+    assert.ok(read(elsewhere).includes(`'${name}'`), `${elsewhere}: ${name}`);
+  }
+});
+
 test('no case is there twice', () => {
   const titles = CASES.map(({ row, fault }) => `${row.name}=${fault}`);
   assert.equal(new Set(titles).size, titles.length);

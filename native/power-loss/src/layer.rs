@@ -9,8 +9,7 @@ use crate::name_log::NameLog;
 use crate::raw;
 use libc::{c_int, ssize_t};
 use std::env::var_os;
-use std::ffi::{CString, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -169,15 +168,6 @@ impl Layer {
             self.names.renamed(from, to, former.as_deref());
         }
         result
-    }
-
-    /// The boot id of a machine that has lost its power, if this one has.
-    pub fn boot_id(&self) -> Option<CString> {
-        let path = self.sidecar.join("boot-id");
-        let named = path
-            .exists()
-            .then(|| CString::new(path.as_os_str().as_bytes()));
-        named?.ok()
     }
 
     /// A call that this layer cannot follow; the self-test fails.

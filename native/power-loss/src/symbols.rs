@@ -13,8 +13,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::slice::from_raw_parts;
 
-const BOOT_ID: &[u8] = b"/proc/sys/kernel/random/boot_id";
-
 fn text<'a>(path: *const c_char) -> &'a CStr {
     // SAFETY: the process passes a string that ends with NUL, and it lives until the call returns.
     unsafe { CStr::from_ptr(path) }
@@ -39,12 +37,6 @@ fn open_followed(directory: c_int, path: *const c_char, flags: c_int, mode: mode
     let Some(layer) = layer() else {
         return raw::open_at(directory, path, flags, mode);
     };
-    // A power cut gives the machine a new boot id; the sidecar has it.
-    if path.to_bytes() == BOOT_ID
-        && let Some(fake) = layer.boot_id()
-    {
-        return raw::open_at(directory, &fake, flags, mode);
-    }
     let full = absolute(directory, path);
     if !layer.covers(&full) {
         return raw::open_at(directory, path, flags, mode);

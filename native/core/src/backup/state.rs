@@ -85,12 +85,18 @@ pub(super) struct Replica {
     /// What the newest slot says.
     pub durable: Option<Certified>,
     pub durable_closed: bool,
+    /// The newest slot says `Ahead`: after a restart the replica may lack acknowledged bytes.
+    pub durable_ahead: bool,
     pub codec: Codec,
     pub stored: u32,
     /// None when the bytes are on disk only.
     pub memory: Option<OpenMemory>,
     /// Tokens that wait for the next flush of this replica.
     pub waiting: Vec<u64>,
+    /// A write of it failed: it takes no more, and stays as it is until it is freed.
+    pub lost: bool,
+    /// Its bytes on disk are not those of its certificate.
+    pub rotten: bool,
     pub from_restart: bool,
     /// The replica from before a restart that this one replaces when it is durable.
     pub replaced: Option<Box<Replica>>,
@@ -105,9 +111,15 @@ impl Replica {
         }
     }
 
-    fn needs_slot(&self) -> bool {
-        self.certified.is_some()
-            && (self.durable != self.certified || self.closed != self.durable_closed)
+    /// On disk only, and never changed again.
+    pub fn at_rest(&self) -> bool {
+        self.durable_closed && self.memory.is_none()
+    }
+
+    /// `ahead`: more may be acknowledged before the next slot.
+    fn needs_slot(&self, ahead: bool) -> bool {
+        let changed = self.durable != self.certified || self.closed != self.durable_closed;
+        self.certified.is_some() && (changed || (self.durable_ahead && !ahead))
     }
 }
 
@@ -128,9 +140,10 @@ pub(super) struct FlushPlan {
 
 /// Work of the I/O thread that is not a write of a master.
 pub(super) enum Job {
-    /// Frees what lies in these places.
+    /// Frees what lies in these places; `incomplete`: copies of it are left elsewhere.
     Free {
-        places: Vec<Place>,
+        places: Vec<(ReplicaKey, Place)>,
+        incomplete: bool,
         done: Completion,
     },
     /// The image of a closed replica is flushed: makes it the replica.
@@ -191,11 +204,18 @@ pub(super) struct Counters {
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,
+    /// Frames whose disk failed under a write of the I/O thread or a read of the scrub.
+    pub frames_failed: u32,
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    pub rot_found: u64,
 }
 
 pub(super) struct State {
     pub replicas: BTreeMap<ReplicaKey, Replica>,
     pub frames: FrameTable,
+    /// Replicas of which bytes are left on disk that could not be freed.
+    pub unfreed: BTreeSet<ReplicaKey>,
     pub fenced: BTreeSet<u64>,
     pub superblock: Superblock,
     pub dirty: BTreeSet<ReplicaKey>,
@@ -209,14 +229,17 @@ pub(super) struct State {
     pub stopping: bool,
     /// The I/O thread is gone; nothing is accepted any more.
     pub stopped: bool,
+    /// Mode `replicated`: writes are acknowledged before they are flushed.
+    pub acknowledges_ahead: bool,
     pub counters: Counters,
 }
 
 impl State {
-    pub fn new(frames_max: u32, superblock: Superblock) -> Self {
+    pub fn new(frames_max: u32, superblock: Superblock, acknowledges_ahead: bool) -> Self {
         Self {
             replicas: BTreeMap::new(),
             frames: FrameTable::new(frames_max),
+            unfreed: BTreeSet::new(),
             fenced: superblock.fenced.iter().copied().collect(),
             superblock,
             dirty: BTreeSet::new(),
@@ -228,6 +251,7 @@ impl State {
             next_replica_id: 1,
             stopping: false,
             stopped: false,
+            acknowledges_ahead,
             counters: Counters::default(),
         }
     }
@@ -240,6 +264,22 @@ impl State {
     pub fn mark_dirty(&mut self, key: ReplicaKey, now: Instant) {
         self.dirty.insert(key);
         self.dirty_since.get_or_insert(now);
+    }
+
+    /// Nothing is acknowledged any more for this master, or for any: the open replicas get a slot
+    /// that says so, lest a restart take them for shorter than what was acknowledged.
+    pub fn settle_open(&mut self, master_id: Option<u64>, now: Instant) {
+        let keys = match master_id {
+            Some(id) => (id, 0)..=(id, u64::MAX),
+            None => (0, 0)..=(u64::MAX, u64::MAX),
+        };
+        let ahead = |(key, replica): (&ReplicaKey, &Replica)| {
+            (replica.durable_ahead && replica.memory.is_some()).then_some(*key)
+        };
+        let settled: Vec<ReplicaKey> = self.replicas.range(keys).filter_map(ahead).collect();
+        for key in settled {
+            self.mark_dirty(key, now);
+        }
     }
 
     /// Bytes received and not yet durable.
@@ -267,8 +307,18 @@ impl State {
         now: Instant,
         done: &mut Vec<(u64, Status)>,
     ) -> Option<FlushPlan> {
+        let ahead = self.acknowledges_ahead && !self.stopping && !self.fenced.contains(&key.0);
         let replica = self.replicas.get_mut(&key)?;
-        if !replica.needs_slot() {
+        if replica.lost {
+            done.extend(
+                replica
+                    .waiting
+                    .drain(..)
+                    .map(|token| (token, Status::DiskError)),
+            );
+            return None;
+        }
+        if !replica.needs_slot(ahead) {
             done.extend(replica.waiting.drain(..).map(|token| (token, Status::Ok)));
             return None;
         }
@@ -285,6 +335,12 @@ impl State {
         let buffer = Arc::clone(&memory.buffer);
         let (id, frame, primary) = (replica.id, replica.place.whole(), replica.primary);
         let flushed_blocks = memory.flushed_blocks;
+        let (slot, sequence) = if data_only {
+            (0, 0)
+        } else {
+            self.frames.next_slot(frame)
+        };
+        // Last of what can fail: a token that is neither here nor in the plan is never answered.
         let tokens = if replica.closed && !closing {
             Vec::new()
         } else {
@@ -294,29 +350,15 @@ impl State {
             self.mark_dirty(key, now);
             self.urgent = true;
         }
-        let (slot, sequence) = if data_only {
-            (0, 0)
+        let state = if closing {
+            FrameState::Closed
+        } else if ahead {
+            FrameState::Ahead
         } else {
-            self.frames.next_slot(frame)
+            FrameState::Open
         };
-        let certificate = CertificateBlock {
-            sequence,
-            master_id: key.0,
-            segment_id: key.1,
-            epoch: certified.epoch,
-            length: certified.length,
-            checksum: certified.checksum,
-            state: if closing {
-                FrameState::Closed
-            } else {
-                FrameState::Open
-            },
-            primary,
-            codec: Codec::Raw,
-            stored: certified.length,
-        };
-        let failed = false;
-        let plan = FlushPlan {
+        let certificate = certificate_of(key, certified, state, primary, sequence);
+        Some(FlushPlan {
             key,
             id,
             frame,
@@ -326,20 +368,23 @@ impl State {
             flushed_blocks,
             data_only,
             tokens,
-            failed,
-        };
-        Some(plan)
+            failed: false,
+        })
     }
 
     /// The group with this plan is durable, or it failed and the replica is lost.
-    pub fn apply_flush(&mut self, plan: FlushPlan, done: &mut Vec<(u64, Status)>) {
+    pub fn apply_flush(&mut self, plan: &mut FlushPlan, done: &mut Vec<(u64, Status)>) {
+        let status = if plan.failed {
+            Status::DiskError
+        } else {
+            Status::Ok
+        };
+        done.extend(plan.tokens.drain(..).map(|token| (token, status)));
         if plan.failed {
-            done.extend(plan.tokens.iter().map(|&token| (token, Status::DiskError)));
             self.frames.latch_bad(plan.frame);
             self.lose_replica(plan.key, plan.id, done);
             return;
         }
-        done.extend(plan.tokens.iter().map(|&token| (token, Status::Ok)));
         if !plan.data_only {
             self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
         }
@@ -371,6 +416,7 @@ impl State {
         replica.durable = Some(durable);
         replica.stored = length;
         replica.durable_closed = certificate.state == FrameState::Closed;
+        replica.durable_ahead = certificate.state == FrameState::Ahead;
         if let Some(memory) = &mut replica.memory {
             memory.flushed_blocks = length / BLOCK_BYTES as u32;
         }
@@ -382,7 +428,8 @@ impl State {
         };
         if let Some(replaced) = replica.replaced.take() {
             self.jobs.push_back(Job::Free {
-                places: vec![replaced.place],
+                places: vec![(plan.key, replaced.place)],
+                incomplete: false,
                 done: Box::new(drop),
             });
         }
@@ -396,39 +443,26 @@ impl State {
             });
         }
     }
+}
 
-    fn lose_replica(&mut self, key: ReplicaKey, id: u64, done: &mut Vec<(u64, Status)>) {
-        self.counters.disk_errors += 1;
-        if self.replicas.get(&key).is_none_or(|found| found.id != id) {
-            return;
-        }
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return;
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::DiskError)),
-        );
-        if let Some(replaced) = replica.replaced.take() {
-            self.replicas.insert(key, *replaced);
-        }
-    }
-
-    /// Forgets a replica; returns the places to free.
-    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<Place> {
-        self.dirty.remove(&key);
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return Vec::new();
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::ReplicaUnknown)),
-        );
-        let replaced = replica.replaced.take().map(|replaced| replaced.place);
-        std::iter::once(replica.place).chain(replaced).collect()
+/// Of a replica that has a frame for itself.
+fn certificate_of(
+    key: ReplicaKey,
+    certified: Certified,
+    state: FrameState,
+    primary: bool,
+    sequence: u64,
+) -> CertificateBlock {
+    CertificateBlock {
+        sequence,
+        master_id: key.0,
+        segment_id: key.1,
+        epoch: certified.epoch,
+        length: certified.length,
+        checksum: certified.checksum,
+        state,
+        primary,
+        codec: Codec::Raw,
+        stored: certified.length,
     }
 }

@@ -254,7 +254,7 @@ impl Arena {
     ///
     /// # Safety
     /// `offset` came from a hash table slot or a segment of which nothing was freed since.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn entry(&self, offset: usize) -> EntryView<'_> {
         // SAFETY: a published entry has at least its header.
         let header = unsafe { self.published(offset, HEADER_BYTES) };

@@ -83,6 +83,13 @@ impl Log {
             .prepare(entries))
     }
 
+    /// Whether `prepare` would not roll over.
+    #[inline]
+    pub fn has_room(&self, entries: &[Append<'_>]) -> bool {
+        let total = entries.iter().map(Append::bytes).sum();
+        self.head.as_ref().is_some_and(|head| head.fits(total))
+    }
+
     /// Publishes what the last `prepare` wrote.
     pub fn publish(&self, objects: &Objects, entries: &[Append<'_>]) {
         let head = self.head.as_ref().expect("a prepared append has its head");

@@ -356,25 +356,36 @@ impl Objects {
     /// The newest entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, table_id: u64, key: &[u8]) -> Option<Current<'_>> {
-        let mut entry = None;
+        let mut found = None;
         let (slot, offset) = self.table.find(hash, |offset| {
-            // SAFETY: the offset comes from a slot; segments are freed under the rules above.
-            let candidate = unsafe { self.arena.entry(offset) };
-            let same = candidate.table_id() == table_id && same_key(candidate.key(), key);
-            entry = Some(candidate);
-            same
+            found = self.entry_of(offset, table_id, key);
+            found.is_some()
         })?;
         Some(Current {
             slot,
             offset,
-            entry: entry?,
+            entry: found?,
         })
     }
 
-    /// The next version of a key that the table does not know.
+    /// The entry that a slot refers to, if it has this key.
+    #[inline(always)]
+    pub fn entry_of(&self, offset: usize, table_id: u64, key: &[u8]) -> Option<EntryView<'_>> {
+        // SAFETY: the offset comes from a slot; segments are freed under the rules above.
+        let entry = unsafe { self.arena.entry(offset) };
+        (entry.table_id() == table_id && same_key(entry.key(), key)).then_some(entry)
+    }
+
+    /// The next version of a key that the table does not know; for the serving thread.
     #[inline]
     pub fn allocate_version(&self) -> u64 {
-        self.safe_version.fetch_add(1, Ordering::Relaxed)
+        if self.table.replaying() {
+            return self.safe_version.fetch_add(1, Ordering::Relaxed);
+        }
+        // Nobody else raises it: no need to wait for the stores before this one.
+        let version = self.safe_version.load(Ordering::Relaxed);
+        self.safe_version.store(version + 1, Ordering::Relaxed);
+        version
     }
 
     /// No version below `version` is allocated any more.
