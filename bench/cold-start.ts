@@ -43,7 +43,7 @@ export interface ColdStartOptions extends BenchOptions {
 
 /** The file of a backup that holds the replicas. */
 const FRAMES = 'frames';
-export const WHOLE_TIMEOUT_MS = 120_000;
+export const WHOLE_TIMEOUT_MS = 60_000;
 const OPERATION_TIMEOUT_MS = 60_000;
 const WRITING_MS_MIN = 200;
 const WRITING_MS_SPAN = 1_800;
