@@ -23,9 +23,13 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod first_empty;
 mod memory;
 pub mod report;
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod wide;
 
+use self::first_empty::first_empty;
 use self::memory::Buckets;
 use crate::status::Status;
 use crate::sync::Mutex;
@@ -147,23 +151,6 @@ fn decode(word: u64) -> usize {
 #[inline(always)]
 fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
-}
-
-/// The first empty slot of a bucket in which no word has the tag. Looks at all slots without
-/// branches: how many are used is what no processor can guess.
-#[inline(always)]
-fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
-    let (mut empty, mut same) = (0u32, 0u32);
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        empty |= u32::from(seen == 0) << number;
-        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
-    }
-    if same == 0 && empty != 0 {
-        Some(&bucket[empty.trailing_zeros() as usize])
-    } else {
-        None
-    }
 }
 
 /// The words of a bucket, and which of them are entries with the tag. Finds them without branches,
