@@ -44,8 +44,8 @@ pub fn crc32c_each(parts: &[&[u8]], checksums: &mut [u32]) {
     }
 }
 
-/// What `extend` says by `crc-fast`, for processors without wide multiplication; public to be measured
-/// beside the other path.
+/// What `extend` says by `crc-fast`, for processors without wide multiplication; public to be
+/// measured beside the other path.
 #[inline]
 pub fn extend_portable(prefix: u32, bytes: &[u8]) -> u32 {
     if prefix == 0 {
