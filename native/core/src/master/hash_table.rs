@@ -24,12 +24,16 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod first_empty;
 mod memory;
 pub mod report;
 mod scan;
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod wide;
 
+use self::first_empty::first_empty;
 use self::memory::Buckets;
-use self::scan::{entries_with, first_empty, vacant};
+use self::scan::{entries_with, vacant};
 use crate::status::Status;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
