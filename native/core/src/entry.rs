@@ -377,6 +377,12 @@ impl<'a> EntryIterator<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, offset: 0 }
     }
+
+    /// Where the next entry begins.
+    #[inline]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
 }
 
 impl<'a> Iterator for EntryIterator<'a> {
