@@ -33,7 +33,7 @@ export class BackupService {
   /** By token; bounded by `writesWaitingMax`. */
   readonly #writesWaiting = new Map<number, BinaryCall>();
   #tokenLast = 0;
-  readonly #load = new Float64Array(2);
+  readonly #load = new Float64Array(3);
   /** Recoveries that this backup keeps data for: id -> crashed server. */
   readonly #recoveries = new Map<number, number>();
   #closed = false;
@@ -104,7 +104,7 @@ export class BackupService {
       return;
     }
     this.#writesRefused += 1;
-    call.fail(new RekindleError(statusCode(status), `write refused: ${statusCode(status)}`));
+    call.fail(this.#coreRefusal(status));
   }
 
   async startReadingData(
@@ -119,9 +119,10 @@ export class BackupService {
       const digests = await core.digests(crashedServerId);
       log.info({ recoveryId, crashedServerId, replicas: replicas.length }, 'master fenced');
       return {
-        // A replica without a certificate has no bytes yet: it must not look like a segment.
+        // A replica without a certificate has no bytes yet: it must not look like a segment. What
+        // has rotted is none any more.
         replicas: replicas
-          .filter((replica) => replica.length > 0)
+          .filter((replica) => replica.length > 0 && !replica.rotten)
           .map(({ segmentId, epoch, length, closed, primary, doubtful }) => ({
             segmentId,
             epoch,
@@ -153,6 +154,17 @@ export class BackupService {
       return new RekindleError('RETRY', text, { retryAfterMs: overloadRetryMs });
     }
     return null;
+  }
+
+  #coreRefusal(status: number): RekindleError {
+    const code = statusCode(status);
+    if (status !== STATUS.NO_FREE_FRAME.number) {
+      return new RekindleError(code, `write refused: ${code}`);
+    }
+    this.#options.core.load(this.#load);
+    const diskFailed = this.#load[2] === 1;
+    const text = diskFailed ? 'the disk has failed' : 'no frame is free';
+    return new RekindleError(code, text, { details: { diskFailed } });
   }
 
   #finishWrites(done: Float64Array): void {

@@ -1,11 +1,13 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` starts a cluster of its
- * own on this machine; all print a short table, and write the figures as JSON with --json FILE.
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
+ * starts a cluster of its own on this machine; all print a short table, and write the figures as
+ * JSON with --json FILE.
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
 import { runThroughputBench } from '../../bench/throughput.js';
@@ -183,6 +185,50 @@ Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
     );
 }
 
+interface PlacementOptions {
+  quick?: boolean;
+  json?: string;
+  svg?: string;
+  replicas: number;
+  scatterWidth: number;
+  segments: number;
+  failed: number;
+  seed: number;
+}
+
+function placementCommand(): Command {
+  return new Command('placement')
+    .description('probability of data loss: random placement against copysets, no cluster')
+    .option('--quick', 'fewer sizes and trials')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--svg <file>', 'draw them')
+    .option('--replicas <n>', 'copies of every segment', integer(2, 8), 3)
+    .option(
+      '--scatter-width <n>',
+      'servers that a server shares segments with',
+      integer(1, 100),
+      10,
+    )
+    .option('--segments <n>', 'segments of the log of a server (8 MB each)', integer(1, 1e6), 1_000)
+    .option('--failed <percent>', 'servers that fail at once', integer(1, 100), 1)
+    .option('--seed <n>', 'draw the same placements and failures', integer(0, 2 ** 31 - 1), 4711)
+    .action((options: PlacementOptions) =>
+      run(() => {
+        const { failed: failedPercent, json, quick = false, ...rest } = options;
+        return report(json, runPlacementBench({ ...rest, failedPercent, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench placement --quick
+  $ rekindle bench placement --scatter-width 6 --svg placement.svg
+
+Exit code 1 if computation and trials disagree.`,
+    );
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
@@ -191,6 +237,7 @@ export function benchCommand(): Command {
     .addCommand(recoveryCommand())
     .addCommand(chaosCommand())
     .addCommand(coreCommand())
+    .addCommand(placementCommand())
     .addHelpText(
       'after',
       `

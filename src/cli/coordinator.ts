@@ -21,6 +21,7 @@ interface CoordinatorCommandOptions extends ServiceOptions {
   replicas?: number;
   durability?: Durability;
   allowSameHost?: boolean;
+  scatterWidth?: number;
   restore?: string;
 }
 
@@ -34,6 +35,7 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     ...(options.replicas === undefined ? {} : { replicas: options.replicas }),
     ...(options.durability === undefined ? {} : { durability: options.durability }),
     ...(options.allowSameHost === undefined ? {} : { allowSameHost: options.allowSameHost }),
+    ...(options.scatterWidth === undefined ? {} : { scatterWidth: options.scatterWidth }),
     insecure: options.insecure ?? false,
     ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
   });
@@ -61,6 +63,14 @@ export function coordinatorCommand(): Command {
       ),
     )
     .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
+    .addOption(
+      option(
+        '--scatter-width <n>',
+        'copysets: servers that a server shares segments with; 0 (default): all',
+        'SCATTER_WIDTH',
+        integer(0, 10_000),
+      ),
+    )
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
     .addHelpText(

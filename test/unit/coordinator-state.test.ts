@@ -350,3 +350,35 @@ test('silence never takes more than half of the servers within five seconds', ()
   verifier.step(refusal, 2, 6_100);
   assert.equal(verifier.step(refusal, 2, 6_120)[0]?.kind, 'crashed', 'refusals are not limited');
 });
+
+test('copysets come and go with the servers, in the same commits', () => {
+  const state = newState(3);
+  for (let n = 1; n <= 7; n++) enlist(state, n);
+  assert.deepEqual(state.serverList().copysets, [], 'off by default');
+  const { serverListVersion } = state.cluster;
+  assert.equal(
+    code(() => decideStart(state, { scatterWidth: 1 }, 'x')),
+    'INVALID_ARGUMENT',
+  );
+  applied(state, decideStart(state, { scatterWidth: 4 }, 'x'));
+  const started = state.serverList();
+  assert.ok(started.copysets.length >= 4);
+  assert.ok(started.version > serverListVersion, 'a list that is news');
+  assert.deepEqual(CoordinatorState.from(state.pairs()).serverList(), started);
+  applied(state, decideStart(state, {}, 'x'));
+  assert.deepEqual(state.serverList().copysets, started.copysets, 'stored');
+  const joined = enlist(state, 8);
+  const { copysets } = state.serverList();
+  for (const set of started.copysets) assert.ok(copysets.some((each) => `${each}` === `${set}`));
+  assert.ok(copysets.flat().includes(joined));
+  enlist(state, 9, { backup: false });
+  assert.deepEqual(state.serverList().copysets, copysets, 'a master alone holds no replicas');
+  applied(state, decideCrash(state, 2, 0, 0));
+  assert.ok(!state.serverList().copysets.flat().includes(2));
+  // A restart on the old address takes the place of its former incarnation.
+  const again = enlist(state, 3, { nonce: 'again' });
+  const now = state.serverList().copysets.flat();
+  assert.ok(now.includes(again) && !now.includes(3));
+  applied(state, decideStart(state, { scatterWidth: 0 }, 'x'));
+  assert.deepEqual(state.serverList().copysets, []);
+});

@@ -7,7 +7,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   const fixed = process.env.REKINDLE_SEED;
   const first = fixed === undefined ? Date.now() % 1_000_000 : Number(fixed);
   const runs = fixed === undefined ? 60 : 1;
-  const sums = { complete: 0, durable: 0, passes: 0, compactions: 0 };
+  const sums = { complete: 0, durable: 0, passes: 0, compactions: 0, reused: 0 };
   for (let seed = first; seed < first + runs; seed += 1) {
     const world = new World(seed);
     try {
@@ -28,6 +28,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
     sums.durable += world.durable;
     sums.passes += world.passesEnded;
     sums.compactions += world.compactions;
+    sums.reused += world.reused;
   }
   if (fixed !== undefined) return;
   // A test that never recovers or cleans anything would prove nothing.
@@ -35,6 +36,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   assert.ok(sums.durable > 0);
   assert.ok(sums.passes > runs, 'segments were cleaned');
   assert.ok(sums.compactions > runs, 'segments were compacted');
+  assert.ok(sums.reused > 0, 'backups took segments again that they had lost');
 });
 
 test('a backup that the list does not know yet is told to keep everything', () => {
