@@ -18,6 +18,12 @@ export interface ServerEntry {
   memoryBytes: number;
 }
 
+/**
+ * What a server answers to a probe. `refused`: the machine at its address says that this process
+ * is not there. `unknown`: nothing that would prove one or the other.
+ */
+export type ProbeOutcome = 'alive' | 'refused' | 'silent' | 'unknown';
+
 /** What every server knows of the cluster. `version` grows with every change. */
 export interface ServerList {
   version: number;
@@ -177,8 +183,11 @@ export interface Messages {
   };
   PING: {
     request: { callerServerId: number | null };
-    /** `member` is false if the answering server knows the caller as crashed or gone. */
-    reply: { serverListVersion: number; member: boolean };
+    /**
+     * `member` is false if the answering server knows the caller as crashed or gone. `lagMs`: how
+     * late it was lately at its own timers; it cannot be expected to answer faster.
+     */
+    reply: { serverListVersion: number; member: boolean; lagMs: number };
   };
   ENLIST_SERVER: {
     request: {
@@ -206,7 +215,11 @@ export interface Messages {
   LIST_TABLES: { request: Empty; reply: { tables: TableInfo[] } };
   GET_TABLE: { request: { name?: string; tableId?: number }; reply: { table: TableInfo } };
   HINT_SERVER_CRASHED: { request: { serverId: number; reason: string }; reply: Empty };
-  VERIFY_MEMBERSHIP: { request: { serverId: number }; reply: { member: boolean } };
+  VERIFY_MEMBERSHIP: {
+    request: { serverId: number };
+    /** `leaseMs`: what the coordinator grants for reads; 0 if it grants nothing. */
+    reply: { member: boolean; leaseMs: number };
+  };
   SET_MASTER_RECOVERY_INFO: {
     request: { serverId: number; segmentId: number; epoch: number };
     reply: Empty;
@@ -238,6 +251,11 @@ export interface Messages {
     reply: Empty;
   };
   GET_SERVER_STATS: { request: Empty; reply: ServerStats };
+  PROBE_SERVER: {
+    /** `timeoutMs`: what counts as silence, from a witness that is not late itself. */
+    request: { serverId: number; timeoutMs: number };
+    reply: { outcome: ProbeOutcome };
+  };
   TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   RECOVER: {
@@ -259,7 +277,8 @@ export interface Messages {
   BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };
   START_READING_DATA: {
     request: { term: number; recoveryId: number; crashedServerId: number };
-    reply: { replicas: ReplicaReport[]; digests: DigestReport[] };
+    /** `leaseRemainderMs`: how long the newest grant to the crashed master runs on. */
+    reply: { replicas: ReplicaReport[]; digests: DigestReport[]; leaseRemainderMs: number };
   };
   START_PARTITIONS: {
     request: {
@@ -284,4 +303,5 @@ export interface Messages {
     request: { recoveryId: number; crashedServerId: number };
     reply: Empty;
   };
+  RENEW_LEASE: { request: { masterId: number }; reply: { leaseMs: number } };
 }

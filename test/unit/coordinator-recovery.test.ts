@@ -25,6 +25,7 @@ type ReplicaShape = [segmentId: number, length: number, open?: 'open', epoch?: n
 /** `digest` names the segment whose open replica lists the given ids. */
 function report(replicas: ReplicaShape[], digest?: [number, number[], number?]): BackupReport {
   return {
+    leaseRemainderMs: 0,
     replicas: replicas.map(([segmentId, length, open, epoch = 0]) => ({
       segmentId,
       length,
