@@ -129,12 +129,12 @@ export class BackupService {
     checkTerm(term);
     this.#leases.fence(crashedServerId);
     try {
-      await faultPoint('lease-4');
+      await faultPoint('lease-3');
       await core.fence(crashedServerId);
       const replicas = core.replicas().filter((replica) => replica.masterId === crashedServerId);
       const digests = await core.digests(crashedServerId);
       log.info({ recoveryId, crashedServerId, replicas: replicas.length }, 'master fenced');
-      await faultPoint('lease-5');
+      await faultPoint('lease-4');
       return {
         leaseRemainderMs: this.#leases.remainderMs(crashedServerId, clock()),
         // A replica without a certificate has no bytes yet: it must not look like a segment.

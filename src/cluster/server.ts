@@ -190,6 +190,7 @@ class Server implements RunningServer {
     this.#startDetector();
     this.#membership.apply(list);
     this.#handlers.open();
+    this.#lag.forget();
     const { serverId, clusterId } = this;
     this.#log.info({ serverId, clusterId, port: this.port }, 'server is ready');
   }

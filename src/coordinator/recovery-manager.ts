@@ -86,7 +86,7 @@ export class RecoveryManager {
       if (leftMs <= 0) break;
       await new Promise<void>((resolve) => this.context.after(Math.ceil(leftMs), resolve));
     }
-    await this.context.faultPoint('lease-6');
+    await this.context.faultPoint('lease-5');
   }
 
   /** Only the newest generation of a partition that is not done can fail. */

@@ -97,7 +97,6 @@ export class ReadLeaseRuntime {
         void this.#askCoordinator();
         return;
       case 'regained':
-        void faultPoint('lease-3');
         this.#options.onRegained();
         return;
     }
@@ -107,9 +106,9 @@ export class ReadLeaseRuntime {
     const { serverId: masterId, servers, clock, log } = this.#options;
     const link = servers.linkTo(serverId);
     if (link === null) return;
-    await faultPoint('lease-1');
-    const sentAtMs = clock();
     try {
+      await faultPoint('lease-1');
+      const sentAtMs = clock();
       const options = { timeoutMs: renewTimeoutMs };
       const { leaseMs } = await link.call('RENEW_LEASE', { masterId }, options);
       this.granted(serverId, sentAtMs, leaseMs);

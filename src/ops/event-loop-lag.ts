@@ -25,6 +25,13 @@ export class EventLoopLag {
     return Math.max(lateMs, this.#worstMs, this.#worstBeforeMs);
   }
 
+  /** What was before says nothing of what comes: a process that starts is late as it never is again. */
+  forget(): void {
+    this.#worstMs = 0;
+    this.#worstBeforeMs = 0;
+    this.#dueAtMs = performance.now() + intervalMs;
+  }
+
   close(): void {
     clearInterval(this.#timer);
   }
