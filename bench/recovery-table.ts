@@ -5,7 +5,7 @@
 import { formatBytes, formatCount, formatMs, textTable } from '../src/ops/text-table.js';
 import type { RecoveryPhase, RecoveryReport } from '../src/rpc/messages.js';
 
-const phaseTexts: Record<RecoveryPhase, string> = {
+export const phaseTexts: Record<RecoveryPhase, string> = {
   detect: 'detect the crash',
   fence: 'fence the server, find its log',
   plan: 'plan partitions',

@@ -19,6 +19,7 @@ import {
   parseDurability,
   parseMemoryBytes,
   parsePeer,
+  parseValueSizes,
 } from './option-parsers.js';
 
 interface CommonOptions {
@@ -114,29 +115,47 @@ function latencyCommand(): Command {
     .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
 }
 
+const RECOVERY_BYTES = 2 ** 30;
+const RECOVERY_BYTES_QUICK = 128 * 2 ** 20;
+
+interface RecoveryOptions extends CommonOptions {
+  bytes?: number;
+  value: number[];
+  peer?: 'redis';
+  svg?: string;
+}
+
 function recoveryCommand(): Command {
   return withDurability(
     subcommand('recovery', 'kill the one master that holds the data', undefined),
   )
-    .option('--bytes <size>', 'bytes of values on that master', parseBytes, 512 * 2 ** 20)
-    .option('--value <size>', 'bytes of a value', parseBytes, 1024)
-    .action((options: CommonOptions & { bytes: number; value: number }) =>
+    .option('--bytes <size>', 'bytes of values on that master (default: 1GB)', parseBytes)
+    .addOption(
+      option(
+        '--value <sizes>',
+        'bytes of a value; a run for each',
+        'VALUE',
+        parseValueSizes,
+      ).default([100, 1024], '100,1KB'),
+    )
+    .option('--peer <name>', 'put the same data into a peer and restart it: redis', parsePeer)
+    .option('--svg <file>', 'draw the timeline; {size} in the name is replaced')
+    .action((options: RecoveryOptions) =>
       run(() => {
-        const { servers, bytes, value: valueBytes, durability, quick = false } = options;
-        return report(
-          options.json,
-          runRecoveryBench({ servers, bytes, valueBytes, durability, quick }),
-        );
+        const { servers, value: valueBytes, durability, peer, svg, quick = false } = options;
+        const bytes = options.bytes ?? (quick ? RECOVERY_BYTES_QUICK : RECOVERY_BYTES);
+        const bench = { servers, bytes, valueBytes, durability, peer, svg, quick };
+        return report(options.json, runRecoveryBench(bench));
       }),
     )
     .addHelpText(
       'after',
       `
 Examples:
-  $ rekindle bench recovery --quick          512 MB of 1 KB objects, five servers
-  $ rekindle bench recovery --bytes 2GB --servers 8
+  $ rekindle bench recovery --quick --peer redis      128 MB of 100 B and of 1 KB objects
+  $ rekindle bench recovery --bytes 2GB --value 1KB --servers 8 --svg 'recovery-{size}.svg'
 
-Memory of the servers follows from --bytes.`,
+Memory of the servers follows from --bytes; a run of 1 GB needs some 14 GB in all.`,
     );
 }
 

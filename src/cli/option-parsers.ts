@@ -35,6 +35,17 @@ export function parseBytes(text: string): number {
   return bytes;
 }
 
+const VALUE_BYTES_MAX = 2 ** 20;
+
+/** 100,1KB: sizes of a value, each from 1 byte to 1 MB. */
+export function parseValueSizes(text: string): number[] {
+  return text.split(',').map((part) => {
+    const bytes = parseBytes(part);
+    if (bytes >= 1 && bytes <= VALUE_BYTES_MAX) return bytes;
+    throw new InvalidArgumentError(`"${part}" is not the size of a value, 1 to 1MB.`);
+  });
+}
+
 /** Log memory: at least 64 MB, rounded up to whole segments. */
 export function parseMemoryBytes(text: string): number {
   const bytes = parseBytes(text);

@@ -1,12 +1,7 @@
 /**
- * One WebSocket of a link, from the dial to the loss: the only user of `ws`. It makes the
- * handshake, corks what is sent in one turn, and reports each message and exactly one loss.
- *
- * The zero mask (`generateMask`) saves a pass over every byte in JavaScript; masking protects
- * browsers behind proxies, which this is not. `setNoDelay`: a split frame took 44 ms without.
+ * One connection of a link, from the dial to the loss: makes the handshake of docs/formats.md §3,
+ * corks what is sent in one turn, and reports each reply and exactly one loss.
  */
-import type { Socket } from 'node:net';
-import WebSocket from 'ws';
 import { asRekindleError, RekindleError } from './errors.js';
 import {
   emptyHeader,
@@ -14,7 +9,6 @@ import {
   KIND_ERROR_REPLY,
   KIND_REPLY,
   KIND_REQUEST,
-  MESSAGE_BYTES_MAX,
   readHeader,
   writeHeader,
 } from './frame.js';
@@ -22,9 +16,8 @@ import { PROTOCOL, pathOfRole } from './handshake.js';
 import type { Hello, Messages } from './messages.js';
 import { RPC } from './table.js';
 import type { EndpointIdentity } from './transport.js';
+import { WebSocketClient } from './web-socket-client.js';
 
-/** Up to here a message is copied together: one frame costs less than the copy. */
-const JOINED_BYTES_MAX = 64 * 1024;
 const HELLO_CALL_ID = 0;
 
 /** What a caller says of itself in its HELLOs. */
@@ -38,18 +31,22 @@ export interface LinkIdentity {
 export interface LinkEvents {
   /** The handshake succeeded. */
   opened(remote: EndpointIdentity): void;
-  /** A reply; `status` is 0 for a success. `body` is this message's own memory. */
-  reply(callId: number, status: number, body: Buffer): void;
+  /** Where the body of a successful reply goes; null: memory of its own. */
+  place(callId: number, bytes: number): Uint8Array | null;
+  /** A reply; `status` is 0 for a success. `body` is this message's own memory, or `place`'s. */
+  reply(callId: number, status: number, body: Uint8Array): void;
   /** The end; `established` tells whether the handshake had succeeded. */
   lost(error: RekindleError, established: boolean): void;
 }
 
 export class LinkConnection {
-  readonly #socket: WebSocket;
+  readonly #socket: WebSocketClient;
+  readonly #hello: Hello;
+  readonly #handshakeTimeoutMs: number;
+  readonly #sentHead = new Uint8Array(HEADER_BYTES);
   readonly #events: LinkEvents;
   readonly #header = emptyHeader();
   readonly #handshakeTimer: NodeJS.Timeout;
-  #transport: Socket | null = null;
   #corked = false;
   #established = false;
   #ended = false;
@@ -63,75 +60,55 @@ export class LinkConnection {
     events: LinkEvents,
   ) {
     this.#events = events;
-    this.#socket = new WebSocket(`ws://${address}${pathOfRole(hello.role)}`, {
-      perMessageDeflate: false,
-      generateMask: zeroMask,
-      maxPayload: MESSAGE_BYTES_MAX,
-      followRedirects: false,
-      handshakeTimeout: handshakeTimeoutMs,
+    this.#hello = hello;
+    this.#handshakeTimeoutMs = handshakeTimeoutMs;
+    this.#socket = new WebSocketClient(address, pathOfRole(hello.role), {
+      opened: () => this.#sayHello(),
+      place: (head, bytes) => this.#place(head, bytes),
+      message: (head, body) => this.#onMessage(head, body),
+      pong: () => {
+        this.heardAtMs = performance.now();
+      },
+      closed: (reason, cause) => this.#end(lost(`${address}: ${reason}`, cause)),
     });
     this.#handshakeTimer = setTimeout(
       () => this.#end(lost(`no handshake with ${address} within ${handshakeTimeoutMs} ms`)),
       handshakeTimeoutMs,
     );
-    this.#socket.on('upgrade', (response) => {
-      this.#transport = response.socket;
-      this.#transport.setNoDelay(true);
-    });
-    this.#socket.on('open', () => {
-      this.send(RPC.HELLO.opcode, HELLO_CALL_ID, handshakeTimeoutMs, [
-        Buffer.from(JSON.stringify(hello)),
-      ]);
-      this.flush();
-    });
-    this.#socket.on('message', (data, isBinary) => this.#onMessage(data as Buffer, isBinary));
-    this.#socket.on('pong', () => {
-      this.heardAtMs = performance.now();
-    });
-    this.#socket.on('error', (cause) => {
-      this.#end(lost(`${address}: ${cause.message === '' ? 'refused' : cause.message}`, cause));
-    });
-    this.#socket.on('close', (code) => this.#end(lost(`${address} closed (${code})`)));
+  }
+
+  #sayHello(): void {
+    const body = Buffer.from(JSON.stringify(this.#hello));
+    this.send(RPC.HELLO.opcode, HELLO_CALL_ID, this.#handshakeTimeoutMs, [body]);
+    this.flush();
   }
 
   /** Bytes accepted that the kernel has not taken yet. */
   get unsentBytes(): number {
-    return this.#socket.bufferedAmount;
+    return this.#socket.unsentBytes;
   }
 
-  /** Sends one request; large bodies as fragments, so that their parts are not copied together. */
+  /** Sends one request; `parts` must not change until it is answered. */
   send(opcode: number, callId: number, deadlineMs: number, parts: readonly Uint8Array[]): void {
     if (this.#ended) return;
-    if (!this.#corked && this.#transport !== null) {
+    if (!this.#corked) {
       this.#corked = true;
-      this.#transport.cork();
+      this.#socket.cork();
       setImmediate(() => this.flush());
     }
-    let bytes = HEADER_BYTES;
-    for (const part of parts) bytes += part.length;
-    if (bytes <= JOINED_BYTES_MAX) {
-      const message = Buffer.allocUnsafe(bytes);
-      writeHeader(message, KIND_REQUEST, opcode, 0, callId, deadlineMs);
-      let at = HEADER_BYTES;
-      for (const part of parts) {
-        message.set(part, at);
-        at += part.length;
-      }
-      this.#socket.send(message, { binary: true });
-      return;
-    }
-    const header = Buffer.allocUnsafe(HEADER_BYTES);
-    writeHeader(header, KIND_REQUEST, opcode, 0, callId, deadlineMs);
-    this.#socket.send(header, { binary: true, fin: false });
-    for (let i = 0; i < parts.length; i++) {
-      this.#socket.send(parts[i]!, { binary: true, fin: i === parts.length - 1 });
-    }
+    writeHeader(this.#sentHead, KIND_REQUEST, opcode, 0, callId, deadlineMs);
+    this.#socket.send(this.#sentHead, parts);
   }
 
   flush(): void {
     if (!this.#corked) return;
     this.#corked = false;
-    this.#transport?.uncork();
+    this.#socket.uncork();
+  }
+
+  /** A call has ended before its reply: what still comes of it must not be written there. */
+  letGo(body: Uint8Array): void {
+    this.#socket.letGo(body);
   }
 
   /** Asks for a sign of life. */
@@ -144,10 +121,21 @@ export class LinkConnection {
     this.#end(error);
   }
 
-  #onMessage(data: Buffer, isBinary: boolean): void {
+  #place(head: Uint8Array, bytes: number): Uint8Array {
+    // A head that says nonsense is reported with its message.
+    const placed =
+      this.#established &&
+      readHeader(head, this.#header) === null &&
+      this.#header.kind === KIND_REPLY
+        ? this.#events.place(this.#header.callId, bytes)
+        : null;
+    return placed ?? Buffer.allocUnsafe(bytes);
+  }
+
+  #onMessage(head: Uint8Array, body: Uint8Array): void {
     this.heardAtMs = performance.now();
     const header = this.#header;
-    const problem = isBinary ? readHeader(data, header) : 'text message';
+    const problem = readHeader(head, header);
     if (problem !== null) {
       const error = new RekindleError('PROTOCOL_MISMATCH', `${this.address}: ${problem}`);
       this.#end(error);
@@ -158,14 +146,13 @@ export class LinkConnection {
       this.#end(new RekindleError('PROTOCOL_MISMATCH', `${this.address} sent a request`));
       return;
     }
-    const body = data.subarray(HEADER_BYTES);
     if (this.#established) this.#events.reply(header.callId, isError ? header.status : 0, body);
     else this.#onHelloReply(isError ? header.status : 0, body);
   }
 
-  #onHelloReply(status: number, body: Buffer): void {
+  #onHelloReply(status: number, body: Uint8Array): void {
     try {
-      const json: unknown = JSON.parse(body.toString());
+      const json: unknown = JSON.parse(Buffer.from(body).toString());
       if (status !== 0) {
         this.#end(RekindleError.fromReply(status, json));
         return;
@@ -193,10 +180,6 @@ export class LinkConnection {
     this.#socket.terminate();
     this.#events.lost(error, this.#established);
   }
-}
-
-function zeroMask(mask: Buffer): void {
-  mask.fill(0);
 }
 
 function lost(message: string, cause?: unknown): RekindleError {

@@ -12,6 +12,8 @@ export class PendingCall {
   readonly bytes: number;
   sent = false;
   sentAtMs = 0;
+  /** The caller's memory that the reply is being read into. */
+  placed: Uint8Array | null = null;
   #signal: AbortSignal | undefined;
   #onAbort: (() => void) | undefined;
 
@@ -21,6 +23,8 @@ export class PendingCall {
     readonly parts: readonly Uint8Array[],
     nowMs: number,
     readonly timeoutMs: number,
+    /** See `CallOptions.place`. */
+    readonly place: ((bytes: number) => Uint8Array) | null,
     readonly resolve: (body: Uint8Array) => void,
     readonly reject: (error: RekindleError) => void,
   ) {

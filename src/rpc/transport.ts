@@ -1,7 +1,7 @@
 /**
  * The interface between the RPC layer and those who use it: servers register handlers on an
  * `RpcEndpoint`, callers hold `RpcLink`s from a `LinkPool`. The only implementations are
- * `uws-endpoint.ts` (uWebSockets.js, servers) and `ws-link.ts` (`ws`, callers).
+ * `uws-endpoint.ts` (uWebSockets.js, servers) and `ws-link.ts` (callers).
  *
  * Everything is bounded: message size, outstanding bytes a link, back-pressure a connection.
  */
@@ -58,6 +58,11 @@ export interface CallOptions {
   /** Overrides the RPC's default. */
   timeoutMs?: number;
   signal?: AbortSignal;
+  /**
+   * Where the body of a successful reply is to be read into: memory of exactly this many bytes,
+   * which is the caller's again when the call has ended. Default: memory of its own.
+   */
+  place?: (bytes: number) => Uint8Array;
 }
 
 /** A connection to one address that reconnects by itself with backoff while it is wanted. */

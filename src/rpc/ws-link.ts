@@ -116,7 +116,8 @@ export class WsLink implements RpcLink {
       const now = performance.now();
       const timeoutMs = options?.timeoutMs ?? RPC[name].timeoutMs;
       const id = this.#newCallId();
-      const call = new PendingCall(id, name, parts, now, timeoutMs, resolve, reject);
+      const place = options?.place ?? null;
+      const call = new PendingCall(id, name, parts, now, timeoutMs, place, resolve, reject);
       this.usedAtMs = now;
       const signal = options?.signal;
       const refusal = this.#refusal(call, signal);
@@ -218,10 +219,20 @@ export class WsLink implements RpcLink {
   }
 
   #fail(call: PendingCall, error: RekindleError): void {
-    if (this.#take(call)) call.reject(error);
+    if (!this.#take(call)) return;
+    // The caller may use its memory again at once.
+    if (call.placed !== null) this.#connection?.letGo(call.placed);
+    call.reject(error);
   }
 
-  #onReply(callId: number, status: number, body: Buffer): void {
+  #place(callId: number, bytes: number): Uint8Array | null {
+    const call = this.#calls.get(callId);
+    if (call === undefined || call.place === null) return null;
+    call.placed = call.place(bytes);
+    return call.placed;
+  }
+
+  #onReply(callId: number, status: number, body: Uint8Array): void {
     // A reply to a call that has ended (deadline, signal) finds nothing.
     const call = this.#calls.get(callId);
     if (call === undefined || !this.#take(call)) return;
@@ -230,7 +241,7 @@ export class WsLink implements RpcLink {
       return;
     }
     try {
-      call.reject(RekindleError.fromReply(status, JSON.parse(body.toString())));
+      call.reject(RekindleError.fromReply(status, JSON.parse(Buffer.from(body).toString())));
     } catch (thrown) {
       call.reject(asRekindleError(thrown));
     }
@@ -299,6 +310,7 @@ export class WsLink implements RpcLink {
           for (const call of this.#calls.values()) this.#send(call);
           connection.flush();
         },
+        place: (callId, bytes) => this.#place(callId, bytes),
         reply: (callId, status, body) => this.#onReply(callId, status, body),
         lost: (error, established) => {
           if (this.#connection === connection) this.#onLost(error, established);
