@@ -25,7 +25,7 @@ export class EventLoopLag {
     return Math.max(lateMs, this.#worstMs, this.#worstBeforeMs);
   }
 
-  /** What was before says nothing of what comes: a process that starts is late as it never is again. */
+  /** What was before says nothing of what comes: a start is late as nothing ever is again. */
   forget(): void {
     this.#worstMs = 0;
     this.#worstBeforeMs = 0;
