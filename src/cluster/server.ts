@@ -20,8 +20,8 @@ import { RecoveryMaster } from '../master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../master/replica-manager-runtime.js';
 import type { Addon, BackupCore, MasterCore } from '../native/contract.js';
 import { asNativeError, loadAddon } from '../native/index.js';
-import { EventLoopLag } from '../ops/event-loop-lag.js';
 import { createLog, type Log } from '../ops/log.js';
+import { Sluggishness } from '../ops/sluggishness.js';
 import { RekindleError } from '../rpc/errors.js';
 import { WsLinkPool } from '../rpc/link-pool.js';
 import type { Durability, ServerList, ServerStats } from '../rpc/messages.js';
@@ -154,7 +154,7 @@ class Server implements RunningServer {
   #recovery: RecoveryMaster | null = null;
   #cleaner: CleanerDriver | null = null;
   #detector: FailureDetectorRuntime | null = null;
-  readonly #lag = new EventLoopLag();
+  readonly #lag = new Sluggishness();
   #stopping: Promise<void> | null = null;
 
   constructor(options: ServerOptions) {
@@ -322,7 +322,7 @@ class Server implements RunningServer {
     this.#handlers.handle('PING', ({ callerServerId }) => ({
       serverListVersion: membership.version,
       member: callerServerId === null || membership.mayBeMember(callerServerId),
-      lagMs: Math.round(this.#lag.worstMs()),
+      lagMs: Math.round(this.#lag.ms()),
     }));
     this.#handlers.handle('UPDATE_SERVER_LIST', ({ list }) => {
       membership.apply(list);

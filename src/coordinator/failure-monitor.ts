@@ -3,7 +3,7 @@
  * questions that `crash-verifier.ts` wants answered, of the suspect itself and of witnesses. It
  * says who is dead; what follows is the coordinator's.
  */
-import { EventLoopLag } from '../ops/event-loop-lag.js';
+import { Sluggishness } from '../ops/sluggishness.js';
 import { asRekindleError } from '../rpc/errors.js';
 import type { ProbeOutcome } from '../rpc/messages.js';
 import { patience, probe } from '../rpc/probe.js';
@@ -31,14 +31,15 @@ export interface FailureMonitorConfig {
 
 export const FAILURE_MONITOR_DEFAULTS: FailureMonitorConfig = {
   pingIntervalMs: 100,
-  pingTimeoutMs: 200,
+  pingTimeoutMs: 150,
   probeTimeoutMs: 250,
   witnesses: 2,
   verifier: CRASH_VERIFIER_DEFAULTS,
 };
 
-/** Of a server that has not said how late it is: one that starts may stand still for a while. */
-const LAG_UNKNOWN_MS = 250;
+/** Of a server that has just started, whatever it says: it may stand still for a while. */
+const LAG_NEW_MS = 250;
+const NEW_MS = 3_000;
 /** What a witness may take beyond its probe: the way there and back, and its own lag. */
 const WITNESS_MARGIN_MS = 250;
 
@@ -56,9 +57,9 @@ export class FailureMonitor {
   private readonly verifier: CrashVerifier;
   private readonly watched = new WeakSet<RpcLink>();
   private readonly pinging = new Set<number>();
-  private readonly lag = new EventLoopLag();
-  /** What each server said of its own lag. */
-  private readonly lagsMs = new Map<number, number>();
+  private readonly lag = new Sluggishness();
+  /** What each server said of its own lag, and when it said so first. */
+  private readonly lags = new Map<number, { lagMs: number; sinceMs: number }>();
   private stopped = false;
 
   constructor(
@@ -95,7 +96,7 @@ export class FailureMonitor {
 
   /** The server has left the list of those that are up. */
   left(serverId: number): void {
-    this.lagsMs.delete(serverId);
+    this.lags.delete(serverId);
     this.step({ kind: 'left', serverId });
   }
 
@@ -130,7 +131,8 @@ export class FailureMonitor {
     try {
       const request = { callerServerId: null };
       const { lagMs } = await this.link(server).call('PING', request, { timeoutMs });
-      if (this.context.state.isUp(serverId)) this.lagsMs.set(serverId, lagMs);
+      const sinceMs = this.lags.get(serverId)?.sinceMs ?? performance.now();
+      if (this.context.state.isUp(serverId)) this.lags.set(serverId, { lagMs, sinceMs });
     } catch (error) {
       this.suspect(serverId, `a ping failed: ${asRekindleError(error).message}`);
     } finally {
@@ -139,8 +141,9 @@ export class FailureMonitor {
   }
 
   private patienceWith(serverId: number, timeoutMs: number): number {
-    const lagMs = this.lagsMs.get(serverId) ?? LAG_UNKNOWN_MS;
-    return patience(timeoutMs, Math.max(lagMs, this.lag.worstMs()));
+    const { lagMs, sinceMs } = this.lags.get(serverId) ?? { lagMs: 0, sinceMs: performance.now() };
+    const newMs = performance.now() - sinceMs < NEW_MS ? LAG_NEW_MS : 0;
+    return patience(timeoutMs, Math.max(newMs, lagMs, this.lag.ms()));
   }
 
   private step(event: CrashVerifierEvent): void {

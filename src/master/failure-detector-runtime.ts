@@ -3,8 +3,8 @@
  * asks this server for as a witness. What stopping and ending the process mean is the owner's
  * affair.
  */
-import type { EventLoopLag } from '../ops/event-loop-lag.js';
 import type { Log } from '../ops/log.js';
+import type { Sluggishness } from '../ops/sluggishness.js';
 import { asRekindleError } from '../rpc/errors.js';
 import type { ProbeOutcome, ServerList } from '../rpc/messages.js';
 import { patience, probe } from '../rpc/probe.js';
@@ -21,7 +21,7 @@ export interface FailureDetectorRuntimeOptions {
   serverId: number;
   servers: ProbeDirectory;
   coordinator: CoordinatorCaller;
-  lag: EventLoopLag;
+  lag: Sluggishness;
   log: Log;
   random?: () => number;
   onStop: (reason: string) => void;
@@ -77,7 +77,7 @@ export class FailureDetectorRuntime {
     const link = servers.linkTo(serverId);
     if (link === null) return 'unknown';
     const freshLink = () => servers.freshLinkTo(serverId) ?? link;
-    return probe({ link: () => link, freshLink }, patience(timeoutMs, lag.worstMs()));
+    return probe({ link: () => link, freshLink }, patience(timeoutMs, lag.ms()));
   }
 
   close(): void {
@@ -119,7 +119,7 @@ export class FailureDetectorRuntime {
     if (link === null) return;
     try {
       const request = { callerServerId: this.#options.serverId };
-      const timeoutMs = patience(pingTimeoutMs, this.#options.lag.worstMs());
+      const timeoutMs = patience(pingTimeoutMs, this.#options.lag.ms());
       const { member } = await link.call('PING', request, { timeoutMs });
       this.#step({ kind: 'pingAnswered', serverId, member });
     } catch (thrown) {

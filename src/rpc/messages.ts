@@ -185,7 +185,7 @@ export interface Messages {
     request: { callerServerId: number | null };
     /**
      * `member` is false if the answering server knows the caller as crashed or gone. `lagMs`: how
-     * late it was lately at its own timers; it cannot be expected to answer faster.
+     * slow it is at present (src/ops/sluggishness.ts); it cannot be expected to answer faster.
      */
     reply: { serverListVersion: number; member: boolean; lagMs: number };
   };

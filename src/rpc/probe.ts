@@ -15,12 +15,14 @@ export interface ProbeTarget {
   freshLink(): RpcLink;
 }
 
+/** Lateness that an idle machine shows as well. */
+const lagMsUsual = 25;
 const lagFactor = 4;
 const lagMsMax = 500;
 
-/** What silence is on a busy machine. `lagMs`: how late the asking or the asked process runs. */
+/** What silence is on a busy machine. `lagMs`: how slow the asking or the asked process is. */
 export function patience(timeoutMs: number, lagMs: number): number {
-  return timeoutMs + lagFactor * Math.min(lagMs, lagMsMax);
+  return timeoutMs + lagFactor * Math.min(Math.max(0, lagMs - lagMsUsual), lagMsMax);
 }
 
 export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeOutcome> {
