@@ -26,6 +26,8 @@ export interface FailureMonitorConfig {
   /** Silence that a probe, or that of a witness, takes for an answer. */
   probeTimeoutMs: number;
   witnesses: number;
+  /** Of a server that has just started, whatever it says: it may stand still for a while. */
+  newServerLagMs: number;
   verifier: CrashVerifierConfig;
 }
 
@@ -34,11 +36,10 @@ export const FAILURE_MONITOR_DEFAULTS: FailureMonitorConfig = {
   pingTimeoutMs: 150,
   probeTimeoutMs: 250,
   witnesses: 2,
+  newServerLagMs: 250,
   verifier: CRASH_VERIFIER_DEFAULTS,
 };
 
-/** Of a server that has just started, whatever it says: it may stand still for a while. */
-const LAG_NEW_MS = 250;
 const NEW_MS = 3_000;
 /** What a witness may take beyond its probe: the way there and back, and its own lag. */
 const WITNESS_MARGIN_MS = 250;
@@ -57,7 +58,6 @@ export class FailureMonitor {
   private readonly verifier: CrashVerifier;
   private readonly watched = new WeakSet<RpcLink>();
   private readonly pinging = new Set<number>();
-  private readonly lag = new Sluggishness();
   /** What each server said of its own lag, and when it said so first. */
   private readonly lags = new Map<number, { lagMs: number; sinceMs: number }>();
   private stopped = false;
@@ -67,6 +67,7 @@ export class FailureMonitor {
     private readonly links: LinkPool,
     private readonly onCrashed: CrashListener,
     private readonly config: FailureMonitorConfig = FAILURE_MONITOR_DEFAULTS,
+    private readonly lag: Pick<Sluggishness, 'ms' | 'close'> = new Sluggishness(),
   ) {
     this.verifier = new CrashVerifier(config.verifier);
   }
@@ -142,7 +143,7 @@ export class FailureMonitor {
 
   private patienceWith(serverId: number, timeoutMs: number): number {
     const { lagMs, sinceMs } = this.lags.get(serverId) ?? { lagMs: 0, sinceMs: performance.now() };
-    const newMs = performance.now() - sinceMs < NEW_MS ? LAG_NEW_MS : 0;
+    const newMs = performance.now() - sinceMs < NEW_MS ? this.config.newServerLagMs : 0;
     return patience(timeoutMs, Math.max(newMs, lagMs, this.lag.ms()));
   }
 

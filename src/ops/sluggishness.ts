@@ -1,7 +1,7 @@
 /**
- * How slow this process is at present, in milliseconds: how late it runs its own timers, and how many
- * others want the processor. The worst of the last three to six seconds. Whoever judges others by
- * their silence waits longer by this measure, his own since it may be the judge who is deaf, and
+ * How slow this process is at present, in milliseconds: how late it runs its own timers, and how
+ * many others want the processor. The worst of the last three to six seconds. Whoever judges others
+ * by their silence waits longer by this measure, his own since it may be the judge who is deaf, and
  * theirs since who was slow once will be slow again. The load counts before anything is late: work
  * that takes 100 ms alone takes a second among ten.
  */

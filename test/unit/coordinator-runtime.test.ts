@@ -384,6 +384,20 @@ test('a killed server is noticed, recovered and leaves the list; its report stay
     await until('backups hear of the end', () => living.every((s) => s.completed.length === 1));
   }));
 
+test('no tablet changes hands before the last grant to its owner is over', () =>
+  withCluster(async (cluster) => {
+    await cluster.add(5);
+    const create = { operationId: 'c', name: 't' };
+    const dead = cluster.owner(
+      (await cluster.endpoint.call('CREATE_TABLE', create)).table.tablets[0]?.serverId,
+    );
+    for (const server of cluster.servers) server.leaseRemainderMs = 290;
+    const startMs = performance.now();
+    cluster.kill(dead);
+    await until('it is recovered', async () => (await cluster.status()).servers.length === 4);
+    assert.ok(performance.now() - startMs >= 290);
+  }));
+
 test('a server that does not know its new id yet is not taken for dead', () =>
   withCluster(async (cluster) => {
     const server = new FakeServer(cluster, 1);
