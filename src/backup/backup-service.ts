@@ -140,12 +140,13 @@ export class BackupService {
         // A replica without a certificate has no bytes yet: it must not look like a segment.
         replicas: replicas
           .filter((replica) => replica.length > 0)
-          .map(({ segmentId, epoch, length, closed, primary }) => ({
+          .map(({ segmentId, epoch, length, closed, primary, doubtful }) => ({
             segmentId,
             epoch,
             length,
             closed,
             primary,
+            doubtful,
           })),
         digests,
       };
@@ -209,7 +210,8 @@ export class BackupService {
   }
 
   #startPartitions(request: RequestOf<'START_PARTITIONS'>): ReplyOf<'START_PARTITIONS'> {
-    const { recoveryId, crashedServerId, partitions, segmentIds } = request;
+    const { term, recoveryId, crashedServerId, partitions, segmentIds } = request;
+    this.#options.checkTerm(term);
     // A newer recovery of the same master replaces the older one (the core drops its data).
     for (const [id, serverId] of this.#recoveries) {
       if (serverId === crashedServerId) this.#recoveries.delete(id);
@@ -242,6 +244,7 @@ export class BackupService {
   }
 
   #recoveryComplete(request: RequestOf<'RECOVERY_COMPLETE'>): ReplyOf<'RECOVERY_COMPLETE'> {
+    this.#options.checkTerm(request.term);
     this.#endRecovery(request.recoveryId);
     return {};
   }

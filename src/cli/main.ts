@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, CommanderError } from 'commander';
+import { adminCommand } from './admin.js';
 import { benchCommand } from './bench.js';
 import { EXIT_FAILED, EXIT_OK, printError } from './command-runner.js';
 import { coordinatorCommand } from './coordinator.js';
@@ -64,6 +65,7 @@ Exit codes: 0 yes, 1 no (absent, degraded, different), 2 the command failed.`,
     deleteCommand(),
     benchCommand(),
     demoCommand(),
+    adminCommand(),
   ];
   for (const command of commands) root.addCommand(inheriting(command));
   return root;

@@ -15,6 +15,7 @@ import {
   run,
   withClient,
 } from './command-runner.js';
+import { gapLines, lossText } from './loss-text.js';
 import { jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
 import { tableRows, tableTitles } from './table.js';
 
@@ -23,6 +24,7 @@ interface StatusOptions extends ClientOptions {
 }
 
 const RECOVERIES_SHOWN_MAX = 5;
+const LOSSES_SHOWN_MAX = 5;
 
 export function isHealthy(status: ClusterStatus): boolean {
   return (
@@ -71,6 +73,10 @@ export function statusText(status: ClusterStatus): string {
     const rest = ['bytes', 'total', 'waits for'];
     parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
   }
+  parts.push(...status.recoveries.flatMap(gapLines));
+  const { losses } = status;
+  if (losses.length > 0) parts.push('', ...losses.slice(0, LOSSES_SHOWN_MAX).map(lossText));
+  if (losses.length > LOSSES_SHOWN_MAX) parts.push(`${losses.length} losses in all (--json)`);
   const { warnings, notes } = status;
   if (warnings.length > 0) parts.push('', ...warnings.map((warning) => `warning: ${warning}`));
   if (notes.length > 0) parts.push('', ...notes.map((note) => `note: ${note}`));

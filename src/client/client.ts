@@ -8,7 +8,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import { RekindleError } from '../rpc/errors.js';
 import { WsLinkPool } from '../rpc/link-pool.js';
-import type { ClusterStatus, Hello, TableInfo } from '../rpc/messages.js';
+import type { ClusterStatus, Hello, LossReport, TableInfo } from '../rpc/messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import { bytes } from './codec.js';
 import {
@@ -110,6 +110,17 @@ export class Client implements AsyncDisposable {
 
   status(options: OperationOptions = {}): Promise<ClusterStatus> {
     return this.#call('GET_STATUS', {}, options);
+  }
+
+  /**
+   * Gives up what a crashed master had in segments that are gone for ever (docs/recovery.md). Keys
+   * whose newest version was there show an older one, or are absent, or reappear.
+   */
+  async acceptLoss(
+    loss: RequestOf<'ACCEPT_LOSS'>,
+    options: OperationOptions = {},
+  ): Promise<LossReport> {
+    return (await this.#call('ACCEPT_LOSS', loss, options)).loss;
   }
 
   /** Operations and messages under way, retries, masters. */

@@ -183,14 +183,16 @@ export class LocalCluster {
     await this.#coordinator.kill(signal);
   }
 
-  async restartCoordinator(): Promise<void> {
+  /** Starts it when it does not run, with this added to its environment. */
+  async restartCoordinator(environment: Record<string, string> = {}): Promise<void> {
     const { coordinatorPort, replicas, durability } = this.#layout;
-    await this.#coordinator.start([
+    const coordinatorArguments = [
       ...[CLI, 'coordinator', '--ready-json', '--exit-with-parent', '--allow-same-host'],
       ...['--host', HOST, '--port', String(coordinatorPort)],
       ...['--data', join(this.dataDirectory, 'coordinator')],
       ...['--replicas', String(replicas), '--durability', durability],
-    ]);
+    ];
+    await this.#coordinator.start(coordinatorArguments, environment);
   }
 
   /** All processes at once, as a power cut would. */

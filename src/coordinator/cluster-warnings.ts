@@ -49,9 +49,10 @@ export function clusterWarnings(
         `${STATE_COPIES_WANTED} are wanted`,
     );
   }
-  for (const { state: recoveryState, crashedServerId, waitingFor } of recoveries) {
+  for (const { state: recoveryState, crashedServerId, waitingFor, gap } of recoveries) {
     if (recoveryState === 'done') continue;
-    const waits = waitingFor === null ? '' : `; it waits for ${waitingFor}`;
+    const hint = gap === null ? '' : ' (`rekindle admin accept-loss` tells what can be done)';
+    const waits = waitingFor === null ? '' : `; it waits for ${waitingFor}${hint}`;
     warnings.push(`server ${crashedServerId} is being recovered${waits}`);
   }
   for (const { name, state: tableState } of state.tables.values()) {

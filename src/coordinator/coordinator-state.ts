@@ -8,6 +8,7 @@
 import { invariant, RekindleError } from '../rpc/errors.js';
 import type {
   Durability,
+  LossReport,
   RecoveryTablet,
   ServerEntry,
   ServerList,
@@ -59,6 +60,8 @@ export interface TableRecord {
 export interface PartitionRecord {
   partitionId: number;
   tablets: RecoveryTablet[];
+  /** As the table statistics had it. */
+  bytes: number;
   /** The recovery master; null until one was chosen. */
   serverId: number | null;
   /** Grows with every choice of a recovery master. */
@@ -74,6 +77,24 @@ export interface RecoveryRecord {
   crashedAtMs: number;
   /** null until the plan is committed. */
   partitions: PartitionRecord[] | null;
+  /** What the log may lack, as operators have accepted. */
+  lost: AcceptedLoss;
+}
+
+export interface AcceptedLoss {
+  head: boolean;
+  /** Ascending. */
+  segmentIds: number[];
+}
+
+/** A backup that has crashed and whose disk has not come back: it may hold what others lack. */
+export interface AbsentRecord {
+  serverId: number;
+  host: string;
+  address: string;
+  crashedAtMs: number;
+  /** Masters with ids from this on joined after its crash. */
+  nextServerId: number;
 }
 
 /** What a decision wants to be committed, and what its caller is told when it is. */
@@ -86,12 +107,17 @@ export const clusterKey = 'cluster';
 export const serverKey = (serverId: number): string => `servers/${serverId}`;
 export const tableKey = (tableId: number): string => `tables/${tableId}`;
 export const recoveryKey = (recoveryId: number): string => `recoveries/${recoveryId}`;
+export const absentKey = (serverId: number): string => `absent/${serverId}`;
+export const lossKey = (lossId: number): string => `losses/${lossId}`;
 
 export class CoordinatorState {
   private clusterRecord: ClusterRecord | null = null;
   readonly servers = new Map<number, ServerRecord>();
   readonly tables = new Map<number, TableRecord>();
   readonly recoveries = new Map<number, RecoveryRecord>();
+  readonly absent = new Map<number, AbsentRecord>();
+  /** What was given up, for ever. */
+  readonly losses = new Map<number, LossReport>();
 
   static from(pairs: readonly StoragePair[]): CoordinatorState {
     const state = new CoordinatorState();
@@ -117,6 +143,8 @@ export class CoordinatorState {
       else if (kind === 'servers') replace(this.servers, Number(id), value);
       else if (kind === 'tables') replace(this.tables, Number(id), value);
       else if (kind === 'recoveries') replace(this.recoveries, Number(id), value);
+      else if (kind === 'absent') replace(this.absent, Number(id), value);
+      else if (kind === 'losses') replace(this.losses, Number(id), value);
       else throw new RekindleError('INTERNAL', `unknown key in the coordinator state: ${key}`);
     }
   }
@@ -131,6 +159,12 @@ export class CoordinatorState {
     }
     for (const recovery of this.recoveries.values()) {
       pairs.push({ key: recoveryKey(recovery.recoveryId), value: recovery });
+    }
+    for (const absent of this.absent.values()) {
+      pairs.push({ key: absentKey(absent.serverId), value: absent });
+    }
+    for (const loss of this.losses.values()) {
+      pairs.push({ key: lossKey(loss.lossId), value: loss });
     }
     return pairs;
   }

@@ -276,6 +276,7 @@ export class Coordinator implements CoordinatorContext {
       return {};
     });
     this.handle('RECOVERY_MASTER_FINISHED', (request) => this.recoveries.finished(request));
+    this.handle('ACCEPT_LOSS', (request) => this.recoveries.acceptLoss(request));
     this.handle('CREATE_TABLE', (request, { deadlineMs }) => this.createTable(request, deadlineMs));
     this.handle('DROP_TABLE', (request, { deadlineMs }) => this.dropTable(request, deadlineMs));
     this.handle('LIST_TABLES', () => ({ tables: this.state.tableInfos() }));
@@ -357,6 +358,7 @@ export class Coordinator implements CoordinatorContext {
       servers: this.state.serverList().servers,
       tables: this.state.tableInfos(),
       recoveries,
+      losses: [...this.state.losses.values()].sort((a, b) => b.lossId - a.lossId),
       stateCopies,
       warnings: [
         ...clusterWarnings(this.state, recoveries, this.copier),

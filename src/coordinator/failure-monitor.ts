@@ -41,7 +41,7 @@ export const FAILURE_MONITOR_DEFAULTS: FailureMonitorConfig = {
 };
 
 const NEW_MS = 3_000;
-/** What a witness may take beyond its probe: the way there and back, and its own lag. */
+/** What a witness may take beyond its probe, which it begins and ends late if it is slow. */
 const WITNESS_MARGIN_MS = 250;
 
 const OBSTACLES: Record<Obstacle, string> = {
@@ -128,7 +128,7 @@ export class FailureMonitor {
 
   private async ping(server: ServerRecord): Promise<void> {
     const { serverId } = server;
-    const timeoutMs = this.patienceWith(serverId, this.config.pingTimeoutMs);
+    const timeoutMs = this.patienceWith(this.config.pingTimeoutMs, serverId);
     try {
       const request = { callerServerId: null };
       const { lagMs } = await this.link(server).call('PING', request, { timeoutMs });
@@ -141,10 +141,15 @@ export class FailureMonitor {
     }
   }
 
-  private patienceWith(serverId: number, timeoutMs: number): number {
+  /** Of the coordinator and these servers, the slowest sets the pace. */
+  private patienceWith(timeoutMs: number, ...serverIds: number[]): number {
+    return patience(timeoutMs, Math.max(this.lag.ms(), ...serverIds.map((id) => this.lagOf(id))));
+  }
+
+  private lagOf(serverId: number): number {
     const { lagMs, sinceMs } = this.lags.get(serverId) ?? { lagMs: 0, sinceMs: performance.now() };
     const newMs = performance.now() - sinceMs < NEW_MS ? this.config.newServerLagMs : 0;
-    return patience(timeoutMs, Math.max(newMs, lagMs, this.lag.ms()));
+    return Math.max(newMs, lagMs);
   }
 
   private step(event: CrashVerifierEvent): void {
@@ -177,7 +182,7 @@ export class FailureMonitor {
       const outcome = await answer;
       if (!this.stopped) this.step({ kind: 'probed', serverId, round, witness, outcome });
     };
-    const timeoutMs = this.patienceWith(serverId, this.config.probeTimeoutMs);
+    const timeoutMs = this.patienceWith(this.config.probeTimeoutMs, serverId);
     const target = {
       link: () => this.link(server),
       freshLink: () => {
@@ -187,20 +192,17 @@ export class FailureMonitor {
     };
     this.context.background(report(null, probe(target, timeoutMs)), 'probing a server');
     for (const witness of witnesses) {
-      const answer = this.askWitness(witness, serverId, timeoutMs);
+      const answer = this.askWitness(witness, serverId);
       this.context.background(report(witness.serverId, answer), 'asking a witness');
     }
   }
 
-  private async askWitness(
-    witness: ServerRecord,
-    serverId: number,
-    timeoutMs: number,
-  ): Promise<ProbeOutcome> {
+  private async askWitness(witness: ServerRecord, serverId: number): Promise<ProbeOutcome> {
+    const timeoutMs = this.patienceWith(this.config.probeTimeoutMs, serverId, witness.serverId);
     try {
       const link = this.link(witness);
       const request = { serverId, timeoutMs };
-      const options = { timeoutMs: timeoutMs + WITNESS_MARGIN_MS };
+      const options = { timeoutMs: 1.5 * timeoutMs + WITNESS_MARGIN_MS };
       const { outcome } = await link.call('PROBE_SERVER', request, options);
       return outcome;
     } catch (error) {

@@ -1,12 +1,17 @@
 /**
- * Finds the log of a crashed master in what the backups report, or says why it cannot be proved
- * complete (docs/recovery.md, phase 2).
+ * Finds the log of a crashed master in what the backups report, or says what is missing for the
+ * proof that it is complete (docs/recovery.md, phase 2).
  *
  * What it stands on: an open head names all segments of the log; a head receives data only when
- * its predecessor is closed on all its backups; a closed replica never changes; replicas that were
- * lost while open are below the minimum open (segment, epoch) that the master stored.
+ * its predecessor is closed on all its backups; a close is acknowledged when it is flushed, in
+ * every mode; a closed replica never changes; replicas that were lost while open are below the
+ * minimum open (segment, epoch) that the master stored. A doubtful replica is one that may lack
+ * acknowledged bytes: it shows that the head is no later segment, and proves nothing of its own
+ * length, so it counts beside a sound one only if it is the same.
  */
+import type { LogGap } from '../rpc/messages.js';
 import type { ReplyOf } from '../rpc/table.js';
+import type { AcceptedLoss } from './coordinator-state.js';
 
 export type BackupReport = ReplyOf<'START_READING_DATA'>;
 
@@ -23,6 +28,7 @@ export interface LogSegment {
 }
 
 export interface DiscoveredLog {
+  /** 0 if the head is lost. */
   headSegmentId: number;
   /** Ascending; the head is the last. */
   segments: LogSegment[];
@@ -30,9 +36,16 @@ export interface DiscoveredLog {
   tabletStats: { tableId: number; startSlot: number; endSlot: number; bytes: number }[];
 }
 
-export type Discovery =
-  | { complete: true; log: DiscoveredLog }
-  | { complete: false; waitingFor: string };
+export interface LogEvidence {
+  reports: ReadonlyMap<number, BackupReport>;
+  minimumOpen: MinimumOpen;
+  /** Replicas that recovery masters found damaged: segment id -> backups. */
+  damaged: ReadonlyMap<number, ReadonlySet<number>>;
+  /** What the log may lack. */
+  lost: AcceptedLoss;
+}
+
+export type Discovery = { complete: true; log: DiscoveredLog } | { complete: false; gap: LogGap };
 
 interface Replica {
   backupId: number;
@@ -41,45 +54,44 @@ interface Replica {
   length: number;
   closed: boolean;
   primary: boolean;
+  doubtful: boolean;
 }
 
-const MISSING_SHOWN_MAX = 20;
+interface ChosenSegment extends LogSegment {
+  doubtful: boolean;
+}
 
-export function discoverLog(
-  reports: ReadonlyMap<number, BackupReport>,
-  minimumOpen: MinimumOpen,
-): Discovery {
-  const replicas = replicasBySegment(reports, minimumOpen);
+export function discoverLog(evidence: LogEvidence): Discovery {
+  const { reports, minimumOpen, lost } = evidence;
+  const replicas = replicasBySegment(evidence);
   const head = findHead(reports, replicas, minimumOpen);
-  if (head === null) {
-    return {
-      complete: false,
-      waitingFor: `a backup that holds the head of the log (${reports.size} have answered)`,
-    };
-  }
+  // Without the head nobody knows which segments the log has: all that there are may be of it.
+  const named = head?.segmentIds.filter((id) => id <= head.segmentId) ?? [...replicas.keys()];
+  const gap: LogGap = { headMissing: head === null && !lost.head, missing: [], doubtful: [] };
   const segments: LogSegment[] = [];
-  const missing: number[] = [];
-  for (const segmentId of [...head.segmentIds].sort((a, b) => a - b)) {
-    if (segmentId > head.segmentId) continue;
-    const segment = chooseReplicas(segmentId, replicas.get(segmentId) ?? []);
-    if (segment === null) missing.push(segmentId);
-    else segments.push(segment);
+  for (const segmentId of named.sort((a, b) => a - b)) {
+    const chosen = chooseReplicas(segmentId, replicas.get(segmentId) ?? []);
+    const accepted = lost.segmentIds.includes(segmentId);
+    if (chosen === null) {
+      if (!accepted) gap.missing.push(segmentId);
+      continue;
+    }
+    const { doubtful, ...segment } = chosen;
+    segments.push(segment);
+    if (!doubtful || accepted) continue;
+    const { length, backups } = segment;
+    gap.doubtful.push({ segmentId, fromByte: length, servers: backups });
   }
-  if (missing.length > 0) {
-    const shown = missing.slice(0, MISSING_SHOWN_MAX).join(', ');
-    const more = missing.length > MISSING_SHOWN_MAX ? ', …' : '';
-    return {
-      complete: false,
-      waitingFor: `backups with ${missing.length} missing segments: ${shown}${more}`,
-    };
+  if (gap.headMissing || gap.missing.length > 0 || gap.doubtful.length > 0) {
+    return { complete: false, gap };
   }
   return {
     complete: true,
     log: {
-      headSegmentId: head.segmentId,
+      headSegmentId: head?.segmentId ?? 0,
       segments,
       bytes: segments.reduce((sum, { length }) => sum + length, 0),
-      tabletStats: head.tabletStats,
+      tabletStats: head?.tabletStats ?? [],
     },
   };
 }
@@ -92,16 +104,15 @@ function isStale(segmentId: number, epoch: number, minimumOpen: MinimumOpen): bo
 }
 
 /** All valid replicas: every closed one, and the open ones that are not stale. */
-function replicasBySegment(
-  reports: ReadonlyMap<number, BackupReport>,
-  minimumOpen: MinimumOpen,
-): Map<number, Replica[]> {
+function replicasBySegment({ reports, minimumOpen, damaged }: LogEvidence): Map<number, Replica[]> {
   const replicas = new Map<number, Replica[]>();
   for (const [backupId, report] of reports) {
-    for (const { segmentId, epoch, length, closed, primary } of report.replicas) {
+    for (const replica of report.replicas) {
+      const { segmentId, epoch, closed } = replica;
       if (!closed && isStale(segmentId, epoch, minimumOpen)) continue;
+      if (damaged.get(segmentId)?.has(backupId)) continue;
       const list = replicas.get(segmentId) ?? [];
-      list.push({ backupId, segmentId, epoch, length, closed, primary });
+      list.push({ ...replica, backupId });
       replicas.set(segmentId, list);
     }
   }
@@ -138,11 +149,13 @@ function findHead(
 /**
  * Closed replicas all say the same, though one that was copied after a compaction is shorter;
  * primaries go first since their backups read them unasked. Of open ones only those with the
- * highest (epoch, length) are used, so that all partitions see the same bytes.
+ * highest (epoch, length) of a sound one are used, so that all partitions see the same bytes.
  */
-function chooseReplicas(segmentId: number, replicas: readonly Replica[]): LogSegment | null {
+function chooseReplicas(segmentId: number, replicas: readonly Replica[]): ChosenSegment | null {
   const closed = replicas.filter((replica) => replica.closed);
-  const open = [...replicas].sort((a, b) => b.epoch - a.epoch || b.length - a.length);
+  const open = [...replicas].sort(
+    (a, b) => Number(a.doubtful) - Number(b.doubtful) || b.epoch - a.epoch || b.length - a.length,
+  );
   const best = open[0];
   if (best === undefined) return null;
   const usable =
@@ -152,5 +165,10 @@ function chooseReplicas(segmentId: number, replicas: readonly Replica[]): LogSeg
   usable.sort((a, b) => Number(b.primary) - Number(a.primary) || a.backupId - b.backupId);
   const first = usable[0];
   if (first === undefined) return null;
-  return { segmentId, length: first.length, backups: usable.map(({ backupId }) => backupId) };
+  return {
+    segmentId,
+    length: first.length,
+    backups: usable.map(({ backupId }) => backupId),
+    doubtful: closed.length === 0 && best.doubtful,
+  };
 }

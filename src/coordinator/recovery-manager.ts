@@ -6,10 +6,18 @@
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import type { RecoveryReport } from '../rpc/messages.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
+import { acceptedBefore, decideAcceptLoss, type LossEvidence } from './accepted-loss.js';
 import type { CoordinatorContext } from './context.js';
-import type { RecoveryRecord } from './coordinator-state.js';
+import type { RecoveryRecord, ServerRecord } from './coordinator-state.js';
+import { holdersOf } from './log-gap.js';
 import type { LeaseEnd, ReadLeases } from './read-leases.js';
-import { RECOVERY_TIMINGS, Recovery, type RecoveryEffect, type RecoveryEvent } from './recovery.js';
+import {
+  RECOVERY_TIMINGS,
+  Recovery,
+  type RecoveryEffect,
+  type RecoveryEvent,
+  type RecoveryView,
+} from './recovery.js';
 import { decideAssign, decidePlan } from './recovery-record.js';
 import { RecoveryProgress } from './recovery-report.js';
 import { decideRelease } from './server-list.js';
@@ -17,6 +25,11 @@ import { decideOwnership } from './tables.js';
 
 const REPORTS_MAX = 20;
 const COMPLETE_ATTEMPTS_MAX = 3;
+/** A master that does not say at once what memory it has is taken to have enough. */
+const LOAD_TIMEOUT_MS = 500;
+const SEGMENT_BYTES = 8 * 1024 * 1024;
+/** The share of log memory that live objects can fill before cleaning gets nowhere. */
+const USABLE_SHARE = 0.9;
 
 interface Run {
   readonly recoveryId: number;
@@ -89,6 +102,29 @@ export class RecoveryManager {
     await this.context.faultPoint('lease-5');
   }
 
+  /**
+   * ACCEPT_LOSS. What is missing is looked up at the commit's turn, so that nothing is given up
+   * that a backup has brought meanwhile.
+   */
+  async acceptLoss(request: RequestOf<'ACCEPT_LOSS'>): Promise<ReplyOf<'ACCEPT_LOSS'>> {
+    await this.context.faultPoint('loss-1');
+    const known = acceptedBefore(this.context.state, request);
+    const loss = await this.context.commit((state) => {
+      const evidence = this.lossEvidence(state.recoveryOf(request.serverId)?.recoveryId);
+      return decideAcceptLoss(state, request, evidence, this.context.now());
+    });
+    if (known === null)
+      this.context.log('warn', 'an operator gave up a part of a log', { ...loss });
+    await this.context.faultPoint('loss-2');
+    return { loss };
+  }
+
+  private lossEvidence(recoveryId: number | undefined): LossEvidence {
+    const machine = recoveryId === undefined ? undefined : this.runs.get(recoveryId)?.machine;
+    if (machine === undefined) return { gap: null, unanswered: [] };
+    return { gap: machine.gap, unanswered: machine.unanswered };
+  }
+
   /** Only the newest generation of a partition that is not done can fail. */
   private failed(run: Run, request: RequestOf<'RECOVERY_MASTER_FINISHED'>): void {
     const { recoveryId, partitionId, generation, serverId } = request;
@@ -103,7 +139,11 @@ export class RecoveryManager {
     );
     const fields = { ...this.fields(recoveryId), partitionId, generation, serverId, error };
     this.context.log(current ? 'warn' : 'info', 'a recovery master failed', fields);
-    if (current) this.step(run, { kind: 'partition-failed', partitionId, generation, error });
+    if (!current) return;
+    const { unreadable } = request;
+    const outOfMemory = error.startsWith('OUT_OF_MEMORY');
+    const failure = { partitionId, generation, error, outOfMemory, unreadable };
+    this.step(run, { kind: 'partition-failed', ...failure });
   }
 
   private fields(recoveryId: number): Record<string, unknown> {
@@ -127,7 +167,7 @@ export class RecoveryManager {
   private report(run: Run): RecoveryReport {
     const { machine, progress } = run;
     const errorOf = (partitionId: number): string | null => machine.partitionError(partitionId);
-    return progress.report(machine.waitingFor, errorOf, this.context.now());
+    return progress.report(machine, errorOf, this.context.now());
   }
 
   private step(run: Run, event: RecoveryEvent): void {
@@ -137,12 +177,27 @@ export class RecoveryManager {
     if (record === undefined || crashed === undefined) return;
     const nowMs = this.context.now();
     const waitedFor = run.machine.waitingFor;
-    const view = {
+    const effects = run.machine.step(event, this.view(record, crashed), nowMs);
+    this.observe(run, record, waitedFor, nowMs);
+    for (const effect of effects) this.perform(run, effect);
+  }
+
+  private view(record: RecoveryRecord, crashed: ServerRecord): RecoveryView {
+    const { state } = this.context;
+    const busy = new Map<number, number>();
+    for (const { recoveryId, partitions } of state.recoveries.values()) {
+      if (recoveryId === record.recoveryId) continue;
+      for (const { serverId, state: partitionState } of partitions ?? []) {
+        if (serverId === null || partitionState !== 'running') continue;
+        busy.set(serverId, (busy.get(serverId) ?? 0) + 1);
+      }
+    }
+    return {
       term: state.cluster.term,
       record,
       upServers: state.upServers(),
       tablets: state
-        .tabletsOf(run.crashedServerId)
+        .tabletsOf(crashed.serverId)
         .map(({ tableId, startSlot, endSlot, ctimeSegmentId }) => ({
           tableId,
           startSlot,
@@ -150,10 +205,9 @@ export class RecoveryManager {
           ctimeSegmentId,
         })),
       minimumOpen: { segmentId: crashed.minOpenSegmentId, epoch: crashed.minOpenEpoch },
+      busy,
+      holders: (answered) => holdersOf(state, crashed.serverId, answered),
     };
-    const effects = run.machine.step(event, view, nowMs);
-    this.observe(run, record, waitedFor, nowMs);
-    for (const effect of effects) this.perform(run, effect);
   }
 
   private observe(run: Run, record: RecoveryRecord, waitedFor: string | null, nowMs: number): void {
@@ -182,6 +236,8 @@ export class RecoveryManager {
         return this.fence(run, effect.serverId);
       case 'start-partitions':
         return this.startPartitions(run, effect);
+      case 'ask-load':
+        return this.askLoad(run, effect.serverId);
       case 'recover':
         return this.recover(run, effect);
       case 'release':
@@ -219,6 +275,19 @@ export class RecoveryManager {
     }
   }
 
+  private async askLoad(run: Run, serverId: number): Promise<void> {
+    let freeBytes: number | null = null;
+    try {
+      const options = { timeoutMs: LOAD_TIMEOUT_MS };
+      const { master } = await this.context.call(serverId, 'GET_SERVER_STATS', {}, options);
+      freeBytes = freeBytesOf(master ?? {});
+    } catch (error) {
+      const fields = { ...this.fields(run.recoveryId), serverId, error: String(error) };
+      this.context.log('info', 'a master did not say what memory it has', fields);
+    }
+    this.step(run, { kind: 'load', serverId, freeBytes });
+  }
+
   private async startPartitions(
     run: Run,
     { serverId, round, segmentIds }: Extract<RecoveryEffect, { kind: 'start-partitions' }>,
@@ -229,7 +298,8 @@ export class RecoveryManager {
       partitionId,
       tablets,
     }));
-    const request = { recoveryId, crashedServerId, partitions, segmentIds };
+    const { term } = this.context.state.cluster;
+    const request = { term, recoveryId, crashedServerId, partitions, segmentIds };
     let kind: 'partitions-started' | 'partitions-failed' = 'partitions-started';
     try {
       await this.context.call(serverId, 'START_PARTITIONS', request);
@@ -257,7 +327,7 @@ export class RecoveryManager {
       this.context.log('info', 'a recovery master did not accept its partition', fields);
       const event: RecoveryEvent = known.retryable
         ? { kind: 'recover-lost', partitionId, generation }
-        : { kind: 'partition-failed', partitionId, generation, error: known.message };
+        : { kind: 'partition-failed', partitionId, generation, error: `${known}` };
       this.step(run, event);
     }
   }
@@ -327,7 +397,9 @@ export class RecoveryManager {
   ): Promise<void> {
     for (let attempt = 1; attempt <= COMPLETE_ATTEMPTS_MAX; attempt++) {
       try {
-        await this.context.call(serverId, 'RECOVERY_COMPLETE', { recoveryId, crashedServerId });
+        const { term } = this.context.state.cluster;
+        const request = { term, recoveryId, crashedServerId };
+        await this.context.call(serverId, 'RECOVERY_COMPLETE', request);
         return;
       } catch (error) {
         if (!this.context.state.isUp(serverId)) return;
@@ -336,4 +408,15 @@ export class RecoveryManager {
       }
     }
   }
+}
+
+/** What a master can take in, once its cleaner has done its work; null: it does not say. */
+function freeBytesOf({
+  memoryBytes,
+  liveBytes,
+  segmentsReserved = 0,
+}: Record<string, number>): number | null {
+  if (memoryBytes === undefined || liveBytes === undefined) return null;
+  const usable = USABLE_SHARE * (memoryBytes - segmentsReserved * SEGMENT_BYTES);
+  return Math.max(0, usable - liveBytes);
 }

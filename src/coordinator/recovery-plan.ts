@@ -1,6 +1,7 @@
 /**
- * Phase 3: cuts the tablets of a crashed master into at most one partition per live master, about
- * equally heavy. Weights come from the table statistics in the head of the log, which are as old
+ * Phase 3: cuts the tablets of a crashed master into partitions that are about equally heavy: one
+ * per live master, or more where that would make them larger than a master should take at once.
+ * Weights come from the table statistics in the head of the log, which are as old
  * as that head, so they steer the balance and nothing else: every tablet is in exactly one
  * partition whatever they say.
  */
@@ -8,6 +9,15 @@ import type { RecoveryPartition, RecoveryTablet, SlotRange } from '../rpc/messag
 
 /** A tablet below this size is not worth a cut. */
 export const CUT_BYTES_MIN = 8 * 1024 * 1024;
+/** What fails and starts over is at most this large, if the tablets can be cut. */
+const PARTITION_BYTES_MAX = 512 * 1024 * 1024;
+/** A partition fills at most this share of the largest free memory. */
+const FREE_SHARE = 0.5;
+const PARTITIONS_PER_MASTER_MAX = 8;
+
+export interface PlannedPartition extends RecoveryPartition {
+  bytes: number;
+}
 
 interface Piece {
   tablet: RecoveryTablet;
@@ -17,11 +27,12 @@ interface Piece {
 export function planPartitions(
   tablets: readonly RecoveryTablet[],
   stats: readonly (SlotRange & { bytes: number })[],
-  masters: number,
-): RecoveryPartition[] {
-  const count = Math.max(1, masters);
+  freeBytes: readonly (number | null)[],
+): PlannedPartition[] {
   const weighed = tablets.map((tablet) => ({ tablet, bytes: bytesOf(tablet, stats) }));
-  const target = weighed.reduce((sum, { bytes }) => sum + bytes, 0) / count;
+  const total = weighed.reduce((sum, { bytes }) => sum + bytes, 0);
+  const count = partitionCount(total, freeBytes);
+  const target = total / count;
   const pieces = weighed.flatMap((piece) => cut(piece, target, count));
   pieces.sort((a, b) => b.bytes - a.bytes || compareRanges(a.tablet, b.tablet));
 
@@ -42,7 +53,18 @@ export function planPartitions(
   return bins.map((bin, i) => ({
     partitionId: i + 1,
     tablets: bin.tablets.sort(compareRanges),
+    bytes: Math.round(bin.bytes),
   }));
+}
+
+/** `freeBytes`: of each live master, null where it is not known. */
+function partitionCount(bytes: number, freeBytes: readonly (number | null)[]): number {
+  const masters = Math.max(1, freeBytes.length);
+  const known = freeBytes.filter((free) => free !== null);
+  const largest = known.length < masters ? Number.POSITIVE_INFINITY : Math.max(...known);
+  const most = Math.max(CUT_BYTES_MIN, Math.min(PARTITION_BYTES_MAX, largest * FREE_SHARE));
+  const wanted = Math.max(masters, Math.ceil(bytes / most));
+  return Math.min(wanted, masters * PARTITIONS_PER_MASTER_MAX);
 }
 
 /** Bytes of a tablet, from all statistics that overlap it, by their share of slots. */

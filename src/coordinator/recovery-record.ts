@@ -6,7 +6,6 @@
  * Pure: state in, writes out. `decideOwnership` (tables.ts) and `decideRelease` end it.
  */
 import { invariant } from '../rpc/errors.js';
-import type { RecoveryPartition } from '../rpc/messages.js';
 import {
   type CoordinatorState,
   type Decision,
@@ -14,6 +13,7 @@ import {
   type RecoveryRecord,
   recoveryKey,
 } from './coordinator-state.js';
+import type { PlannedPartition } from './recovery-plan.js';
 
 export interface Assignment {
   partitionId: number;
@@ -26,14 +26,15 @@ export interface Assignment {
 export function decidePlan(
   state: CoordinatorState,
   recoveryId: number,
-  partitions: readonly RecoveryPartition[],
+  partitions: readonly PlannedPartition[],
 ): Decision<boolean> {
   const recovery = state.recoveries.get(recoveryId);
   if (recovery === undefined || recovery.partitions !== null) return { writes: [], result: false };
   const planned = partitions
-    .map(({ partitionId, tablets }): PartitionRecord => {
+    .map(({ partitionId, tablets, bytes }): PartitionRecord => {
       const alive = tablets.filter((t) => state.tables.get(t.tableId)?.state === 'normal');
-      return { partitionId, tablets: alive, serverId: null, generation: 0, state: 'waiting' };
+      const waiting = { serverId: null, generation: 0, state: 'waiting' } as const;
+      return { partitionId, tablets: alive, bytes, ...waiting };
     })
     .filter(({ tablets }) => tablets.length > 0);
   const record: RecoveryRecord = { ...recovery, partitions: planned };

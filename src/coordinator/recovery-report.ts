@@ -59,7 +59,7 @@ export class RecoveryProgress {
   }
 
   report(
-    waitingFor: string | null,
+    { waitingFor, gap }: Pick<RecoveryReport, 'waitingFor' | 'gap'>,
     errorOf: (partitionId: number) => string | null,
     nowMs: number,
   ): RecoveryReport {
@@ -77,6 +77,7 @@ export class RecoveryProgress {
       objects: done.reduce((sum, { objects }) => sum + objects, 0),
       totalMs: (this.releasedAtMs ?? nowMs) - suspectedAtMs,
       waitingFor,
+      gap,
     };
   }
 

@@ -7,7 +7,7 @@
  * generation is not committed; a failure costs the partition that it hits and no other. I/O and
  * timers belong to `recovery-runner.ts`, the report to `recovery-report.ts`.
  */
-import type { RecoveryPartition, RecoveryTablet, ServerEntry } from '../rpc/messages.js';
+import type { LogGap, RecoveryTablet, ReplicaHolder, ServerEntry } from '../rpc/messages.js';
 import type { RequestOf } from '../rpc/table.js';
 import type { PartitionRecord, RecoveryRecord } from './coordinator-state.js';
 import {
@@ -16,7 +16,9 @@ import {
   discoverLog,
   type MinimumOpen,
 } from './log-discovery.js';
-import { planPartitions } from './recovery-plan.js';
+import { gapText } from './log-gap.js';
+import { chooseMaster, type MasterCandidate } from './recovery-assignment.js';
+import { type PlannedPartition, planPartitions } from './recovery-plan.js';
 import type { Assignment } from './recovery-record.js';
 
 export interface RecoveryTimings {
@@ -47,6 +49,10 @@ export interface RecoveryView {
   /** Tablets that the crashed server still owns, in tables that exist. */
   tablets: readonly RecoveryTablet[];
   minimumOpen: MinimumOpen;
+  /** Partitions of other recoveries by the master that works on them. */
+  busy: ReadonlyMap<number, number>;
+  /** Who may hold what these backups, which have answered, do not. */
+  holders: (answered: ReadonlySet<number>) => ReplicaHolder[];
 }
 
 export type RecoveryEvent =
@@ -60,11 +66,21 @@ export type RecoveryEvent =
   | { kind: 'committed' }
   | { kind: 'recover-sent'; partitionId: number; generation: number }
   | { kind: 'recover-lost'; partitionId: number; generation: number }
-  | { kind: 'partition-failed'; partitionId: number; generation: number; error: string };
+  | {
+      kind: 'partition-failed';
+      partitionId: number;
+      generation: number;
+      error: string;
+      outOfMemory?: boolean;
+      unreadable?: RequestOf<'RECOVERY_MASTER_FINISHED'>['unreadable'] | undefined;
+    }
+  /** What a master said of its memory; null if it did not answer. */
+  | { kind: 'load'; serverId: number; freeBytes: number | null };
 
 export type RecoveryEffect =
   | { kind: 'fence'; serverId: number }
-  | { kind: 'commit-plan'; partitions: RecoveryPartition[] }
+  | { kind: 'ask-load'; serverId: number }
+  | { kind: 'commit-plan'; partitions: PlannedPartition[] }
   | { kind: 'start-partitions'; serverId: number; round: number; segmentIds: number[] }
   | { kind: 'commit-assignments'; assignments: Assignment[] }
   | { kind: 'recover'; serverId: number; request: RequestOf<'RECOVER'> }
@@ -93,11 +109,18 @@ interface PartitionState {
   retryAtMs: number;
   attempts: number;
   error: string | null;
+  /** Failures by the master that had it, and those that had no memory for it. */
+  failures: Map<number, number>;
+  outOfMemory: Set<number>;
 }
 
 export class Recovery {
   private readonly backups = new Map<number, BackupState>();
   private readonly partitions = new Map<number, PartitionState>();
+  /** Free memory of masters; null: asked, not known. */
+  private readonly freeBytes = new Map<number, number | null>();
+  /** Replicas that recovery masters found damaged: segment id -> backups. */
+  private readonly damaged = new Map<number, Set<number>>();
   private log: DiscoveredLog | null = null;
   private firstCompleteAtMs: number | null = null;
   private commitPending = false;
@@ -110,6 +133,8 @@ export class Recovery {
 
   /** Why it does not go on; null while it does. */
   waitingFor: string | null = null;
+  /** What of the log is missing, and who may have it; null if nothing is known to be. */
+  gap: (LogGap & { holders: ReplicaHolder[] }) | null = null;
 
   constructor(
     record: RecoveryRecord,
@@ -124,19 +149,25 @@ export class Recovery {
     return this.log;
   }
 
+  /** Backups that are up and have not listed their replicas. */
+  get unanswered(): number[] {
+    const backups = [...this.backups].filter(([, { fence }]) => fence !== 'answered');
+    return backups.map(([serverId]) => serverId);
+  }
+
   partitionError(partitionId: number): string | null {
     return this.partitions.get(partitionId)?.error ?? null;
   }
 
   step(event: RecoveryEvent, view: RecoveryView, nowMs: number): RecoveryEffect[] {
-    this.take(event, nowMs);
+    this.take(event, view, nowMs);
     this.followServers(view);
     const effects: RecoveryEffect[] = [];
     this.advance(view, nowMs, effects);
     return effects;
   }
 
-  private take(event: RecoveryEvent, nowMs: number): void {
+  private take(event: RecoveryEvent, view: RecoveryView, nowMs: number): void {
     if (event.kind === 'fenced' || event.kind === 'fence-failed') {
       const backup = this.backups.get(event.serverId);
       if (backup === undefined) return;
@@ -157,7 +188,9 @@ export class Recovery {
         event.kind === 'recover-sent' ? this.timings.recoverRepeatMs : this.timings.retryMs;
       partition.sentAtMs = nowMs + pauseMs - this.timings.recoverRepeatMs;
     } else if (event.kind === 'partition-failed') {
-      this.partitionFailed(event, nowMs);
+      this.partitionFailed(event, view, nowMs);
+    } else if (event.kind === 'load') {
+      this.freeBytes.set(event.serverId, event.freeBytes);
     }
   }
 
@@ -168,12 +201,14 @@ export class Recovery {
    */
   private partitionFailed(
     event: Extract<RecoveryEvent, { kind: 'partition-failed' }>,
+    view: RecoveryView,
     nowMs: number,
   ): void {
     const partition = this.partition(event.partitionId);
     if (event.generation <= partition.failedGeneration) return;
     partition.failedGeneration = event.generation;
     partition.error = event.error;
+    this.blame(event, partition, view);
     const { partitionRetryMs, partitionRetryMaxMs } = this.timings;
     const pauseMs = Math.min(partitionRetryMaxMs, partitionRetryMs * 2 ** partition.attempts);
     partition.retryAtMs = nowMs + pauseMs;
@@ -190,6 +225,23 @@ export class Recovery {
     }
   }
 
+  /** Remembers what the failure says of the master and of replicas. */
+  private blame(
+    { partitionId, outOfMemory, unreadable }: Extract<RecoveryEvent, { kind: 'partition-failed' }>,
+    partition: PartitionState,
+    { record }: RecoveryView,
+  ): void {
+    const serverId = record.partitions?.find((p) => p.partitionId === partitionId)?.serverId ?? 0;
+    partition.failures.set(serverId, (partition.failures.get(serverId) ?? 0) + 1);
+    if (outOfMemory === true) partition.outOfMemory.add(serverId);
+    if (unreadable !== undefined) {
+      const known = this.damaged.get(unreadable.segmentId) ?? new Set();
+      this.damaged.set(unreadable.segmentId, new Set([...known, ...unreadable.servers]));
+    }
+    // What masters have left may have changed much since they were asked.
+    this.freeBytes.clear();
+  }
+
   private partition(partitionId: number): PartitionState {
     let partition = this.partitions.get(partitionId);
     if (partition === undefined) {
@@ -200,6 +252,8 @@ export class Recovery {
         retryAtMs: 0,
         attempts: 0,
         error: null,
+        failures: new Map(),
+        outOfMemory: new Set(),
       };
       this.partitions.set(partitionId, partition);
     }
@@ -231,11 +285,13 @@ export class Recovery {
       partitions === null ? view.tablets.length === 0 : partitions.every((p) => p.state === 'done');
     if (over) {
       this.waitingFor = null;
+      this.gap = null;
       if (!this.releaseAsked) effects.push({ kind: 'release' });
       this.releaseAsked = true;
       return;
     }
     this.fence(nowMs, effects);
+    this.askLoads(view, effects);
     if (!this.findLog(view, nowMs, effects)) return;
     if (partitions === null) {
       this.plan(view, effects);
@@ -258,6 +314,15 @@ export class Recovery {
     }
   }
 
+  /** Nothing waits for the answers: who has not said what memory it has may have enough. */
+  private askLoads({ upServers }: RecoveryView, effects: RecoveryEffect[]): void {
+    for (const { serverId, master } of upServers) {
+      if (!master || this.freeBytes.has(serverId)) continue;
+      this.freeBytes.set(serverId, null);
+      effects.push({ kind: 'ask-load', serverId });
+    }
+  }
+
   /** Phase 2. A log that was found stays found: later backups add replicas to it. */
   private findLog(view: RecoveryView, nowMs: number, effects: RecoveryEffect[]): boolean {
     const reports = new Map<number, BackupReport>();
@@ -266,13 +331,18 @@ export class Recovery {
       if (report !== null && fence === 'answered') reports.set(serverId, report);
       else if (fence === 'asked') slow++;
     }
-    const discovery = discoverLog(reports, view.minimumOpen);
+    const { damaged } = this;
+    const { minimumOpen, record } = view;
+    const discovery = discoverLog({ reports, minimumOpen, damaged, lost: record.lost });
+    this.gap = null;
     if (!discovery.complete) {
+      const holders = view.holders(new Set(reports.keys()));
+      this.gap = { ...discovery.gap, holders };
       // Replicas of a log that was complete may be lost later: then recovery masters that run
       // go on with what they have, and new ones wait.
       this.log = null;
       this.firstCompleteAtMs = null;
-      this.waitingFor = discovery.waitingFor;
+      this.waitingFor = gapText(discovery.gap, reports.size, holders);
       effects.push({ kind: 'wake', atMs: nowMs + this.timings.retryMs });
       return false;
     }
@@ -290,13 +360,14 @@ export class Recovery {
 
   /** Phase 3. */
   private plan(view: RecoveryView, effects: RecoveryEffect[]): void {
-    const masters = view.upServers.filter(({ master }) => master).length;
-    if (masters === 0) this.waitingFor = 'a master to recover on';
-    if (masters === 0 || this.commitPending || this.log === null) return;
+    const masters = view.upServers.filter(({ master }) => master);
+    if (masters.length === 0) this.waitingFor = 'a master to recover on';
+    if (masters.length === 0 || this.commitPending || this.log === null) return;
     this.commitPending = true;
+    const free = masters.map(({ serverId }) => this.freeBytes.get(serverId) ?? null);
     effects.push({
       kind: 'commit-plan',
-      partitions: planPartitions(view.tablets, this.log.tabletStats, masters),
+      partitions: planPartitions(view.tablets, this.log.tabletStats, free),
     });
   }
 
@@ -324,34 +395,54 @@ export class Recovery {
     effects: RecoveryEffect[],
   ): void {
     if (this.commitPending) return;
-    const masters = view.upServers.filter(({ master }) => master).map((s) => s.serverId);
-    const load = new Map(masters.map((serverId) => [serverId, 0]));
+    const candidates = this.candidates(view);
     const open: PartitionRecord[] = [];
     for (const partition of partitions) {
       if (partition.state === 'done') continue;
-      const retryAtMs = this.needsMaster(partition, load);
+      const retryAtMs = this.needsMaster(partition, candidates);
       if (retryAtMs === null) {
-        const serverId = partition.serverId ?? 0;
-        load.set(serverId, (load.get(serverId) ?? 0) + 1);
+        const master = candidates.get(partition.serverId ?? 0);
+        if (master !== undefined) give(master, partition);
       } else if (retryAtMs > nowMs) effects.push({ kind: 'wake', atMs: retryAtMs });
       else open.push(partition);
     }
     if (open.length === 0) return;
-    if (masters.length === 0) {
+    if (candidates.size === 0) {
       this.waitingFor = 'a master to recover on';
       return;
     }
-    const assignments = open.map(({ partitionId, generation, serverId }): Assignment => {
-      const chosen = lightest(load, view.record.recoveryId, serverId);
-      load.set(chosen, (load.get(chosen) ?? 0) + 1);
-      return { partitionId, afterGeneration: generation, serverId: chosen };
-    });
+    const assignments: Assignment[] = [];
+    for (const partition of open.sort((a, b) => b.bytes - a.bytes)) {
+      const { partitionId, generation, bytes } = partition;
+      const history = this.partition(partitionId);
+      // All have tried in vain: memory may have come free.
+      if (history.outOfMemory.size >= candidates.size) history.outOfMemory.clear();
+      const turn = view.record.recoveryId;
+      const chosen = chooseMaster([...candidates.values()], bytes, history, turn);
+      if (chosen === null) continue;
+      give(chosen, partition);
+      assignments.push({ partitionId, afterGeneration: generation, serverId: chosen.serverId });
+    }
     this.commitPending = true;
     effects.push({ kind: 'commit-assignments', assignments });
   }
 
+  private candidates({ upServers, busy }: RecoveryView): Map<number, MasterCandidate> {
+    const masters = upServers.filter(({ master }) => master);
+    return new Map(
+      masters.map(({ serverId }) => {
+        const freeBytes = this.freeBytes.get(serverId) ?? null;
+        const partitions = busy.get(serverId) ?? 0;
+        return [serverId, { serverId, freeBytes, partitions, bytes: 0 }];
+      }),
+    );
+  }
+
   /** When a partition may get a (new) recovery master; null if it has a good one. */
-  private needsMaster(partition: PartitionRecord, up: ReadonlyMap<number, number>): number | null {
+  private needsMaster(
+    partition: PartitionRecord,
+    up: ReadonlyMap<number, MasterCandidate>,
+  ): number | null {
     const { partitionId, generation, serverId, state } = partition;
     if (state === 'waiting' || serverId === null || !up.has(serverId)) return 0;
     if (this.inherited.get(partitionId) === generation) return 0;
@@ -413,11 +504,8 @@ export class Recovery {
   }
 }
 
-/** The least loaded master, not `last` if there is another; ties turn with the recovery. */
-function lightest(load: ReadonlyMap<number, number>, turn: number, last: number | null): number {
-  const ids = [...load.keys()].sort((a, b) => a - b);
-  const candidates = ids.length > 1 ? ids.filter((id) => id !== last) : ids;
-  const start = turn % Math.max(1, candidates.length);
-  const turned = [...candidates.slice(start), ...candidates.slice(0, start)];
-  return turned.reduce((best, id) => ((load.get(id) ?? 0) < (load.get(best) ?? 0) ? id : best));
+/** The master works on this partition, or is to. */
+function give(master: MasterCandidate, { bytes }: PartitionRecord): void {
+  master.partitions++;
+  master.bytes += bytes;
 }

@@ -8,6 +8,8 @@
 import { RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
 import {
+  type AbsentRecord,
+  absentKey,
   type ClusterRecord,
   type CoordinatorState,
   clusterKey,
@@ -22,6 +24,8 @@ import type { StorageWrite } from './external-storage/external-storage.js';
 const GENERATION_UNIT = 2 ** 32;
 /** Enlisted servers, crashed ones included. */
 export const SERVERS_MAX = 10_000;
+/** Crashed backups that are remembered until their disks come back. */
+const ABSENT_MAX = 256;
 
 /** A server joins. The same nonce always gets the same id. */
 export function decideEnlist(
@@ -54,7 +58,8 @@ export function decideEnlist(
     cluster = crash.cluster;
     writes.push(...crash.writes);
   }
-  const serverId = cluster.nextServerIndex + cluster.serverGeneration * GENERATION_UNIT;
+  writes.push(...absenceWrites(state, replaced, request.replacesId, nowMs));
+  const serverId = nextServerId(cluster);
   const { address, host, rack, master, backup, memoryBytes, nonce } = request;
   const record: ServerRecord = {
     serverId,
@@ -106,7 +111,8 @@ export function decideCrash(
   if (server === undefined || server.status !== 'up') return { writes: [], result: false };
   const { cluster, writes } = crashWrites(state.cluster, server, suspectedAtMs, nowMs);
   const listed = { ...cluster, serverListVersion: cluster.serverListVersion + 1 };
-  return { writes: [...writes, clusterWrite(listed)], result: true };
+  const absent = absenceWrites(state, [server], null, nowMs);
+  return { writes: [...writes, ...absent, clusterWrite(listed)], result: true };
 }
 
 /** The caller writes the returned cluster record. */
@@ -122,6 +128,7 @@ function crashWrites(
     suspectedAtMs,
     crashedAtMs: nowMs,
     partitions: null,
+    lost: { head: false, segmentIds: [] },
   };
   return {
     cluster: { ...cluster, nextRecoveryId: cluster.nextRecoveryId + 1 },
@@ -130,6 +137,33 @@ function crashWrites(
       { key: recoveryKey(recovery.recoveryId), value: recovery },
     ],
   };
+}
+
+/**
+ * Remembers which crashed backups hold replicas that nobody can ask about, until their disks come
+ * back. Beyond the limit the oldest are forgotten: they only tell an operator where to look.
+ */
+function absenceWrites(
+  state: CoordinatorState,
+  crashed: readonly ServerRecord[],
+  returnedId: number | null,
+  crashedAtMs: number,
+): StorageWrite[] {
+  const writes: StorageWrite[] = crashed
+    .filter(({ backup, serverId }) => backup && serverId !== returnedId)
+    .map(({ serverId, host, address }) => {
+      const next = nextServerId(state.cluster);
+      const absent: AbsentRecord = { serverId, host, address, crashedAtMs, nextServerId: next };
+      return { key: absentKey(serverId), value: absent };
+    });
+  const known = [...state.absent.keys()].sort((a, b) => a - b);
+  const excess = Math.max(0, known.length + writes.length - ABSENT_MAX);
+  const forgotten = known.filter((serverId, i) => i < excess || serverId === returnedId);
+  return [...writes, ...forgotten.map((id) => ({ key: absentKey(id), value: undefined }))];
+}
+
+function nextServerId({ nextServerIndex, serverGeneration }: ClusterRecord): number {
+  return nextServerIndex + serverGeneration * GENERATION_UNIT;
 }
 
 /** Phase 8: nothing of the crashed server is needed any more; it leaves the list. */

@@ -73,11 +73,11 @@ export class FailureDetectorRuntime {
 
   /** PROBE_SERVER: can this server reach that one? */
   async probe(serverId: number, timeoutMs: number): Promise<ProbeOutcome> {
-    const { lag, servers } = this.#options;
+    const { servers } = this.#options;
     const link = servers.linkTo(serverId);
     if (link === null) return 'unknown';
     const freshLink = () => servers.freshLinkTo(serverId) ?? link;
-    return probe({ link: () => link, freshLink }, patience(timeoutMs, lag.ms()));
+    return probe({ link: () => link, freshLink }, timeoutMs);
   }
 
   close(): void {

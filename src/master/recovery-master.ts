@@ -13,13 +13,20 @@ import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
-import { RecoveryScoreboard } from './recovery-scoreboard.js';
+import { type Fetch, RecoveryScoreboard } from './recovery-scoreboard.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 
 const fetchesMax = 4;
 const notReadyDelayMs = 10;
 const unreachableDelayMs = 200;
+/** A fetch is slow, and another backup is asked too, after so many times the usual, at least … */
+const hedgeFactor = 4;
+const hedgeMsMin = 250;
+/** How long a piece waits for the cleaner to make room. */
+const memoryWaitMs = 5_000;
+/** Segments that replay threads may want at once, beyond the reserve. */
+const segmentsAhead = 2;
 /** A backup that says "not ready" for so long does not get on. */
 const stalledMs = 60_000;
 const replicationTimeoutMs = 120_000;
@@ -29,10 +36,11 @@ const recoveriesMax = 64;
 const pieceHeaderBytes = 8;
 
 type RecoverRequest = RequestOf<'RECOVER'>;
+type Finished = RequestOf<'RECOVERY_MASTER_FINISHED'>;
 
 export interface RecoveryMasterOptions {
   serverId: number;
-  core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog'>;
+  core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog' | 'stats'>;
   replication: SideReplication;
   servers: ServerDirectory;
   coordinator: CoordinatorCaller;
@@ -52,6 +60,20 @@ interface Task {
   request: RecoverRequest;
   cancelled: boolean;
   finished: Promise<void>;
+}
+
+/** What the workers of one replay share. */
+interface Replay {
+  scoreboard: RecoveryScoreboard;
+  figures: Figures;
+  startedMs: number;
+  progressMs: number;
+  failure: RekindleError | null;
+  /** Fetches under way, to be given up: `segmentId/serverId`. */
+  aborts: Map<string, AbortController>;
+  /** Of the fetches that delivered. */
+  fetchMs: number;
+  fetches: number;
 }
 
 /**
@@ -89,11 +111,14 @@ export class RecoveryMaster {
     if (this.#tasks.size >= recoveriesMax) {
       throw new RekindleError('RETRY', 'too many recoveries run here', { retryAfterMs: 500 });
     }
-    if (older !== undefined) older.cancelled = true;
+    // Older generations and recoveries that hold these tablets are void, and must have let go of
+    // them, with all that they had replayed, before anything of the tablets comes here again.
+    const holding = [...this.#tasks.values()].filter((other) => overlaps(other.request, request));
+    if (holding.some((other) => other.request.recoveryId > request.recoveryId)) return;
+    for (const other of holding) other.cancelled = true;
     const task: Task = { request, cancelled: false, finished: Promise.resolve() };
     this.#tasks.set(key, task);
-    // The older generation holds the same tablets: it must have let go of them first.
-    task.finished = (older?.finished ?? Promise.resolve())
+    task.finished = Promise.all(holding.map(({ finished }) => finished))
       .then(() => this.#run(task))
       .catch((thrown: unknown) => {
         const error = asRekindleError(thrown);
@@ -155,102 +180,131 @@ export class RecoveryMaster {
   /** Phases 4 and 5. */
   async #replay(task: Task, recovery: RecoveryCore, figures: Figures): Promise<void> {
     const random = (this.#options.random ?? Math.random)();
-    const scoreboard = new RecoveryScoreboard(task.request.segments, random);
     const startedMs = performance.now();
-    const state = { failure: null as RekindleError | null, progressMs: startedMs };
-    const worker = async (): Promise<void> => {
-      const memory = new PieceMemory();
-      while (state.failure === null) {
-        this.#checkWanted(task);
-        const nowMs = performance.now();
-        const next = scoreboard.next(nowMs);
-        if (next.kind === 'done') return;
-        if (next.kind === 'failed') {
-          const text = `no replica of segment ${next.segmentId} can be read`;
-          throw new RekindleError('CHECKSUM_MISMATCH', text);
-        }
-        if (next.kind !== 'fetch') {
-          if (nowMs - state.progressMs > stalledMs) {
-            throw new RekindleError('TIMEOUT', 'backups do not deliver');
-          }
-          await sleep(notReadyDelayMs);
-          continue;
-        }
-        const piece = await this.#fetch(task, scoreboard, next, memory);
-        if (piece === null) continue;
-        figures.readMs = performance.now() - startedMs;
-        if (await this.#apply(scoreboard, next, recovery, piece, figures)) {
-          state.progressMs = performance.now();
-          figures.replayMs = performance.now() - startedMs;
-        }
-      }
+    const replay: Replay = {
+      scoreboard: new RecoveryScoreboard(task.request.segments, random),
+      figures,
+      startedMs,
+      progressMs: startedMs,
+      failure: null,
+      aborts: new Map(),
+      fetchMs: 0,
+      fetches: 0,
     };
     // Every worker ends before this does: replay threads must not touch a recovery given up.
     const workers = Array.from({ length: fetchesMax }, () =>
-      worker().catch((thrown: unknown) => {
-        state.failure ??= asNativeError(thrown);
+      this.#work(task, replay, recovery).catch((thrown: unknown) => {
+        replay.failure ??= asNativeError(thrown);
+        for (const abort of replay.aborts.values()) abort.abort();
       }),
     );
     await Promise.all(workers);
-    if (state.failure !== null) throw state.failure;
+    if (replay.failure !== null) throw replay.failure;
+  }
+
+  async #work(task: Task, replay: Replay, recovery: RecoveryCore): Promise<void> {
+    const { scoreboard, figures, startedMs } = replay;
+    const memory = new PieceMemory();
+    while (replay.failure === null) {
+      this.#checkWanted(task);
+      const nowMs = performance.now();
+      const next = scoreboard.next(nowMs, hedgeAfterMs(replay));
+      if (next.kind === 'done') return;
+      if (next.kind === 'failed') {
+        const { segmentId, damagedOn } = next;
+        const text = `no replica of segment ${segmentId} can be read`;
+        throw new RekindleError('CHECKSUM_MISMATCH', text, {
+          details: { segmentId, servers: damagedOn },
+        });
+      }
+      if (next.kind !== 'fetch') {
+        if (nowMs - replay.progressMs > stalledMs) {
+          throw new RekindleError('TIMEOUT', 'backups do not deliver');
+        }
+        await sleep(notReadyDelayMs);
+        continue;
+      }
+      const piece = await this.#fetch(task, replay, next, memory);
+      if (piece === null || !scoreboard.claim(next)) continue;
+      figures.readMs = performance.now() - startedMs;
+      replay.fetchMs += performance.now() - nowMs;
+      replay.fetches += 1;
+      if (await this.#apply(task, replay, next, recovery, piece)) {
+        replay.progressMs = performance.now();
+        figures.replayMs = performance.now() - startedMs;
+      }
+    }
   }
 
   /** One piece, or null after noting on the scoreboard why there is none. */
   async #fetch(
     task: Task,
-    scoreboard: RecoveryScoreboard,
-    { segmentId, serverId }: { segmentId: number; serverId: number },
+    { scoreboard, aborts }: Replay,
+    fetch: Fetch,
     memory: PieceMemory,
   ): Promise<Uint8Array | null> {
     const { recoveryId, crashedServerId, partition } = task.request;
+    const { segmentId, serverId } = fetch;
     const link = this.#options.servers.linkTo(serverId);
     if (link === null) {
-      scoreboard.replicaFailed(segmentId, serverId);
+      scoreboard.replicaFailed(fetch, false);
       return null;
     }
     const { partitionId } = partition;
     const request = { recoveryId, crashedServerId, segmentId, partitionId };
+    const abort = new AbortController();
+    const key = `${segmentId}/${serverId}`;
+    aborts.set(key, abort);
     try {
       const body = Buffer.from(JSON.stringify(request));
       const place = (bytes: number): Uint8Array => memory.take(bytes);
-      return await link.callBinary('GET_RECOVERY_DATA', [body], { place });
+      const options = { place, signal: abort.signal };
+      return await link.callBinary('GET_RECOVERY_DATA', [body], options);
     } catch (thrown) {
       const { code, message } = asRekindleError(thrown);
       const nowMs = performance.now();
+      if (code === 'ABORTED') {
+        scoreboard.abandoned(fetch);
+        return null;
+      }
       if (code === 'SEGMENT_NOT_READY' || code === 'RETRY') {
-        scoreboard.notReady(segmentId, nowMs + notReadyDelayMs);
+        scoreboard.notReady(fetch, nowMs + notReadyDelayMs);
         return null;
       }
       this.#options.log.warn({ segmentId, serverId, code, message }, 'a replica cannot be read');
       // A backup that has not heard of the recovery yet is as good as one that was out of reach.
       const unreachable =
         code === 'TIMEOUT' || code === 'CONNECTION_LOST' || code === 'RECOVERY_UNKNOWN';
-      if (unreachable) {
-        scoreboard.backupUnreachable(segmentId, serverId, nowMs + unreachableDelayMs);
-      } else {
-        scoreboard.replicaFailed(segmentId, serverId);
+      if (unreachable) scoreboard.backupUnreachable(fetch, nowMs + unreachableDelayMs);
+      else {
+        const damaged = code === 'CHECKSUM_MISMATCH' || code === 'DISK_ERROR';
+        scoreboard.replicaFailed(fetch, damaged);
       }
       return null;
+    } finally {
+      aborts.delete(key);
     }
   }
 
   /** Replays a piece; false if the piece was bad and another replica must be tried. */
   async #apply(
-    scoreboard: RecoveryScoreboard,
-    { segmentId, serverId }: { segmentId: number; serverId: number },
+    task: Task,
+    { scoreboard, figures, aborts }: Replay,
+    fetch: Fetch,
     recovery: RecoveryCore,
     piece: Uint8Array,
-    figures: Figures,
   ): Promise<boolean> {
+    const { log, replication } = this.#options;
     const view = new DataView(piece.buffer, piece.byteOffset, piece.byteLength);
     const length = piece.length < pieceHeaderBytes ? -1 : view.getUint32(0, true);
     if (length !== piece.length - pieceHeaderBytes) {
-      this.#options.log.error({ segmentId, serverId }, 'a piece has not the length it names');
-      scoreboard.replicaFailed(segmentId, serverId);
+      log.error({ ...fetch }, 'a piece has not the length it names');
+      scoreboard.claimedBad(fetch);
       return false;
     }
     try {
       if (length > 0) {
+        await this.#awaitMemory(task);
         const bytes = piece.subarray(pieceHeaderBytes);
         const replayed = await recovery.replay(bytes, view.getUint32(4, true));
         figures.objects += replayed.objects;
@@ -259,13 +313,31 @@ export class RecoveryMaster {
     } catch (thrown) {
       const error = asNativeError(thrown);
       if (error.code !== 'CHECKSUM_MISMATCH') throw error;
-      this.#options.log.error({ segmentId, serverId }, 'a piece has a bad checksum');
-      scoreboard.replicaFailed(segmentId, serverId);
+      log.error({ ...fetch }, 'a piece has a bad checksum');
+      scoreboard.claimedBad(fetch);
       return false;
     }
-    scoreboard.succeeded(segmentId);
-    this.#options.replication.trackSides(recovery.sideSegments());
+    for (const serverId of scoreboard.succeeded(fetch.segmentId)) {
+      aborts.get(`${fetch.segmentId}/${serverId}`)?.abort();
+    }
+    replication.trackSides(recovery.sideSegments());
     return true;
+  }
+
+  /**
+   * A master that has run for a while keeps only a little memory free, and its cleaner makes more
+   * when it is taken: not as fast as replay takes it. A master that is full of live objects is not
+   * waited for: it fails the partition, which goes to another.
+   */
+  async #awaitMemory(task: Task): Promise<void> {
+    const limitMs = performance.now() + memoryWaitMs;
+    while (performance.now() < limitMs) {
+      const { segmentsFree, segmentsReserved, memoryFull } = this.#options.core.stats();
+      const wanted = (segmentsReserved ?? 0) + segmentsAhead;
+      if ((segmentsFree ?? wanted) >= wanted || memoryFull === 1) return;
+      this.#checkWanted(task);
+      await sleep(notReadyDelayMs);
+    }
   }
 
   /** Phase 6. `onCommitted` is called as soon as the core's log names the side segments. */
@@ -312,6 +384,7 @@ export class RecoveryMaster {
       error: failure === null ? null : `${failure.code}: ${failure.message}`,
       ctimeSegmentId,
       ...figures,
+      ...unreadableOf(failure),
     };
     for (let attempt = 0; !this.#stopped; attempt += 1) {
       // The coordinator has begun a newer generation, so it refuses this one for good.
@@ -365,4 +438,24 @@ export class RecoveryMaster {
       throw new RekindleError('ABORTED', 'the recovery is not wanted any more');
     }
   }
+}
+
+/** How long a fetch may take before another backup is asked for the same. */
+function hedgeAfterMs({ fetches, fetchMs }: Replay): number {
+  return Math.max(hedgeMsMin, fetches === 0 ? 0 : (hedgeFactor * fetchMs) / fetches);
+}
+
+function overlaps(one: RecoverRequest, other: RecoverRequest): boolean {
+  return one.partition.tablets.some((a) =>
+    other.partition.tablets.some(
+      (b) => a.tableId === b.tableId && a.startSlot <= b.endSlot && b.startSlot <= a.endSlot,
+    ),
+  );
+}
+
+/** Which replicas the coordinator should not count on, if that is why it failed. */
+function unreadableOf(failure: RekindleError | null): Pick<Finished, 'unreadable'> {
+  const { segmentId, servers } = failure?.details ?? {};
+  if (typeof segmentId !== 'number' || !Array.isArray(servers)) return {};
+  return { unreadable: { segmentId, servers } };
 }

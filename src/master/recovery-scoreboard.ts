@@ -1,9 +1,10 @@
 /**
  * Which segment of a recovery to fetch next and from whom, as pure data: no I/O, no clock.
  *
- * A segment is done, under way, waiting (its backup has not read it yet) or open. A replica that
- * failed is not asked again; a backup that could not be reached gets a second chance once the
- * others have been tried. All replicas failed = the recovery of the partition fails.
+ * A replica that is damaged is not asked for again; a backup that could not be reached gets a
+ * second chance once the others have been tried. All replicas failed = the recovery of the
+ * partition fails. When nothing else is left to begin, a fetch that takes long gets a *hedge*: the
+ * same segment from another backup. Only one piece of a segment is applied: `claim` says whose.
  */
 import { invariant } from '../rpc/errors.js';
 
@@ -18,21 +19,33 @@ interface Row {
   /** Backups still to be tried, in order. */
   backups: number[];
   secondChances: Set<number>;
-  state: 'open' | 'underWay' | 'done';
+  /** Backups with a fetch under way -> when it began. At most two. */
+  fetches: Map<number, number>;
+  /** `claimed`: a piece has come and is being applied. */
+  state: 'open' | 'claimed' | 'done';
   notBeforeMs: number;
+  damagedOn: number[];
+}
+
+export interface Fetch {
+  segmentId: number;
+  serverId: number;
 }
 
 export type NextFetch =
-  | { kind: 'fetch'; segmentId: number; serverId: number }
+  | ({ kind: 'fetch' } & Fetch)
   | { kind: 'wait'; untilMs: number }
   /** Others are under way; nothing to start. */
   | { kind: 'idle' }
   | { kind: 'done' }
-  | { kind: 'failed'; segmentId: number };
+  /** Each replica has failed; those of `damagedOn` for good. */
+  | { kind: 'failed'; segmentId: number; damagedOn: number[] };
 
 export class RecoveryScoreboard {
   readonly #rows: Row[];
   readonly #rowById = new Map<number, Row>();
+  /** Backups that a hedge had to help out, until they deliver. */
+  readonly #slow = new Set<number>();
   #next: number;
   #left: number;
 
@@ -42,65 +55,116 @@ export class RecoveryScoreboard {
       segmentId,
       backups: [...backups],
       secondChances: new Set(backups),
+      fetches: new Map(),
       state: 'open',
       notBeforeMs: 0,
+      damagedOn: [],
     }));
     for (const row of this.#rows) this.#rowById.set(row.segmentId, row);
     this.#next = Math.floor(random * this.#rows.length);
     this.#left = this.#rows.length;
   }
 
-  next(nowMs: number): NextFetch {
+  /** `hedgeAfterMs`: how long a fetch may take before another backup is asked too. */
+  next(nowMs: number, hedgeAfterMs = Number.POSITIVE_INFINITY): NextFetch {
     if (this.#left === 0) return { kind: 'done' };
     let untilMs = Number.POSITIVE_INFINITY;
     for (let tried = 0; tried < this.#rows.length; tried += 1) {
       const row = this.#rows[this.#next];
       invariant(row !== undefined, 'index below the number of segments');
       this.#next = (this.#next + 1) % this.#rows.length;
-      if (row.state !== 'open') continue;
-      const serverId = row.backups[0];
-      if (serverId === undefined) return { kind: 'failed', segmentId: row.segmentId };
+      if (row.state !== 'open' || row.fetches.size > 0) continue;
+      const { segmentId, damagedOn } = row;
+      const serverId = row.backups.find((id) => !this.#slow.has(id)) ?? row.backups[0];
+      if (serverId === undefined) return { kind: 'failed', segmentId, damagedOn };
       if (row.notBeforeMs > nowMs) {
         untilMs = Math.min(untilMs, row.notBeforeMs);
         continue;
       }
-      row.state = 'underWay';
-      return { kind: 'fetch', segmentId: row.segmentId, serverId };
+      return this.#begin(row, serverId, nowMs);
     }
+    const hedge = this.#hedge(nowMs, hedgeAfterMs);
+    if (hedge !== null) return hedge;
     return Number.isFinite(untilMs) ? { kind: 'wait', untilMs } : { kind: 'idle' };
   }
 
-  succeeded(segmentId: number): void {
-    this.#underWay(segmentId).state = 'done';
-    this.#left -= 1;
+  #begin(row: Row, serverId: number, nowMs: number): NextFetch {
+    row.fetches.set(serverId, nowMs);
+    return { kind: 'fetch', segmentId: row.segmentId, serverId };
   }
 
-  notReady(segmentId: number, notBeforeMs: number): void {
-    const row = this.#underWay(segmentId);
+  #hedge(nowMs: number, hedgeAfterMs: number): NextFetch | null {
+    for (const row of this.#rows) {
+      const [only] = row.fetches;
+      if (row.state !== 'open' || row.fetches.size !== 1 || only === undefined) continue;
+      const [slowId, startedMs] = only;
+      const other = row.backups.find((id) => id !== slowId && !this.#slow.has(id));
+      if (nowMs - startedMs < hedgeAfterMs || other === undefined) continue;
+      this.#slow.add(slowId);
+      return this.#begin(row, other, nowMs);
+    }
+    return null;
+  }
+
+  /** A piece has come. False: another one of this segment is being applied, or was. */
+  claim({ segmentId, serverId }: Fetch): boolean {
+    const row = this.#end(segmentId, serverId);
+    this.#slow.delete(serverId);
+    if (row.state !== 'open') return false;
+    row.state = 'claimed';
+    return true;
+  }
+
+  /** The claimed piece is applied. Returns the backups whose answers nobody needs any more. */
+  succeeded(segmentId: number): number[] {
+    const row = this.#rowById.get(segmentId);
+    invariant(row?.state === 'claimed', 'a piece that is applied was claimed');
+    row.state = 'done';
+    this.#left -= 1;
+    return [...row.fetches.keys()];
+  }
+
+  /** The claimed piece is bad: its replica is of no use. */
+  claimedBad({ segmentId, serverId }: Fetch): void {
+    const row = this.#rowById.get(segmentId);
+    invariant(row?.state === 'claimed', 'a piece that is bad was claimed');
     row.state = 'open';
-    row.notBeforeMs = notBeforeMs;
+    this.#drop(row, serverId, true);
+  }
+
+  notReady({ segmentId, serverId }: Fetch, notBeforeMs: number): void {
+    this.#end(segmentId, serverId).notBeforeMs = notBeforeMs;
+  }
+
+  /** The fetch was given up: its segment came from another backup. */
+  abandoned({ segmentId, serverId }: Fetch): void {
+    this.#end(segmentId, serverId);
   }
 
   /** This replica is of no use; the next one of the segment is tried. */
-  replicaFailed(segmentId: number, serverId: number): void {
-    const row = this.#underWay(segmentId);
-    row.state = 'open';
-    row.backups = row.backups.filter((id) => id !== serverId);
+  replicaFailed({ segmentId, serverId }: Fetch, damaged: boolean): void {
+    this.#drop(this.#end(segmentId, serverId), serverId, damaged);
   }
 
   /** The backup did not answer: its replica goes to the end, once. */
-  backupUnreachable(segmentId: number, serverId: number, notBeforeMs: number): void {
-    const row = this.#underWay(segmentId);
+  backupUnreachable({ segmentId, serverId }: Fetch, notBeforeMs: number): void {
+    const row = this.#end(segmentId, serverId);
     const again = row.secondChances.delete(serverId);
-    this.replicaFailed(segmentId, serverId);
+    this.#drop(row, serverId, false);
     if (!again) return;
     row.backups.push(serverId);
     if (row.backups.length === 1) row.notBeforeMs = notBeforeMs;
   }
 
-  #underWay(segmentId: number): Row {
+  #drop(row: Row, serverId: number, damaged: boolean): void {
+    row.backups = row.backups.filter((id) => id !== serverId);
+    if (damaged) row.damagedOn.push(serverId);
+  }
+
+  #end(segmentId: number, serverId: number): Row {
     const row = this.#rowById.get(segmentId);
-    invariant(row !== undefined && row.state === 'underWay', 'an answer to a fetch under way');
+    const under = row?.fetches.delete(serverId);
+    invariant(row !== undefined && under === true, 'an answer to a fetch under way');
     return row;
   }
 }

@@ -168,6 +168,8 @@ export interface BackupReplica {
   primary: boolean;
   /** Found on disk at start, written by an earlier process. */
   fromRestart: boolean;
+  /** Open, of an earlier process, and bytes that it acknowledged may be missing. */
+  doubtful: boolean;
 }
 
 export interface BackupDigest {

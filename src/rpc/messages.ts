@@ -73,6 +73,8 @@ export interface ReplicaReport {
   length: number;
   closed: boolean;
   primary: boolean;
+  /** Open, and its backup may have acknowledged more than it has kept. */
+  doubtful: boolean;
 }
 
 export interface TabletStats extends SlotRange {
@@ -113,6 +115,56 @@ export interface PartitionReport {
   durableMs: number;
 }
 
+/** Why a log cannot be proved complete. */
+export interface LogGap {
+  /** No backup has the head: which segments the log has is not known either. */
+  headMissing: boolean;
+  /** Segments that the head names and no backup can deliver, ascending. */
+  missing: number[];
+  /** Open replicas whose backups may have lost what they had acknowledged. */
+  doubtful: DoubtfulSegment[];
+}
+
+export interface DoubtfulSegment {
+  segmentId: number;
+  /** What lies from here on may be lost. */
+  fromByte: number;
+  /** Backups that have the bytes before it. */
+  servers: number[];
+}
+
+/** A backup that may hold what a recovery lacks. */
+export interface ReplicaHolder {
+  serverId: number;
+  host: string;
+  address: string;
+  /**
+   * `silent`: up, has not listed its replicas; `gone`: crashed; `emptied`: crashed, and the process
+   * that has its address now came without its disk.
+   */
+  state: 'silent' | 'gone' | 'emptied';
+}
+
+/** An operator's decision to go on without a part of a log, as it is kept. */
+export interface LossReport {
+  lossId: number;
+  recoveryId: number;
+  /** The crashed master whose log it is, and where it ran. */
+  serverId: number;
+  host: string;
+  address: string;
+  acceptedAtMs: number;
+  operator: string;
+  reason: string;
+  headLost: boolean;
+  /** Lost from this byte on; 0: the whole segment. */
+  segments: { segmentId: number; fromByte: number }[];
+  /** At most so many bytes of log; null if the head is lost, since it lists the others. */
+  bytesMax: number | null;
+  /** Which objects may be affected. */
+  tablets: (SlotRange & { table: string })[];
+}
+
 export interface RecoveryReport {
   recoveryId: number;
   crashedServerId: number;
@@ -127,6 +179,8 @@ export interface RecoveryReport {
   totalMs: number;
   /** Why it does not go on, e.g. the segments that no backup has reported. */
   waitingFor: string | null;
+  /** What of the log it waits for, and who may have it; null if it is not that. */
+  gap: (LogGap & { holders: ReplicaHolder[] }) | null;
 }
 
 export interface ServerStats {
@@ -146,6 +200,8 @@ export interface ClusterStatus {
   servers: ServerEntry[];
   tables: TableInfo[];
   recoveries: RecoveryReport[];
+  /** All losses that were ever accepted, the newest first. */
+  losses: LossReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
   stateCopies: number;
   /** What does not work as it should: the cluster is degraded while there is one. */
@@ -239,11 +295,24 @@ export interface Messages {
       readMs: number;
       replayMs: number;
       durableMs: number;
+      /** The segment that it failed on, and the backups whose replicas of it are damaged. */
+      unreadable?: { segmentId: number; servers: number[] };
     };
     /** false: the partition belongs to somebody else; drop it. */
     reply: { committed: boolean };
   };
   GET_STATUS: { request: Empty; reply: ClusterStatus };
+  ACCEPT_LOSS: {
+    /** What `serverId`, a crashed master, had in these segments is given up. */
+    request: {
+      serverId: number;
+      head: boolean;
+      segmentIds: number[];
+      operator: string;
+      reason: string;
+    };
+    reply: { loss: LossReport };
+  };
   UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
   STORE_COORDINATOR_STATE: {
     /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
@@ -252,7 +321,7 @@ export interface Messages {
   };
   GET_SERVER_STATS: { request: Empty; reply: ServerStats };
   PROBE_SERVER: {
-    /** `timeoutMs`: what counts as silence, from a witness that is not late itself. */
+    /** `timeoutMs`: what counts as silence; the caller knows how slow everybody is. */
     request: { serverId: number; timeoutMs: number };
     reply: { outcome: ProbeOutcome };
   };
@@ -282,6 +351,7 @@ export interface Messages {
   };
   START_PARTITIONS: {
     request: {
+      term: number;
       recoveryId: number;
       crashedServerId: number;
       partitions: RecoveryPartition[];
@@ -300,7 +370,7 @@ export interface Messages {
     reply: Uint8Array;
   };
   RECOVERY_COMPLETE: {
-    request: { recoveryId: number; crashedServerId: number };
+    request: { term: number; recoveryId: number; crashedServerId: number };
     reply: Empty;
   };
   RENEW_LEASE: { request: { masterId: number }; reply: { leaseMs: number } };

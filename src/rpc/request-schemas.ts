@@ -89,8 +89,16 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     readMs: count,
     replayMs: count,
     durableMs: count,
+    unreadable: z.object({ segmentId: id, servers: z.array(id).max(1024) }).exactOptional(),
   }),
   GET_STATUS: empty,
+  ACCEPT_LOSS: z.object({
+    serverId: id,
+    head: z.boolean(),
+    segmentIds,
+    operator: text.min(1),
+    reason: text,
+  }),
   UPDATE_SERVER_LIST: z.object({ list: serverList }),
   STORE_COORDINATOR_STATE: z.object({
     clusterId: text,
@@ -116,6 +124,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
   BACKUP_FREE: z.object({ masterId: id, segmentIds }),
   START_READING_DATA: z.object({ term: id, recoveryId: id, crashedServerId: id }),
   START_PARTITIONS: z.object({
+    term: id,
     recoveryId: id,
     crashedServerId: id,
     partitions: z.array(partition).max(65_536),
@@ -127,7 +136,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     segmentId: id,
     partitionId: id,
   }),
-  RECOVERY_COMPLETE: z.object({ recoveryId: id, crashedServerId: id }),
+  RECOVERY_COMPLETE: z.object({ term: id, recoveryId: id, crashedServerId: id }),
   RENEW_LEASE: z.object({ masterId: id }),
   PROBE_SERVER: z.object({ serverId: id, timeoutMs: z.number().min(1).max(10_000) }),
 };
@@ -140,6 +149,7 @@ const LARGE_REQUESTS: ReadonlySet<keyof Messages> = new Set<keyof Messages>([
   'IS_REPLICA_NEEDED',
   'BACKUP_FREE',
   'START_PARTITIONS',
+  'ACCEPT_LOSS',
 ]);
 const SMALL_REQUEST_BYTES_MAX = 64 * 1024;
 const NESTING_MAX = 64;

@@ -55,6 +55,7 @@ export const RPC = {
     'A recovery master holds a partition durably (or failed); commits the ownership.',
   ),
   GET_STATUS: json(0x1a, 'coordinator', 2_000, 'Everything that `rekindle status` shows.'),
+  ACCEPT_LOSS: json(0x1f, 'coordinator', 10_000, 'Gives up a part of a log; kept for ever.'),
 
   UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'The new server list.'),
   STORE_COORDINATOR_STATE: json(0x31, 'server', 5_000, 'Keeps a copy of the coordinator state.'),

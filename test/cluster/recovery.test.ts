@@ -38,3 +38,27 @@ test('the crash of two servers at once loses nothing', { timeout: 240_000 }, asy
     await waitUntilWhole(client, 4, 60_000);
   });
 });
+
+test('a recovery goes to masters that have the memory for it', { timeout: 240_000 }, async () => {
+  const options = { servers: 4, replicas: 2, memoryBytes: 128 * 2 ** 20 };
+  await withCluster(options, async (cluster, client) => {
+    // One table a master; two of them are all but full, one is empty.
+    const datasets = [1_200, 2_300, 2_300, 10].map((count, i) => {
+      return new Dataset(`object-${i}`, count, 30_000);
+    });
+    for (const [i, dataset] of datasets.entries()) {
+      await writeDataset(await client.createTable(`table-${i}`), dataset);
+    }
+    const { tables } = await client.status();
+    const ownerOf = (i: number): number => tables[i]?.tablets[0]?.serverId ?? 0;
+    assert.equal(new Set([0, 1, 2, 3].map(ownerOf)).size, 4);
+    const crashed = ownerOf(0);
+    await cluster.killServer(cluster.indexOf(crashed) ?? 0);
+    const report = await waitForRecovery(client, crashed, 120_000);
+    for (const { serverId } of report.partitions) assert.equal(serverId, ownerOf(3));
+    assert.ok(report.partitions.length > 1, 'several for one master');
+    for (const [i, dataset] of datasets.entries()) {
+      assert.equal(await countWrong(client.table(`table-${i}`), dataset), 0);
+    }
+  });
+});

@@ -53,6 +53,7 @@ function replica(segmentId: number, over: Partial<BackupReplica> = {}): BackupRe
     length: 100,
     closed: true,
     primary: false,
+    doubtful: false,
     fromRestart: false,
     ...over,
   };

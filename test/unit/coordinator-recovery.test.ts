@@ -1,332 +1,13 @@
 /**
- * The recovery of a master without a cluster: finding the log, planning, and the machine under
- * scripted failures and random ones. A random run prints its seed; REKINDLE_SEED=n repeats it.
+ * The recovery of a master without a cluster: the machine under scripted failures and random ones.
+ * A random run prints its seed; REKINDLE_SEED=n repeats it.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { decideStart } from '../../src/coordinator/cluster-start.js';
-import { CoordinatorState, type Decision } from '../../src/coordinator/coordinator-state.js';
-import { type BackupReport, discoverLog } from '../../src/coordinator/log-discovery.js';
-import {
-  Recovery,
-  type RecoveryEffect,
-  type RecoveryEvent,
-} from '../../src/coordinator/recovery.js';
-import { planPartitions } from '../../src/coordinator/recovery-plan.js';
-import { decideAssign, decidePlan } from '../../src/coordinator/recovery-record.js';
-import { decideCrash, decideEnlist, decideRelease } from '../../src/coordinator/server-list.js';
-import { decideCreated, decideCreateTable, decideOwnership } from '../../src/coordinator/tables.js';
-
-const MIB = 1024 * 1024;
-const NONE = { segmentId: 0, epoch: 0 };
-
-type ReplicaShape = [segmentId: number, length: number, open?: 'open', epoch?: number];
-
-/** `digest` names the segment whose open replica lists the given ids. */
-function report(replicas: ReplicaShape[], digest?: [number, number[], number?]): BackupReport {
-  return {
-    leaseRemainderMs: 0,
-    replicas: replicas.map(([segmentId, length, open, epoch = 0]) => ({
-      segmentId,
-      length,
-      epoch,
-      closed: open === undefined,
-      primary: false,
-    })),
-    digests:
-      digest === undefined
-        ? []
-        : [{ segmentId: digest[0], segmentIds: digest[1], epoch: digest[2] ?? 0, tabletStats: [] }],
-  };
-}
-
-function discover(reports: BackupReport[], minimumOpen = NONE) {
-  return discoverLog(new Map(reports.map((r, i) => [i + 1, r])), minimumOpen);
-}
-
-test('the head is the lowest open digest; what is above it does not count', () => {
-  const found = discover([
-    report(
-      [
-        [1, 8],
-        [2, 5, 'open'],
-      ],
-      [2, [1, 2]],
-    ),
-    report(
-      [
-        [1, 8],
-        [3, 1, 'open'],
-      ],
-      [3, [1, 2, 3]],
-    ),
-  ]);
-  assert.ok(found.complete);
-  assert.equal(found.log.headSegmentId, 2);
-  assert.deepEqual(
-    found.log.segments.map(({ segmentId, backups }) => [segmentId, backups]),
-    [
-      [1, [1, 2]],
-      [2, [1]],
-    ],
-  );
-});
-
-test('a segment that a backup has closed is not the head, whatever its open replicas say', () => {
-  const found = discover([
-    report(
-      [
-        [2, 5, 'open'],
-        [3, 1, 'open'],
-      ],
-      [2, [1, 2]],
-    ),
-    report(
-      [
-        [1, 8],
-        [2, 8],
-        [3, 4, 'open'],
-      ],
-      [3, [1, 2, 3]],
-    ),
-  ]);
-  assert.ok(found.complete);
-  assert.equal(found.log.headSegmentId, 3);
-  assert.deepEqual(found.log.segments[1]?.backups, [2], 'the closed replica only');
-  const onlyOld = discover([report([[2, 5, 'open']], [2, [2]]), report([[2, 8]])]);
-  assert.ok(!onlyOld.complete, 'the next head must turn up first');
-});
-
-test('an open replica below the minimum proves nothing, its digest neither', () => {
-  const reports = [
-    report(
-      [
-        [1, 8],
-        [2, 5, 'open', 0],
-      ],
-      [2, [1, 2], 0],
-    ),
-  ];
-  assert.ok(discover(reports).complete);
-  assert.ok(discover(reports, { segmentId: 2, epoch: 0 }).complete);
-  assert.ok(!discover(reports, { segmentId: 2, epoch: 1 }).complete);
-  assert.ok(!discover(reports, { segmentId: 3, epoch: 0 }).complete);
-});
-
-test('of open replicas those with the highest (epoch, length) are used', () => {
-  const found = discover([
-    report([[1, 9, 'open', 0]], [1, [1]]),
-    report([[1, 5, 'open', 1]], [1, [1], 1]),
-    report([[1, 6, 'open', 1]], [1, [1], 1]),
-    report([[1, 6, 'open', 1]], [1, [1], 1]),
-  ]);
-  assert.ok(found.complete);
-  assert.deepEqual(found.log.segments, [{ segmentId: 1, length: 6, backups: [3, 4] }]);
-});
-
-test('missing segments are named, as is a missing head', () => {
-  const found = discover([report([[4, 1, 'open']], [4, [1, 2, 3, 4]]), report([[2, 8]])]);
-  assert.ok(!found.complete);
-  assert.match(found.waitingFor, /2 missing segments: 1, 3/);
-  const headless = discover([report([[1, 8]])]);
-  assert.ok(!headless.complete);
-  assert.match(headless.waitingFor, /head of the log/);
-});
-
-test('a plan holds every slot once and spreads large tablets over all masters', () => {
-  const all = { startSlot: 0, endSlot: 2 ** 32 - 1, ctimeSegmentId: 3 };
-  const large = { tableId: 1, ...all };
-  const small = { tableId: 2, ...all };
-  const partitions = planPartitions(
-    [large, small],
-    [{ tableId: 1, startSlot: 0, endSlot: 2 ** 32 - 1, bytes: 400 * MIB }],
-    4,
-  );
-  assert.equal(partitions.length, 4);
-  const pieces = partitions.flatMap(({ tablets }) => tablets);
-  const ranges = pieces.filter((t) => t.tableId === 1).sort((a, b) => a.startSlot - b.startSlot);
-  assert.equal(ranges.length, 4);
-  let next = 0;
-  for (const { startSlot, endSlot, ctimeSegmentId } of ranges) {
-    assert.equal(startSlot, next);
-    assert.equal(ctimeSegmentId, 3);
-    next = endSlot + 1;
-  }
-  assert.equal(next, 2 ** 32);
-  assert.deepEqual(
-    pieces.filter((t) => t.tableId === 2),
-    [small],
-  );
-
-  const tiny = planPartitions([large], [{ ...large, bytes: 7 * MIB }], 4);
-  assert.deepEqual(tiny, [{ partitionId: 1, tablets: [large] }], 'not worth a cut');
-  assert.equal(planPartitions([large, small], [], 4).length, 2, 'no statistics');
-});
-
-/**
- * A cluster of five servers, one of which has crashed, with backups and masters that answer when
- * the test says so. Effects wait in `pending`; commits go through the real decisions.
- */
-class Scene {
-  readonly state = new CoordinatorState();
-  readonly pending: Exclude<RecoveryEffect, { kind: 'wake' }>[] = [];
-  machine: Recovery;
-  nowMs = 0;
-  released = false;
-  /** Asked for by the present machine. */
-  private releases = 0;
-  private servers = 0;
-
-  constructor(readonly owners = 4) {
-    this.apply(decideStart(this.state, { replicas: 2 }, 'c'));
-    for (let n = 0; n < owners + 1; n++) this.join();
-    const create = { operationId: 'o', name: 't', span: 2 };
-    const tableId = this.apply(decideCreateTable(this.state, create));
-    const taken = this.state.tables.get(tableId)?.tablets.map(({ serverId }) => serverId) ?? [];
-    this.apply(decideCreated(this.state, tableId, taken));
-    this.apply(decideCrash(this.state, 1, 0, 0));
-    this.machine = this.newMachine();
-  }
-
-  apply<T>({ writes, result }: Decision<T>): T {
-    this.state.apply(structuredClone(writes));
-    return result;
-  }
-
-  join(): number {
-    const n = ++this.servers;
-    const request = {
-      nonce: `n${n}`,
-      replacesId: null,
-      clusterId: null,
-      address: `h:${n}`,
-      host: `host-${n}`,
-      rack: null,
-      master: true,
-      backup: true,
-      memoryBytes: 0,
-    };
-    return this.apply(decideEnlist(this.state, request, this.nowMs)).serverId;
-  }
-
-  newMachine(): Recovery {
-    const record = this.state.recoveryOf(1);
-    assert.ok(record);
-    return new Recovery(record);
-  }
-
-  /** As after a restart: nothing is left but the committed state. */
-  restart(): void {
-    this.pending.length = 0;
-    this.releases = 0;
-    this.machine = this.newMachine();
-    this.step({ kind: 'look' });
-  }
-
-  step(event: RecoveryEvent): void {
-    const record = this.state.recoveryOf(1);
-    if (record === undefined) return;
-    const tablets = this.state.tabletsOf(1);
-    const view = {
-      term: 1,
-      record,
-      upServers: this.state.upServers(),
-      tablets,
-      minimumOpen: NONE,
-    };
-    for (const effect of this.machine.step(event, view, this.nowMs)) {
-      if (effect.kind === 'release') assert.equal(++this.releases, 1, 'released once');
-      if (effect.kind !== 'wake') this.pending.push(effect);
-    }
-  }
-
-  kill(serverId: number): void {
-    this.apply(decideCrash(this.state, serverId, this.nowMs, this.nowMs));
-    this.step({ kind: 'look' });
-  }
-
-  take(kind: RecoveryEffect['kind']): RecoveryEffect[] {
-    const taken = this.pending.filter((effect) => effect.kind === kind);
-    for (const effect of taken) this.pending.splice(this.pending.indexOf(effect as never), 1);
-    return taken;
-  }
-
-  isUp(serverId: number): boolean {
-    return this.state.isUp(serverId);
-  }
-
-  /** Performs one effect; every backup holds the whole log unless `reportOf` says otherwise. */
-  perform(effect: RecoveryEffect, reportOf = (_: number) => WHOLE_LOG): void {
-    if (effect.kind === 'fence') {
-      const { serverId } = effect;
-      this.step({ kind: 'fenced', serverId, report: reportOf(serverId) });
-    } else if (effect.kind === 'start-partitions') {
-      const { serverId, round } = effect;
-      this.step({ kind: 'partitions-started', serverId, round });
-    } else if (effect.kind === 'commit-plan') {
-      this.apply(decidePlan(this.state, 1, effect.partitions));
-      this.step({ kind: 'committed' });
-    } else if (effect.kind === 'commit-assignments') {
-      this.apply(decideAssign(this.state, 1, effect.assignments));
-      this.step({ kind: 'committed' });
-    } else if (effect.kind === 'recover') {
-      const { partition, generation } = effect.request;
-      const { partitionId } = partition;
-      this.step({ kind: 'recover-sent', partitionId, generation });
-    } else if (effect.kind === 'release') {
-      this.released = this.apply(decideRelease(this.state, 1));
-      assert.ok(this.released, 'a release is only asked for when it can be');
-    }
-  }
-
-  /** Performs effects until only RECOVERs are left; returns those. */
-  settle(reportOf = (_: number) => WHOLE_LOG): Extract<RecoveryEffect, { kind: 'recover' }>[] {
-    const recovers: Extract<RecoveryEffect, { kind: 'recover' }>[] = [];
-    for (let turn = 0; turn < 1_000; turn++) {
-      const effect = this.pending.shift();
-      if (effect === undefined) return recovers;
-      if (effect.kind === 'recover') recovers.push(effect);
-      this.perform(effect, reportOf);
-    }
-    assert.fail('the machine does not come to rest');
-  }
-
-  finish(effect: Extract<RecoveryEffect, { kind: 'recover' }>): boolean {
-    const { partition, generation, recoveryId } = effect.request;
-    const request = {
-      recoveryId,
-      partitionId: partition.partitionId,
-      generation,
-      serverId: effect.serverId,
-      ok: true,
-      error: null,
-      ctimeSegmentId: 5,
-      objects: 1,
-      bytes: 1,
-      readMs: 0,
-      replayMs: 0,
-      durableMs: 0,
-    };
-    const committed = this.apply(decideOwnership(this.state, request));
-    this.step({ kind: 'look' });
-    return committed;
-  }
-}
-
-const WHOLE_LOG = report(
-  [
-    [1, 8 * MIB],
-    [2, 100, 'open'],
-  ],
-  [2, [1, 2]],
-);
-WHOLE_LOG.digests[0]?.tabletStats.push({
-  tableId: 1,
-  startSlot: 0,
-  endSlot: 2 ** 32 - 1,
-  bytes: 64 * MIB,
-  records: 1,
-});
+import { Recovery, type RecoveryEffect } from '../../src/coordinator/recovery.js';
+import { decideCrash } from '../../src/coordinator/server-list.js';
+import { report } from './log-reports.js';
+import { MIB, NONE, Scene } from './recovery-scene.js';
 
 test('from the crash to the release', () => {
   const scene = new Scene();
@@ -364,6 +45,8 @@ test('a server without tablets is released without asking anybody', () => {
     upServers: scene.state.upServers(),
     tablets: [],
     minimumOpen: NONE,
+    busy: new Map(),
+    holders: () => [],
   };
   assert.deepEqual(new Recovery(record).step({ kind: 'look' }, view, 0), [{ kind: 'release' }]);
 });
@@ -440,6 +123,54 @@ test('a failed partition is listed anew and goes to another master after a pause
   assert.equal(again?.request.generation, 2);
   assert.notEqual(again?.serverId, failed.serverId);
   assert.equal(scene.finish(failed), false);
+});
+
+test('a master without memory fails cleanly, and each other one gets its turn', () => {
+  const scene = new Scene();
+  scene.step({ kind: 'look' });
+  scene.tellLoads((serverId) => (serverId === 5 ? 500 * MIB : 2 * MIB));
+  const recovers = scene.settle();
+  const masters = recovers.map(({ serverId }) => serverId);
+  assert.deepEqual(masters, [5, 5, 5, 5], 'only one has the memory');
+  const [first] = recovers;
+  assert.ok(first);
+  const tried = [5];
+  let { generation } = first.request;
+  const { partitionId } = first.request.partition;
+  for (let attempt = 0; attempt < 4; attempt += 1) {
+    const error = 'OUT_OF_MEMORY: full';
+    scene.step({ kind: 'partition-failed', partitionId, generation, error, outOfMemory: true });
+    scene.tellLoads(() => 500 * MIB);
+    scene.nowMs += 6_000;
+    scene.step({ kind: 'look' });
+    const next = scene
+      .settle()
+      .find((effect) => effect.request.partition.partitionId === partitionId);
+    assert.ok(next);
+    tried.push(next.serverId);
+    generation = next.request.generation;
+  }
+  assert.deepEqual(tried.slice(0, 4).sort(), [2, 3, 4, 5]);
+  assert.equal(tried.length, 5, 'and then again from the beginning');
+});
+
+test('replicas that nobody can read are missing, until another one comes', () => {
+  const scene = new Scene();
+  scene.step({ kind: 'look' });
+  const [first] = scene.settle();
+  assert.ok(first);
+  const { partition, generation } = first.request;
+  const failed = { partitionId: partition.partitionId, generation, error: 'CHECKSUM_MISMATCH' };
+  const unreadable = { segmentId: 1, servers: [2, 3, 4, 5] };
+  scene.step({ kind: 'partition-failed', ...failed, unreadable });
+  scene.nowMs = 200;
+  scene.step({ kind: 'look' });
+  assert.deepEqual(scene.settle(), []);
+  assert.deepEqual(scene.machine.gap?.missing, [1]);
+  const back = scene.join();
+  scene.step({ kind: 'look' });
+  const [again] = scene.settle();
+  assert.deepEqual(again?.request.segments[0]?.backups, [back]);
 });
 
 test('a lost RECOVER is repeated with the same generation', () => {

@@ -253,8 +253,8 @@ function recovering(): { state: CoordinatorState; tableId: number; crashed: numb
   applied(state, decideCrash(state, crashed, 0, 0));
   const half = { tableId, ctimeSegmentId: 0 };
   const partitions = [
-    { partitionId: 1, tablets: [{ ...half, startSlot: 0, endSlot: 2 ** 31 - 1 }] },
-    { partitionId: 2, tablets: [{ ...half, startSlot: 2 ** 31, endSlot: 2 ** 32 - 1 }] },
+    { partitionId: 1, tablets: [{ ...half, startSlot: 0, endSlot: 2 ** 31 - 1 }], bytes: 1 },
+    { partitionId: 2, tablets: [{ ...half, startSlot: 2 ** 31, endSlot: 2 ** 32 - 1 }], bytes: 1 },
   ];
   assert.equal(applied(state, decidePlan(state, 1, partitions)), true);
   const assignments = [

@@ -26,10 +26,14 @@ class Fakes {
   reports: Finished[] = [];
   fetches: string[] = [];
   /** What a backup answers, by `serverId/segmentId`; a piece by default. */
-  answers = new Map<string, (attempt: number) => Uint8Array | RekindleError>();
+  answers = new Map<
+    string,
+    (attempt: number) => Uint8Array | RekindleError | Promise<Uint8Array>
+  >();
   replayFails: (segment: number) => RekindleError | null = () => null;
   verdict: (attempt: number) => boolean | RekindleError = () => true;
   lostOpenReplica = false;
+  memory: Record<string, number> = { segmentsFree: 100, segmentsReserved: 4, memoryFull: 0 };
   #attempts = new Map<string, number>();
 
   readonly recovery: RecoveryCore = {
@@ -71,9 +75,16 @@ class Fakes {
   readonly servers: ServerDirectory = {
     linkTo: (serverId) =>
       ({
-        callBinary: async (_name: string, parts: readonly Uint8Array[]) => {
+        callBinary: async (
+          _name: string,
+          parts: readonly Uint8Array[],
+          { signal }: { signal: AbortSignal },
+        ) => {
           const request = JSON.parse(Buffer.concat(parts).toString()) as { segmentId: number };
-          return this.#fetch(serverId, request.segmentId);
+          const aborted = new Promise<never>((_, reject) => {
+            signal.addEventListener('abort', () => reject(new RekindleError('ABORTED', 'abort')));
+          });
+          return Promise.race([this.#fetch(serverId, request.segmentId), aborted]);
         },
       }) as unknown as RpcLink,
   };
@@ -88,6 +99,7 @@ class Fakes {
         return 43;
       },
       appendedPosition: () => 9_000,
+      stats: () => this.memory,
     },
     replication: this.replication,
     servers: this.servers,
@@ -213,6 +225,7 @@ test('all replicas bad: reported as failed, everything taken back', async () => 
   await fakes.run();
   assert.equal(fakes.reports[0]?.ok, false);
   assert.match(fakes.reports[0]?.error ?? '', /segment 2/);
+  assert.deepEqual(fakes.reports[0]?.unreadable, { segmentId: 2, servers: [7, 8] });
   assert.deepEqual(fakes.trace.slice(-3), ['drained', 'abort', 'free 1']);
   assert.ok(!fakes.trace.includes('commit'));
 });
@@ -279,4 +292,51 @@ test('a repeated RECOVER starts nothing; a newer generation replaces the older',
   const activated = fakes.trace.filter((line) => line === 'activate').length;
   assert.equal(activated, 1, 'one generation is served');
   assert.ok(fakes.trace.indexOf('abort') < fakes.trace.indexOf('activate'));
+});
+
+test('a silent backup is hedged: another one delivers, and nothing is replayed twice', async () => {
+  const fakes = new Fakes();
+  const silence = new Promise<Uint8Array>(() => undefined);
+  for (const segmentId of [1, 2, 3]) fakes.answers.set(`7/${segmentId}`, () => silence);
+  const startedMs = performance.now();
+  await fakes.run();
+  assert.ok(performance.now() - startedMs < 4_000, 'not the time-out of the call');
+  assert.deepEqual(fakes.fetches.sort(), ['7/1', '7/2', '7/3', '8/1', '8/2', '8/3']);
+  assert.deepEqual(fakes.trace.filter((line) => line.startsWith('replay')).sort(), [
+    'replay 1',
+    'replay 2',
+    'replay 3',
+  ]);
+  assert.equal(fakes.trace.at(-1), 'activate');
+});
+
+test('a piece waits until the cleaner has made room', async () => {
+  const fakes = new Fakes();
+  fakes.memory.segmentsFree = 4;
+  fakes.master.start(request(1));
+  await sleep(60);
+  assert.deepEqual(fakes.trace, []);
+  fakes.memory.segmentsFree = 6;
+  await fakes.run();
+  assert.equal(fakes.trace.at(-1), 'activate');
+});
+
+test('tablets come back only when an older recovery has let go of them', async () => {
+  const fakes = new Fakes();
+  fakes.memory.segmentsFree = 4;
+  fakes.master.start(request(1));
+  await sleep(20);
+  const overlapping = { ...request(1), recoveryId: 6 };
+  fakes.master.start(overlapping);
+  fakes.master.start(request(2));
+  fakes.memory.segmentsFree = 100;
+  const limitMs = performance.now() + 5_000;
+  while (fakes.master.running > 0) {
+    assert.ok(performance.now() < limitMs, 'the recoveries end');
+    await sleep(2);
+  }
+  const ends = fakes.trace.filter((line) => line === 'abort' || line === 'activate');
+  assert.deepEqual(ends, ['abort', 'activate']);
+  const reports = fakes.reports.map(({ recoveryId, ok }) => [recoveryId, ok]);
+  assert.deepEqual(reports, [[6, true]], 'the older one is void, its late repeat too');
 });

@@ -9,6 +9,7 @@ use backup_support::{
     seed, write_body,
 };
 use parking_lot::{Condvar, Mutex};
+use rekindle_core::backup::Durability;
 use rekindle_core::backup::frame::{BLOCK_BYTES, FRAME_BYTES};
 use rekindle_core::backup::frame_file::{Faults, Medium};
 use rekindle_core::status::Status;
@@ -455,4 +456,108 @@ fn zeros_never_cross_the_image_of_a_closed_replica() {
             "segment {id} after a restart"
         );
     }
+}
+
+/// One turn in mode `replicated`: writes are acknowledged before they are flushed.
+fn append_ahead(disk: &mut Disk, random: &mut Random, expected: &mut Replicas, first: u64) {
+    for id in first..first + 3 {
+        let replica = expected.entry(id).or_default();
+        if replica.close_sent {
+            continue;
+        }
+        let offset = replica.sent.len();
+        let fresh = more_bytes(random, rekindle_core::entry::SEGMENT_BYTES - offset);
+        replica.sent.extend_from_slice(&fresh);
+        let close = random.below(12) == 0;
+        let open = if offset == 0 { OPEN | PRIMARY } else { 0 };
+        let flags = open | if close { CLOSE } else { 0 };
+        let body = write_body(1, id, 1, offset, &fresh, Some(&replica.sent), flags);
+        let Ok(token) = disk.submit(&body) else {
+            // The disk has failed under it; what was acknowledged before still counts.
+            replica.close_sent = true;
+            continue;
+        };
+        replica.close_sent = close;
+        if disk.answer(token) == Status::Ok {
+            replica.acknowledged = replica.sent.len();
+            replica.closed = close;
+        }
+    }
+}
+
+/// A replica that lacks acknowledged bytes says so; without a power loss none does.
+fn check_doubt(disk: &Disk, expected: &Replicas, complete: bool, context: &str) -> usize {
+    let mut doubtful = 0;
+    for replica in disk.storage.replicas() {
+        let wanted = &expected[&replica.segment_id];
+        let length = replica.length as usize;
+        let short = length < wanted.acknowledged || wanted.closed && !replica.closed;
+        assert!(
+            !short || replica.doubtful && !complete,
+            "{context}: {replica:?}, {} bytes were acknowledged",
+            wanted.acknowledged
+        );
+        assert!(!(complete && replica.doubtful), "{context}: {replica:?}");
+        let bytes = disk.read(1, replica.segment_id).expect("reads");
+        assert!(bytes == wanted.sent[..length], "{context}: {replica:?}");
+        doubtful += usize::from(replica.doubtful);
+    }
+    let found = disk.storage.replicas().len();
+    assert!(!complete || found == expected.len(), "{context}: {found}");
+    doubtful
+}
+
+#[test]
+fn an_open_replica_that_may_lack_acknowledged_bytes_says_so_until_it_is_freed() {
+    let seed = seed("an_open_replica_that_may_lack_acknowledged_bytes_says_so_until_it_is_freed");
+    let mut random = Random::new(seed);
+    let mut doubtful = 0;
+    for history in 0..24 {
+        let directory = Directory::new();
+        let mut expected = Replicas::new();
+        let mut options = options(&directory, FRAMES, false);
+        options.durability = Durability::Replicated;
+        options.flush_interval = Duration::from_millis(random.below(5));
+        let clean = history % 3 == 0;
+        let fenced = history % 3 == 1;
+        let volatile = Arc::new(VolatileDisk {
+            lives: if clean {
+                u32::MAX
+            } else {
+                6 + random.below(40) as u32
+            },
+            cache: Mutex::default(),
+        });
+        let medium = OnDirectory {
+            disk: Arc::clone(&volatile),
+            path: directory.path().join("frames"),
+        };
+        let mut disk = Disk::with_faults(options.clone(), Faults::over(Arc::new(medium)));
+        for _ in 0..random.below(12) {
+            append_ahead(&mut disk, &mut random, &mut expected, 1);
+        }
+        let mut complete = clean;
+        if fenced {
+            let done = Completed::new();
+            disk.storage.fence(1, done.completion());
+            assert_eq!(done.wait(), Ok(()), "the superblock is another file");
+            let errors = disk.storage.stats()["diskErrors"];
+            complete = errors == 0.0;
+        }
+        drop(disk);
+        settle_cache(&volatile, &directory, &mut random);
+        // Doubt outlives a restart that stops cleanly.
+        let context = format!("seed {seed} history {history}");
+        let first = Disk::open(&directory, options.clone());
+        let count = check_doubt(&first, &expected, complete, &context);
+        drop(first);
+        let second = Disk::open(&directory, options);
+        assert_eq!(
+            check_doubt(&second, &expected, complete, &context),
+            count,
+            "{context}"
+        );
+        doubtful += count;
+    }
+    assert!(doubtful > 0, "seed {seed}: some power loss leaves doubt");
 }

@@ -461,6 +461,10 @@ fn replicated_mode_answers_from_memory_and_flushes_later() {
     }
     let disk = Disk::open(&directory, options(&directory, 2, false));
     assert!(disk.read(1, 1).expect("reads") == bytes);
+    assert!(
+        !disk.storage.replicas()[0].doubtful,
+        "the storage was closed"
+    );
 }
 
 #[test]

@@ -324,6 +324,7 @@ fn frame_slots() {
             checksum: number(vector, "checksum") as u32,
             state: match text(vector, "state") {
                 "open" => FrameState::Open,
+                "ahead" => FrameState::Ahead,
                 "closed" => FrameState::Closed,
                 _ => FrameState::Free,
             },

@@ -123,6 +123,8 @@ pub struct BackupReplica {
     pub primary: bool,
     /// Written by an earlier process.
     pub from_restart: bool,
+    /// Open, and acknowledged bytes may be missing.
+    pub doubtful: bool,
 }
 
 /// `TabletStats` of the contract.
@@ -280,6 +282,7 @@ impl BackupCore {
             closed: one.closed,
             primary: one.primary,
             from_restart: one.from_restart,
+            doubtful: one.doubtful,
         };
         replicas.map(report).collect()
     }

@@ -15,7 +15,7 @@ const frameMagic = 'RKFR';
 const format = 1;
 const fencedMax = 448;
 const primaryBit = 256;
-const states = { 1: 'open', 2: 'closed', 3: 'free' } as const;
+const states = { 1: 'open', 2: 'closed', 3: 'free', 4: 'ahead' } as const;
 const codecs = ['raw', 'lz4'] as const;
 
 export interface Superblock {
@@ -34,7 +34,8 @@ export interface Slot {
   epoch: number;
   length: number;
   checksum: number;
-  state: 'open' | 'closed' | 'free';
+  /** `ahead`: open, and bytes behind these may have been acknowledged. */
+  state: 'open' | 'closed' | 'free' | 'ahead';
   primary: boolean;
   codec: 'raw' | 'lz4';
   stored: number;

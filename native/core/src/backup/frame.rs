@@ -39,6 +39,9 @@ pub enum FrameState {
     Closed = 2,
     /// Holds nothing.
     Free = 3,
+    /// Like `Open`, of a backup that acknowledges before it flushes: bytes behind these may have
+    /// been acknowledged too.
+    Ahead = 4,
 }
 
 /// How the data area holds the replica.
@@ -175,6 +178,7 @@ pub fn decode_slot(bytes: &[u8]) -> SlotContent {
         1 => FrameState::Open,
         2 => FrameState::Closed,
         3 => FrameState::Free,
+        4 => FrameState::Ahead,
         _ => return SlotContent::Corrupt,
     };
     let codec = match u32_at(block, 52) {

@@ -85,6 +85,8 @@ pub(super) struct Replica {
     /// What the newest slot says.
     pub durable: Option<Certified>,
     pub durable_closed: bool,
+    /// The newest slot says `Ahead`: after a restart the replica may lack acknowledged bytes.
+    pub durable_ahead: bool,
     pub codec: Codec,
     pub stored: u32,
     /// None when the bytes are on disk only.
@@ -105,9 +107,10 @@ impl Replica {
         }
     }
 
-    fn needs_slot(&self) -> bool {
-        self.certified.is_some()
-            && (self.durable != self.certified || self.closed != self.durable_closed)
+    /// `ahead`: more may be acknowledged before the next slot.
+    fn needs_slot(&self, ahead: bool) -> bool {
+        let changed = self.durable != self.certified || self.closed != self.durable_closed;
+        self.certified.is_some() && (changed || (self.durable_ahead && !ahead))
     }
 }
 
@@ -209,11 +212,13 @@ pub(super) struct State {
     pub stopping: bool,
     /// The I/O thread is gone; nothing is accepted any more.
     pub stopped: bool,
+    /// Mode `replicated`: writes are acknowledged before they are flushed.
+    pub acknowledges_ahead: bool,
     pub counters: Counters,
 }
 
 impl State {
-    pub fn new(frames_max: u32, superblock: Superblock) -> Self {
+    pub fn new(frames_max: u32, superblock: Superblock, acknowledges_ahead: bool) -> Self {
         Self {
             replicas: BTreeMap::new(),
             frames: FrameTable::new(frames_max),
@@ -228,6 +233,7 @@ impl State {
             next_replica_id: 1,
             stopping: false,
             stopped: false,
+            acknowledges_ahead,
             counters: Counters::default(),
         }
     }
@@ -240,6 +246,22 @@ impl State {
     pub fn mark_dirty(&mut self, key: ReplicaKey, now: Instant) {
         self.dirty.insert(key);
         self.dirty_since.get_or_insert(now);
+    }
+
+    /// Nothing is acknowledged any more for this master, or for any: the open replicas get a slot
+    /// that says so, lest a restart take them for shorter than what was acknowledged.
+    pub fn settle_open(&mut self, master_id: Option<u64>, now: Instant) {
+        let keys = match master_id {
+            Some(id) => (id, 0)..=(id, u64::MAX),
+            None => (0, 0)..=(u64::MAX, u64::MAX),
+        };
+        let ahead = |(key, replica): (&ReplicaKey, &Replica)| {
+            (replica.durable_ahead && replica.memory.is_some()).then_some(*key)
+        };
+        let settled: Vec<ReplicaKey> = self.replicas.range(keys).filter_map(ahead).collect();
+        for key in settled {
+            self.mark_dirty(key, now);
+        }
     }
 
     /// Bytes received and not yet durable.
@@ -267,8 +289,9 @@ impl State {
         now: Instant,
         done: &mut Vec<(u64, Status)>,
     ) -> Option<FlushPlan> {
+        let ahead = self.acknowledges_ahead && !self.stopping && !self.fenced.contains(&key.0);
         let replica = self.replicas.get_mut(&key)?;
-        if !replica.needs_slot() {
+        if !replica.needs_slot(ahead) {
             done.extend(replica.waiting.drain(..).map(|token| (token, Status::Ok)));
             return None;
         }
@@ -308,6 +331,8 @@ impl State {
             checksum: certified.checksum,
             state: if closing {
                 FrameState::Closed
+            } else if ahead {
+                FrameState::Ahead
             } else {
                 FrameState::Open
             },
@@ -315,8 +340,7 @@ impl State {
             codec: Codec::Raw,
             stored: certified.length,
         };
-        let failed = false;
-        let plan = FlushPlan {
+        Some(FlushPlan {
             key,
             id,
             frame,
@@ -326,9 +350,8 @@ impl State {
             flushed_blocks,
             data_only,
             tokens,
-            failed,
-        };
-        Some(plan)
+            failed: false,
+        })
     }
 
     /// The group with this plan is durable, or it failed and the replica is lost.
@@ -371,6 +394,7 @@ impl State {
         replica.durable = Some(durable);
         replica.stored = length;
         replica.durable_closed = certificate.state == FrameState::Closed;
+        replica.durable_ahead = certificate.state == FrameState::Ahead;
         if let Some(memory) = &mut replica.memory {
             memory.flushed_blocks = length / BLOCK_BYTES as u32;
         }

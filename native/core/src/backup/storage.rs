@@ -88,6 +88,8 @@ pub struct ReplicaReport {
     pub primary: bool,
     /// Written by an earlier process.
     pub from_restart: bool,
+    /// Open, and that process may have acknowledged more than it had flushed when it ended.
+    pub doubtful: bool,
 }
 
 /// What the threads share.
@@ -181,7 +183,11 @@ impl BackupStorage {
         directory
             .sync_all()
             .map_err(|error| disk_error(&options.directory, &error))?;
-        let mut state = State::new(options.frames_max, superblock);
+        let mut state = State::new(
+            options.frames_max,
+            superblock,
+            options.durability == Durability::Replicated,
+        );
         let pool = BufferPool::new();
         restart::scan(&file, &pool, &mut state).map_err(disk)?;
         pool.warm();
@@ -270,6 +276,7 @@ impl BackupStorage {
                 closed: replica.closed,
                 primary: replica.primary,
                 from_restart: replica.from_restart,
+                doubtful: replica.from_restart && replica.durable_ahead,
             }
         };
         visible.map(report).collect()
@@ -357,6 +364,7 @@ impl BackupStorage {
             let room = state.fenced.contains(&master_id) || state.fenced.len() < FENCED_MAX;
             if room {
                 state.fenced.insert(master_id);
+                state.settle_open(Some(master_id), Instant::now());
                 self.shared.queue_job(
                     &mut state,
                     Job::Superblock {
@@ -483,7 +491,11 @@ impl BackupStorage {
     /// Flushes what is queued, ends the threads and unlocks the directory; idempotent. Later calls
     /// are refused.
     pub fn close(&self) {
-        self.shared.state.lock().stopping = true;
+        {
+            let mut state = self.shared.state.lock();
+            state.stopping = true;
+            state.settle_open(None, Instant::now());
+        }
         self.shared.io_wake.notify_all();
         self.shared.compress_wake.notify_all();
         self.recoveries.stop();

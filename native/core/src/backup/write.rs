@@ -186,6 +186,7 @@ impl State {
             closed: false,
             durable: None,
             durable_closed: false,
+            durable_ahead: false,
             codec: Codec::Raw,
             stored: 0,
             memory: Some(OpenMemory {

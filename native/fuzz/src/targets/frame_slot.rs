@@ -133,7 +133,7 @@ fn directory_seed(directory: &Directory) -> Vec<u8> {
     out
 }
 
-/// An open, a closed, a shared and a free slot.
+/// Slots of every state, and a shared one.
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let open = CertificateBlock {
         sequence: 3,
@@ -146,6 +146,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         primary: true,
         codec: Codec::Raw,
         stored: 0,
+    };
+    let ahead = CertificateBlock {
+        state: FrameState::Ahead,
+        ..open
     };
     let closed = CertificateBlock {
         state: FrameState::Closed,
@@ -183,6 +187,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("open", seed(0, &open, b"tail")),
         ("open-damaged", seed(REPAIR | DAMAGE, &open, b"tail")),
+        ("ahead", seed(REPAIR, &ahead, b"tail")),
         ("closed", seed(REPAIR, &closed, b"")),
         ("shared", directory_seed(&directory)),
         ("free", seed(REPAIR, &free, b"")),
