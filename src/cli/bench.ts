@@ -7,6 +7,7 @@ import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
+import { runDetectionBench } from '../../bench/detection.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runPlacementBench } from '../../bench/placement.js';
@@ -162,6 +163,32 @@ Memory of the servers follows from --bytes; a run of 1 GB needs some 14 GB in al
     );
 }
 
+function detectionCommand(): Command {
+  return withDurability(
+    subcommand('detection', 'how soon dead servers are noticed, and only those', '128MB'),
+  )
+    .option('--rounds <n>', 'kills, and as many stops (with --quick: 6)', integer(1, 1_000))
+    .option('--saturate <s>', 'seconds with all cores busy (with --quick: 10)', integer(0, 86_400))
+    .action((options: CommonOptions & { rounds?: number; saturate?: number }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, quick = false } = options;
+        const rounds = options.rounds ?? (quick ? 6 : 25);
+        const saturateSeconds = options.saturate ?? (quick ? 10 : 600);
+        const detection = { servers, durability, memoryBytes, rounds, saturateSeconds, quick };
+        return report(options.json, runDetectionBench(detection));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench detection --quick
+  $ rekindle bench detection --rounds 25 --saturate 600 --json detection.json
+
+Exit code 1 if a live server was declared crashed.`,
+    );
+}
+
 function chaosCommand(): Command {
   return withDurability(subcommand('chaos', 'kill random servers under checked load', '256MB'))
     .option('--kills <n>', 'how many (with --quick: 8)', integer(1, 10_000))
@@ -308,6 +335,7 @@ export function benchCommand(): Command {
     .addCommand(throughputCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
+    .addCommand(detectionCommand())
     .addCommand(chaosCommand())
     .addCommand(coldStartCommand())
     .addCommand(faultsCommand())
