@@ -277,10 +277,14 @@ const RECOVERY_ROWS: readonly Row[] = [
   ),
 ];
 
-/** They need damage that only their own tests make. */
+/** They need damage, or a reader, that only their own tests have. */
 const ROT: Partial<Row> = {
   faults: ['crash'],
   elsewhere: 'test/cluster/backup-rot-faults.test.ts',
+};
+const LEASE: Partial<Row> = {
+  faults: ['crash'],
+  elsewhere: 'test/cluster/read-lease.test.ts',
 };
 const ACCEPTED_LOSS: Partial<Row> = {
   faults: ['crash'],
@@ -301,6 +305,16 @@ const REPAIR_ROWS: readonly Row[] = [
     ACCEPTED_LOSS,
   ),
   step(recovery('coordinator'), 'loss-2', 'loss-2 ★', 'recorded', GOES_ON, ACCEPTED_LOSS),
+];
+
+const GRANTED = 'reads wait for another grant; T bounds it';
+
+const LEASE_ROWS: readonly Row[] = [
+  step(recovery('server'), 'lease-1', 'leases 1', 'a grant is asked for', GRANTED, LEASE),
+  step(recovery('server'), 'lease-2', 'leases 2', 'granted', GRANTED, LEASE),
+  step(recovery('server'), 'lease-3', 'leases 3', 'no more grants', 'T is waited out', LEASE),
+  step(recovery('server'), 'lease-4', 'leases 4', 'fenced', 'T is waited out', LEASE),
+  step(recovery('coordinator'), 'lease-5', 'leases 5', 'grants are over', REDONE, LEASE),
 ];
 
 const COORDINATOR_ROWS: readonly Row[] = [
@@ -404,11 +418,14 @@ export const CATALOGUE: readonly Row[] = [
   ...RECOVERY_ROWS,
   ...COORDINATOR_ROWS,
   ...REPAIR_ROWS,
+  ...LEASE_ROWS,
 ];
 
 /** RPCs without rows: nothing that is kept depends on them. */
 export const EXEMPT: Partial<Record<RpcName, string>> = {
   HELLO: 'part of a connection: `close` covers its loss',
+  PROBE_SERVER: 'one of two witnesses; without an answer another one is asked',
+  RENEW_LEASE: 'its ends are the steps `lease-1` and `lease-2`',
   REPORT_ROT: 'its ends are the steps `rot-1` to `rot-4`',
   ACCEPT_LOSS: 'its ends are the steps `loss-1` and `loss-2`',
   LIST_TABLES: 'for people: `rekindle table list`',
