@@ -3,18 +3,21 @@
  *
  * A write is answered only when the core reports it durable in the chosen mode, and only masters
  * that the server list has up may write. START_READING_DATA fences the crashed master durably
- * *before* it lists replicas, so that no later write can be acknowledged behind the list. Storage
- * and group commit are the core's.
+ * *before* it lists replicas, so that no later write can be acknowledged behind the list. Each
+ * answer to a write grants a read lease; a fence says how long the last one runs. Storage and
+ * group commit are the core's.
  */
 
 import type { BackupCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
+import { faultPoint } from '../rpc/fault-point.js';
 import type { ServerList } from '../rpc/messages.js';
 import { STATUS, statusCode } from '../rpc/status.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
+import { LeaseGrants } from './lease-grants.js';
 
 const headerBytes = 48;
 const writesWaitingMax = 16_384;
@@ -25,13 +28,21 @@ export interface BackupServiceOptions {
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
   log: Log;
+  /** Boot time in milliseconds. */
+  clock: () => number;
+}
+
+interface WaitingWrite {
+  call: BinaryCall;
+  masterId: number;
 }
 
 export class BackupService {
   readonly #options: BackupServiceOptions;
   #upServerIds = new Set<number>();
   /** By token; bounded by `writesWaitingMax`. */
-  readonly #writesWaiting = new Map<number, BinaryCall>();
+  readonly #writesWaiting = new Map<number, WaitingWrite>();
+  readonly #leases: LeaseGrants;
   #tokenLast = 0;
   readonly #load = new Float64Array(3);
   /** Recoveries that this backup keeps data for: id -> crashed server. */
@@ -42,6 +53,7 @@ export class BackupService {
 
   constructor(options: BackupServiceOptions) {
     this.#options = options;
+    this.#leases = new LeaseGrants(options.core.fenced(), options.clock());
     options.core.onDone((done) => this.#finishWrites(done));
   }
 
@@ -52,12 +64,14 @@ export class BackupService {
     endpoint.handle('START_PARTITIONS', (request) => this.#startPartitions(request));
     endpoint.handleBinary('GET_RECOVERY_DATA', (call) => this.#getRecoveryData(call));
     endpoint.handle('RECOVERY_COMPLETE', (request) => this.#recoveryComplete(request));
+    endpoint.handle('RENEW_LEASE', (request) => this.renewLease(request));
   }
 
   applyServerList(list: ServerList): void {
     const up = list.servers.filter((server) => server.status === 'up');
     this.#upServerIds = new Set(up.map((server) => server.serverId));
     const known = new Set(list.servers.map((server) => server.serverId));
+    this.#leases.applyServerList(this.#upServerIds, known);
     for (const [recoveryId, crashedServerId] of this.#recoveries) {
       // Released without us hearing of it: its data would stay in memory for ever.
       if (!known.has(crashedServerId)) this.#endRecovery(recoveryId);
@@ -78,7 +92,7 @@ export class BackupService {
     const error = new RekindleError('SHUTTING_DOWN', 'the backup is stopping', {
       outcome: 'unknown',
     });
-    for (const call of this.#writesWaiting.values()) call.fail(error);
+    for (const { call } of this.#writesWaiting.values()) call.fail(error);
     this.#writesWaiting.clear();
   }
 
@@ -100,7 +114,7 @@ export class BackupService {
       return;
     }
     if (status === STATUS.OK.number) {
-      this.#writesWaiting.set(token, call);
+      this.#writesWaiting.set(token, { call, masterId: masterIdOf(call.body) });
       return;
     }
     this.#writesRefused += 1;
@@ -110,15 +124,19 @@ export class BackupService {
   async startReadingData(
     request: RequestOf<'START_READING_DATA'>,
   ): Promise<ReplyOf<'START_READING_DATA'>> {
-    const { core, checkTerm, log } = this.#options;
+    const { clock, core, checkTerm, log } = this.#options;
     const { term, recoveryId, crashedServerId } = request;
     checkTerm(term);
+    this.#leases.fence(crashedServerId);
     try {
+      await faultPoint('lease-3');
       await core.fence(crashedServerId);
       const replicas = core.replicas().filter((replica) => replica.masterId === crashedServerId);
       const digests = await core.digests(crashedServerId);
       log.info({ recoveryId, crashedServerId, replicas: replicas.length }, 'master fenced');
+      await faultPoint('lease-4');
       return {
+        leaseRemainderMs: this.#leases.remainderMs(crashedServerId, clock()),
         // A replica without a certificate has no bytes yet: it must not look like a segment. What
         // has rotted is none any more.
         replicas: replicas
@@ -138,13 +156,18 @@ export class BackupService {
     }
   }
 
+  async renewLease(request: RequestOf<'RENEW_LEASE'>): Promise<ReplyOf<'RENEW_LEASE'>> {
+    const leaseMs = this.#leases.grant(request.masterId, this.#options.clock());
+    await faultPoint('lease-2');
+    return { leaseMs };
+  }
+
   #refusal(body: Uint8Array): RekindleError | null {
     if (this.#closed) return new RekindleError('SHUTTING_DOWN', 'the backup is stopping');
     if (body.length < headerBytes) {
       return new RekindleError('MALFORMED_REQUEST', 'BACKUP_WRITE is shorter than its header');
     }
-    const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
-    const masterId = view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
+    const masterId = masterIdOf(body);
     if (!this.#upServerIds.has(masterId)) {
       const text = `server ${masterId} is not up in this backup's server list`;
       return new RekindleError('CALLER_NOT_IN_CLUSTER', text);
@@ -170,16 +193,20 @@ export class BackupService {
   #finishWrites(done: Float64Array): void {
     this.#options.core.load(this.#load);
     const [freeFrames = 0, queuedBytes = 0] = this.#load;
-    const reply = Buffer.alloc(8);
+    const nowMs = this.#options.clock();
+    // Copied by each `reply`, so that one buffer serves all.
+    const reply = Buffer.alloc(12);
     reply.writeUInt32LE(Math.min(freeFrames, 0xffff_ffff), 0);
     reply.writeUInt32LE(Math.min(Math.ceil(queuedBytes / 1024), 0xffff_ffff), 4);
     for (let index = 0; index + 1 < done.length; index += 2) {
       const token = done[index] ?? 0;
       const status = done[index + 1] ?? 0;
-      const call = this.#writesWaiting.get(token);
+      const waiting = this.#writesWaiting.get(token);
       // Absent only if the service was closed meanwhile.
-      if (call === undefined) continue;
+      if (waiting === undefined) continue;
+      const { call, masterId } = waiting;
       this.#writesWaiting.delete(token);
+      reply.writeUInt32LE(this.#leases.grant(masterId, nowMs), 8);
       if (status === STATUS.OK.number) call.reply(reply);
       else call.fail(new RekindleError(statusCode(status), 'the write did not reach the disk'));
     }
@@ -243,6 +270,12 @@ export class BackupService {
       if (error.code !== 'RECOVERY_UNKNOWN') throw error;
     }
   }
+}
+
+/** Of a BACKUP_WRITE whose header is complete. */
+function masterIdOf(body: Uint8Array): number {
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  return view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
 }
 
 /** The JSON of GET_RECOVERY_DATA, checked; null if it is not what messages.ts says. */

@@ -5,7 +5,10 @@
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
+import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
+import { runDetectionBench } from '../../bench/detection.js';
+import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
@@ -160,6 +163,32 @@ Memory of the servers follows from --bytes; a run of 1 GB needs some 14 GB in al
     );
 }
 
+function detectionCommand(): Command {
+  return withDurability(
+    subcommand('detection', 'how soon dead servers are noticed, and only those', '128MB'),
+  )
+    .option('--rounds <n>', 'kills, and as many stops (with --quick: 6)', integer(1, 1_000))
+    .option('--saturate <s>', 'seconds with all cores busy (with --quick: 10)', integer(0, 86_400))
+    .action((options: CommonOptions & { rounds?: number; saturate?: number }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, quick = false } = options;
+        const rounds = options.rounds ?? (quick ? 6 : 25);
+        const saturateSeconds = options.saturate ?? (quick ? 10 : 600);
+        const detection = { servers, durability, memoryBytes, rounds, saturateSeconds, quick };
+        return report(options.json, runDetectionBench(detection));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench detection --quick
+  $ rekindle bench detection --rounds 25 --saturate 600 --json detection.json
+
+Exit code 1 if a live server was declared crashed.`,
+    );
+}
+
 function chaosCommand(): Command {
   return withDurability(subcommand('chaos', 'kill random servers under checked load', '256MB'))
     .option('--kills <n>', 'how many (with --quick: 8)', integer(1, 10_000))
@@ -229,13 +258,87 @@ Exit code 1 if computation and trials disagree.`,
     );
 }
 
+interface ColdStartCommandOptions extends CommonOptions {
+  rounds?: number;
+  seed?: number;
+  powerLoss?: boolean;
+  flushIgnored?: boolean;
+}
+
+function coldStartCommand(): Command {
+  return withDurability(subcommand('cold-start', 'kill or unplug all, start, check', '128MB'))
+    .option('--rounds <n>', 'how many (with --quick: 3)', integer(1, 10_000))
+    .option('--seed <n>', 'draw the same moments, operations and cuts', integer(0, 2 ** 31 - 1))
+    .option('--power-loss', 'what was not flushed is kept, dropped or torn at random')
+    .option('--flush-ignored', 'replicas are not flushed: the run must fail')
+    .action((options: ColdStartCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, quick = false } = options;
+        const { rounds = quick ? 3 : 50, powerLoss = false, flushIgnored = false } = options;
+        const coldStart = runColdStart({
+          ...{ rounds, seed, servers, memoryBytes, durability, powerLoss, flushIgnored, quick },
+          wholeTimeoutMs: WHOLE_TIMEOUT_MS,
+        });
+        return report(options.json, coldStart);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench cold-start --rounds 50
+  $ rekindle bench cold-start --rounds 50 --power-loss --seed 4711
+
+--power-loss needs cargo in a source checkout: it builds the layer that records what is not flushed.
+Exit code 1 if an acknowledged write was lost, or a deleted object came back.`,
+    );
+}
+
+interface FaultsCommandOptions extends CommonOptions {
+  schedules?: number;
+  seed?: number;
+  disk: boolean;
+  network?: boolean;
+}
+
+function faultsCommand(): Command {
+  return withDurability(subcommand('faults', 'random faults under checked load', '128MB'))
+    .option('--schedules <n>', 'how many (with --quick: 5)', integer(1, 100_000))
+    .option('--seed <n>', 'of the first schedule; each next one adds 1', integer(0, 2 ** 31 - 1))
+    .option('--no-disk', 'no slow, full or broken disks: needs no cargo')
+    .option('--network', 'cut parts of the network too: needs root and network namespaces')
+    .action((options: FaultsCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, disk, quick = false } = options;
+        const { schedules = quick ? 5 : 200, network = false } = options;
+        const faults = runFaults({
+          ...{ schedules, seed, servers, memoryBytes, durability, disk, network, quick },
+        });
+        return report(options.json, faults);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench faults --schedules 200
+  $ rekindle bench faults --schedules 1 --seed 4711
+
+Exit code 1 if something acknowledged was lost, something stale was read, or the cluster was not
+whole a minute after the last fault. Prints for each such schedule the command that repeats it.`,
+    );
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
     .addCommand(throughputCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
+    .addCommand(detectionCommand())
     .addCommand(chaosCommand())
+    .addCommand(coldStartCommand())
+    .addCommand(faultsCommand())
     .addCommand(coreCommand())
     .addCommand(placementCommand())
     .addHelpText(

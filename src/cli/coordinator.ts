@@ -2,6 +2,7 @@
 import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
+import { EXIT_FAILED } from './command-runner.js';
 import {
   COORDINATOR_PORT_DEFAULT,
   flag,
@@ -38,6 +39,8 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     ...(options.scatterWidth === undefined ? {} : { scatterWidth: options.scatterWidth }),
     insecure: options.insecure ?? false,
     ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
+    // It no longer knows what is true: whoever supervises it starts one that reads the storage.
+    onFatal: () => process.exit(EXIT_FAILED),
   });
   const stop = (): Promise<void> => coordinator.stop();
   return serve(options, { name: 'coordinator', port: coordinator.port, serverId: null, stop });

@@ -3,7 +3,7 @@
  * term. Lists are applied in the order of their versions, older ones ignored; an RPC of a leader
  * with a lower term than one heard of is refused.
  */
-import type { ServerDirectory } from '../master/server-directory.js';
+import type { ProbeDirectory } from '../master/server-directory.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { ServerEntry, ServerList } from '../rpc/messages.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
@@ -67,11 +67,17 @@ export class Membership {
   }
 
   /** Links to up servers over a pool of one's own; the incarnation is checked at the handshake. */
-  directory(links: LinkPool): ServerDirectory {
+  directory(links: LinkPool): ProbeDirectory {
     return {
       linkTo: (serverId): RpcLink | null => {
         const entry = this.#entries.get(serverId);
         if (entry === undefined || entry.status !== 'up') return null;
+        return links.link(entry.address, serverId);
+      },
+      freshLinkTo: (serverId): RpcLink | null => {
+        const entry = this.#entries.get(serverId);
+        if (entry === undefined || entry.status !== 'up') return null;
+        links.drop(entry.address, serverId);
         return links.link(entry.address, serverId);
       },
     };

@@ -15,11 +15,13 @@ import { ReplicaGarbageCollectorRuntime } from '../backup/replica-garbage-collec
 import { CleanerDriver } from '../master/cleaner-driver.js';
 import { FailureDetectorRuntime } from '../master/failure-detector-runtime.js';
 import { MasterService } from '../master/master-service.js';
+import { ReadLeaseRuntime } from '../master/read-lease-runtime.js';
 import { RecoveryMaster } from '../master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../master/replica-manager-runtime.js';
 import type { Addon, BackupCore, MasterCore } from '../native/contract.js';
 import { asNativeError, loadAddon } from '../native/index.js';
 import { createLog, type Log } from '../ops/log.js';
+import { Sluggishness } from '../ops/sluggishness.js';
 import { RekindleError } from '../rpc/errors.js';
 import { WsLinkPool } from '../rpc/link-pool.js';
 import type { Durability, ServerList, ServerStats } from '../rpc/messages.js';
@@ -151,10 +153,12 @@ class Server implements RunningServer {
   #backup: BackupService | null = null;
   #garbage: ReplicaGarbageCollectorRuntime | null = null;
   #master: MasterService | null = null;
+  #lease: ReadLeaseRuntime | null = null;
   #replication: ReplicaManagerRuntime | null = null;
   #recovery: RecoveryMaster | null = null;
   #cleaner: CleanerDriver | null = null;
   #detector: FailureDetectorRuntime | null = null;
+  readonly #lag = new Sluggishness();
   #stopping: Promise<void> | null = null;
 
   constructor(options: ServerOptions) {
@@ -190,6 +194,7 @@ class Server implements RunningServer {
     this.#startDetector();
     this.#membership.apply(list);
     this.#handlers.open();
+    this.#lag.forget();
     const { serverId, clusterId } = this;
     this.#log.info({ serverId, clusterId, port: this.port }, 'server is ready');
   }
@@ -205,6 +210,7 @@ class Server implements RunningServer {
           : {
               ...this.#masterCore.stats(),
               ...this.#replication?.counters(),
+              ...this.#lease?.counters(),
               ...this.#cleaner?.counters(),
               ...this.#master?.counters(),
               recoveriesRunning: this.#recovery?.running ?? 0,
@@ -240,6 +246,8 @@ class Server implements RunningServer {
   async #stop(): Promise<void> {
     this.#abort.abort(new RekindleError('SHUTTING_DOWN', 'the server is stopping'));
     this.#detector?.close();
+    this.#lag.close();
+    this.#lease?.close();
     this.#master?.stop();
     const cleanerEnded = this.#cleaner?.stop();
     // Replication first: recoveries and the cleaner wait for it, and get a definite error from it.
@@ -320,6 +328,7 @@ class Server implements RunningServer {
     this.#handlers.handle('PING', ({ callerServerId }) => ({
       serverListVersion: membership.version,
       member: callerServerId === null || membership.mayBeMember(callerServerId),
+      lagMs: Math.round(this.#lag.ms()),
     }));
     this.#handlers.handle('UPDATE_SERVER_LIST', ({ list }) => {
       membership.apply(list);
@@ -334,6 +343,9 @@ class Server implements RunningServer {
       return {};
     });
     this.#handlers.handle('GET_SERVER_STATS', () => this.stats());
+    this.#handlers.handle('PROBE_SERVER', async ({ serverId, timeoutMs }) => ({
+      outcome: (await this.#detector?.probe(serverId, timeoutMs)) ?? 'unknown',
+    }));
   }
 
   #startBackup(): void {
@@ -345,6 +357,7 @@ class Server implements RunningServer {
       core,
       checkTerm: (term) => this.#membership.checkTerm(term),
       log,
+      clock: () => this.#addon.bootTimeMs(),
     });
     const garbage = new ReplicaGarbageCollectorRuntime({
       serverId: this.serverId,
@@ -375,6 +388,17 @@ class Server implements RunningServer {
     });
     this.#masterCore = core;
     const coordinator = this.#coordinator;
+    const lease = new ReadLeaseRuntime({
+      serverId,
+      servers: this.#membership.directory(this.#controlLinks),
+      coordinator,
+      log,
+      clock: () => this.#addon.bootTimeMs(),
+      onUnanswered: (backupId, reason) => this.#detector?.unanswered(backupId, reason),
+      onNotMember: () => this.#detector?.verified(false),
+      onRegained: () => this.#master?.onLease(),
+    });
+    this.#lease = lease;
     const replication = new ReplicaManagerRuntime({
       serverId,
       replicas: list.replicas,
@@ -382,6 +406,7 @@ class Server implements RunningServer {
       servers: this.#membership.directory(this.#replicationLinks),
       coordinator,
       log,
+      lease,
       onDurable: (position) => this.#master?.onDurable(position),
       onMembershipDoubt: (reason) => this.#detector?.doubt(reason),
     });
@@ -398,6 +423,7 @@ class Server implements RunningServer {
       core,
       replication,
       recovery,
+      lease,
       checkTerm: (term) => this.#membership.checkTerm(term),
       log,
     });
@@ -413,6 +439,7 @@ class Server implements RunningServer {
       serverId: this.serverId,
       servers: this.#membership.directory(this.#controlLinks),
       coordinator: this.#coordinator,
+      lag: this.#lag,
       log: this.#log,
       onStop: (reason) => {
         this.#log.warn({ reason }, 'serving stops until membership is verified');

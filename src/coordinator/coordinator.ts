@@ -10,6 +10,7 @@ import { randomUUID } from 'node:crypto';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import { type FaultPoint, faultPoint as processFaultPoint } from '../rpc/fault-point.js';
 import type { ClusterStatus } from '../rpc/messages.js';
+import { answersWithoutId } from '../rpc/probe.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
 import { type ClusterOptions, decideStart } from './cluster-start.js';
@@ -17,7 +18,8 @@ import { clusterNotes, clusterWarnings } from './cluster-warnings.js';
 import type { CoordinatorContext, Log } from './context.js';
 import { CoordinatorState, type Decision } from './coordinator-state.js';
 import type { ExternalStorage } from './external-storage/external-storage.js';
-import { answersWithoutId, FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
+import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
+import { ReadLeases } from './read-leases.js';
 import { RecoveryManager } from './recovery-manager.js';
 import { decideCrash, decideEnlist, decideRecoveryInfo } from './server-list.js';
 import { ServerListPusher } from './server-list-pusher.js';
@@ -58,6 +60,7 @@ export class Coordinator implements CoordinatorContext {
   private readonly copier: StateCopier;
   private readonly tables: TableOperations;
   private readonly recoveries: RecoveryManager;
+  private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;
   readonly faultPoint: FaultPoint;
 
@@ -74,7 +77,7 @@ export class Coordinator implements CoordinatorContext {
     this.pusher = new ServerListPusher(this);
     this.copier = new StateCopier(this);
     this.tables = new TableOperations(this);
-    this.recoveries = new RecoveryManager(this);
+    this.recoveries = new RecoveryManager(this, this.leases);
     this.registerHandlers();
   }
 
@@ -256,8 +259,12 @@ export class Coordinator implements CoordinatorContext {
     this.handle('PING', ({ callerServerId }) => ({
       serverListVersion: this.state.cluster.serverListVersion,
       member: callerServerId === null || this.state.isUp(callerServerId),
+      lagMs: 0,
     }));
-    this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => ({ member: this.state.isUp(serverId) }));
+    this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => {
+      const member = this.state.isUp(serverId);
+      return { member, leaseMs: member ? this.leases.grant(serverId, performance.now()) : 0 };
+    });
     this.handle('GET_SERVER_LIST', () => ({ list: this.state.serverList() }));
     this.handle('ENLIST_SERVER', (request) => this.enlist(request));
     this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }) => {
@@ -353,7 +360,10 @@ export class Coordinator implements CoordinatorContext {
       recoveries,
       losses: [...this.state.losses.values()].sort((a, b) => b.lossId - a.lossId),
       stateCopies,
-      warnings: clusterWarnings(this.state, recoveries, this.copier),
+      warnings: [
+        ...clusterWarnings(this.state, recoveries, this.copier),
+        ...this.monitor.warnings(),
+      ],
       notes: clusterNotes(this.state),
     };
   }

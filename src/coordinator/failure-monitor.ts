@@ -1,8 +1,12 @@
 /**
- * Watches the servers that are up: holds a link to each, pings it now and then, and runs the probes
- * that `crash-verifier.ts` asks for. It says who is dead; what follows is the coordinator's.
+ * Watches the servers that are up: holds a link to each, pings it again and again, and asks the
+ * questions that `crash-verifier.ts` wants answered, of the suspect itself and of witnesses. It
+ * says who is dead; what follows is the coordinator's.
  */
-import { asRekindleError, RekindleError } from '../rpc/errors.js';
+import { Sluggishness } from '../ops/sluggishness.js';
+import { asRekindleError } from '../rpc/errors.js';
+import type { ProbeOutcome } from '../rpc/messages.js';
+import { patience, probe } from '../rpc/probe.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
 import type { CoordinatorContext } from './context.js';
 import type { ServerRecord } from './coordinator-state.js';
@@ -11,19 +15,41 @@ import {
   CrashVerifier,
   type CrashVerifierConfig,
   type CrashVerifierEvent,
-  type ProbeOutcome,
+  type Obstacle,
 } from './crash-verifier.js';
 
 export interface FailureMonitorConfig {
+  /** Of each server; longer by 1 ms for each server of a large cluster. */
   pingIntervalMs: number;
+  /** Silence after which a server is suspected. */
+  pingTimeoutMs: number;
+  /** Silence that a probe, or that of a witness, takes for an answer. */
   probeTimeoutMs: number;
+  witnesses: number;
+  /** Of a server that has just started, whatever it says: it may stand still for a while. */
+  newServerLagMs: number;
   verifier: CrashVerifierConfig;
 }
 
 export const FAILURE_MONITOR_DEFAULTS: FailureMonitorConfig = {
-  pingIntervalMs: 1_000,
-  probeTimeoutMs: 500,
+  pingIntervalMs: 100,
+  pingTimeoutMs: 150,
+  probeTimeoutMs: 250,
+  witnesses: 2,
+  newServerLagMs: 250,
   verifier: CRASH_VERIFIER_DEFAULTS,
+};
+
+const NEW_MS = 3_000;
+/** What a witness may take beyond its probe, which it begins and ends late if it is slow. */
+const WITNESS_MARGIN_MS = 250;
+
+const OBSTACLES: Record<Obstacle, string> = {
+  disputed: 'does not answer the coordinator but answers another server; is the network divided?',
+  'no-witness': 'does not answer, but no other server is there to confirm it',
+  'coordinator-cut-off':
+    'does not answer, but neither do most others; is this coordinator cut off?',
+  'too-many-at-once': 'does not answer, but too many fell silent at once to declare it crashed',
 };
 
 export type CrashListener = (serverId: number, suspectedAtMs: number, reason: string) => void;
@@ -32,6 +58,8 @@ export class FailureMonitor {
   private readonly verifier: CrashVerifier;
   private readonly watched = new WeakSet<RpcLink>();
   private readonly pinging = new Set<number>();
+  /** What each server said of its own lag, and when it said so first. */
+  private readonly lags = new Map<number, { lagMs: number; sinceMs: number }>();
   private stopped = false;
 
   constructor(
@@ -39,6 +67,7 @@ export class FailureMonitor {
     private readonly links: LinkPool,
     private readonly onCrashed: CrashListener,
     private readonly config: FailureMonitorConfig = FAILURE_MONITOR_DEFAULTS,
+    private readonly lag: Pick<Sluggishness, 'ms' | 'close'> = new Sluggishness(),
   ) {
     this.verifier = new CrashVerifier(config.verifier);
   }
@@ -48,25 +77,36 @@ export class FailureMonitor {
     const round = (): void => {
       if (this.stopped) return;
       this.pingAll();
-      this.context.after(this.config.pingIntervalMs, round);
+      const servers = this.context.state.upServers().length;
+      this.context.after(Math.max(this.config.pingIntervalMs, servers), round);
     };
     round();
   }
 
   stop(): void {
     this.stopped = true;
+    this.lag.close();
   }
 
   suspect(serverId: number, reason: string): void {
     if (this.stopped || !this.context.state.isUp(serverId)) return;
     if (this.verifier.isSuspected(serverId)) return;
-    this.context.log('info', 'a server is suspected', { serverId, reason });
+    this.context.log('debug', 'a server is suspected', { serverId, reason });
     this.step({ kind: 'suspected', serverId });
   }
 
   /** The server has left the list of those that are up. */
   left(serverId: number): void {
+    this.lags.delete(serverId);
     this.step({ kind: 'left', serverId });
+  }
+
+  /** Suspects that cannot be judged, for `status`. */
+  warnings(): string[] {
+    return this.verifier.heldUp().map(({ serverId, suspectedAtMs, obstacle }) => {
+      const seconds = Math.round((this.context.now() - suspectedAtMs) / 1_000);
+      return `server ${serverId} ${OBSTACLES[obstacle]} (for ${seconds} s)`;
+    });
   }
 
   link(server: ServerRecord): RpcLink {
@@ -88,12 +128,12 @@ export class FailureMonitor {
 
   private async ping(server: ServerRecord): Promise<void> {
     const { serverId } = server;
+    const timeoutMs = this.patienceWith(this.config.pingTimeoutMs, serverId);
     try {
-      await this.link(server).call(
-        'PING',
-        { callerServerId: null },
-        { timeoutMs: this.config.probeTimeoutMs },
-      );
+      const request = { callerServerId: null };
+      const { lagMs } = await this.link(server).call('PING', request, { timeoutMs });
+      const sinceMs = this.lags.get(serverId)?.sinceMs ?? performance.now();
+      if (this.context.state.isUp(serverId)) this.lags.set(serverId, { lagMs, sinceMs });
     } catch (error) {
       this.suspect(serverId, `a ping failed: ${asRekindleError(error).message}`);
     } finally {
@@ -101,100 +141,87 @@ export class FailureMonitor {
     }
   }
 
+  /** Of the coordinator and these servers, the slowest sets the pace. */
+  private patienceWith(timeoutMs: number, ...serverIds: number[]): number {
+    return patience(timeoutMs, Math.max(this.lag.ms(), ...serverIds.map((id) => this.lagOf(id))));
+  }
+
+  private lagOf(serverId: number): number {
+    const { lagMs, sinceMs } = this.lags.get(serverId) ?? { lagMs: 0, sinceMs: performance.now() };
+    const newMs = performance.now() - sinceMs < NEW_MS ? this.config.newServerLagMs : 0;
+    return Math.max(newMs, lagMs);
+  }
+
   private step(event: CrashVerifierEvent): void {
     const up = this.context.state.upServers().length;
     for (const effect of this.verifier.step(event, up, this.context.now())) {
       const { serverId } = effect;
-      if (effect.kind === 'probe') {
-        this.context.after(effect.afterMs, () =>
-          this.context.background(this.probe(serverId), 'probing a server'),
-        );
+      if (effect.kind === 'ask') {
+        const { round } = effect;
+        if (effect.afterMs === 0) this.ask(serverId, round);
+        else this.context.after(effect.afterMs, () => this.ask(serverId, round));
       } else if (effect.kind === 'crashed') {
         this.onCrashed(serverId, effect.suspectedAtMs, effect.reason);
-      } else if (effect.kind === 'limited') {
-        this.context.log(
-          'warn',
-          'a server does not answer, but too many fell silent at once to declare it crashed; ' +
-            'is this coordinator cut off?',
-          { serverId },
-        );
-      } else this.context.log('info', 'the suspected server answers', { serverId });
+      } else if (effect.kind === 'held-up') {
+        this.context.log('warn', `a server ${OBSTACLES[effect.obstacle]}`, { serverId });
+      } else this.context.log('debug', 'the suspected server answers', { serverId });
     }
   }
 
-  private async probe(serverId: number): Promise<void> {
+  /** One round: everybody is asked at once. */
+  private ask(serverId: number, round: number): void {
     if (this.stopped) return;
     const server = this.context.state.servers.get(serverId);
-    if (server === undefined || server.status !== 'up') return this.left(serverId);
-    const outcome = await this.probeOutcome(server);
-    if (!this.stopped) this.step({ kind: 'probed', serverId, outcome });
-  }
-
-  private async probeOutcome(server: ServerRecord): Promise<ProbeOutcome> {
-    const { probeTimeoutMs } = this.config;
-    const startedAtMs = performance.now();
-    try {
-      // A link that waits to reconnect would hide what the address says now.
-      if (!this.link(server).connected) this.links.drop(server.address);
-      await this.link(server).call('PING', { callerServerId: null }, { timeoutMs: probeTimeoutMs });
-      return 'alive';
-    } catch (error) {
-      const outcome = probeOutcomeOf(error);
-      // Silence is a time without an answer, however fast the call failed.
-      const leftMs = probeTimeoutMs - (performance.now() - startedAtMs);
-      if (outcome === 'silent' && leftMs > 0) {
-        await new Promise<void>((resolve) => this.context.after(leftMs, resolve));
-      }
-      return outcome;
+    if (server === undefined || server.status !== 'up') {
+      this.left(serverId);
+      return;
+    }
+    const witnesses = this.chooseWitnesses(serverId);
+    this.step({ kind: 'asked', serverId, round, witnesses: witnesses.length });
+    const report = async (witness: number | null, answer: Promise<ProbeOutcome>): Promise<void> => {
+      const outcome = await answer;
+      if (!this.stopped) this.step({ kind: 'probed', serverId, round, witness, outcome });
+    };
+    const timeoutMs = this.patienceWith(this.config.probeTimeoutMs, serverId);
+    const target = {
+      link: () => this.link(server),
+      freshLink: () => {
+        this.links.drop(server.address, serverId);
+        return this.link(server);
+      },
+    };
+    this.context.background(report(null, probe(target, timeoutMs)), 'probing a server');
+    for (const witness of witnesses) {
+      const answer = this.askWitness(witness, serverId);
+      this.context.background(report(witness.serverId, answer), 'asking a witness');
     }
   }
-}
 
-/** What a failed ping says. A server that answers with an error is alive. */
-export function probeOutcomeOf(error: unknown): ProbeOutcome {
-  if (isRefusal(error)) return 'refused';
-  if (!(error instanceof RekindleError)) return 'silent';
-  if (error.code === 'WRONG_CLUSTER') return 'refused';
-  // Another server has this address: the process that had it is gone.
-  if (error.code === 'WRONG_SERVER') return answersWithoutId(error) ? 'silent' : 'refused';
-  const unanswered = ['TIMEOUT', 'CONNECTION_LOST', 'ABORTED', 'CLIENT_CLOSED'];
-  return unanswered.includes(error.code) ? 'silent' : 'alive';
-}
-
-/**
- * A process answers that does not know its server id yet: perhaps the very server that is meant,
- * since its id is committed before it hears of it. That proves nothing.
- */
-export function answersWithoutId(error: unknown): boolean {
-  if (!(error instanceof RekindleError) || error.code !== 'WRONG_SERVER') return false;
-  return !causes(error).some(({ details }) => typeof details?.serverId === 'number');
-}
-
-interface Failure {
-  code?: unknown;
-  message?: unknown;
-  cause?: unknown;
-  details?: { code?: unknown; serverId?: unknown };
-}
-
-const CAUSES_MAX = 8;
-
-/** The error and what caused it, outermost first. */
-function causes(error: unknown): Failure[] {
-  const found: Failure[] = [];
-  let at = error;
-  while (at instanceof Object && found.length < CAUSES_MAX) {
-    found.push(at);
-    at = (at as Failure).cause;
+  private async askWitness(witness: ServerRecord, serverId: number): Promise<ProbeOutcome> {
+    const timeoutMs = this.patienceWith(this.config.probeTimeoutMs, serverId, witness.serverId);
+    try {
+      const link = this.link(witness);
+      const request = { serverId, timeoutMs };
+      const options = { timeoutMs: 1.5 * timeoutMs + WITNESS_MARGIN_MS };
+      const { outcome } = await link.call('PROBE_SERVER', request, options);
+      return outcome;
+    } catch (error) {
+      const fields = { serverId, witness: witness.serverId, code: asRekindleError(error).code };
+      this.context.log('debug', 'a witness did not answer', fields);
+      return 'unknown';
+    }
   }
-  return found;
-}
 
-function isRefusal(error: unknown): boolean {
-  return causes(error).some(
-    ({ code, message, details }) =>
-      code === 'ECONNREFUSED' ||
-      details?.code === 'ECONNREFUSED' ||
-      (typeof message === 'string' && message.includes('ECONNREFUSED')),
-  );
+  /** Other servers that are not suspected themselves, by chance. */
+  private chooseWitnesses(serverId: number): ServerRecord[] {
+    const candidates = this.context.state
+      .upServers()
+      .filter((each) => each.serverId !== serverId && !this.verifier.isSuspected(each.serverId));
+    const chosen: ServerRecord[] = [];
+    while (chosen.length < this.config.witnesses && candidates.length > 0) {
+      const at = Math.floor(Math.random() * candidates.length);
+      chosen.push(...candidates.splice(at, 1));
+    }
+    return chosen;
+  }
 }

@@ -10,6 +10,7 @@ import { acceptedBefore, decideAcceptLoss, type LossEvidence } from './accepted-
 import type { CoordinatorContext } from './context.js';
 import type { RecoveryRecord, ServerRecord } from './coordinator-state.js';
 import { holdersOf } from './log-gap.js';
+import type { LeaseEnd, ReadLeases } from './read-leases.js';
 import {
   RECOVERY_TIMINGS,
   Recovery,
@@ -17,7 +18,7 @@ import {
   type RecoveryEvent,
   type RecoveryView,
 } from './recovery.js';
-import { decideAssign, decidePlan } from './recovery-record.js';
+import { decideAssign, decidePlan, decideSkip } from './recovery-record.js';
 import { RecoveryProgress } from './recovery-report.js';
 import { decideRelease } from './server-list.js';
 import { decideOwnership } from './tables.js';
@@ -35,6 +36,8 @@ interface Run {
   readonly crashedServerId: number;
   readonly machine: Recovery;
   readonly progress: RecoveryProgress;
+  /** Until then the crashed master may answer reads. */
+  readonly leaseEnd: LeaseEnd;
   wakeAtMs: number;
   cancelWake: () => void;
 }
@@ -45,6 +48,7 @@ export class RecoveryManager {
 
   constructor(
     private readonly context: CoordinatorContext,
+    private readonly leases: ReadLeases,
     private readonly timings = RECOVERY_TIMINGS,
   ) {}
 
@@ -71,6 +75,7 @@ export class RecoveryManager {
       if (run) this.failed(run, request);
       return { committed: false };
     }
+    if (run) await this.leaseEnds(run);
     await this.context.faultPoint('recover-own-1');
     const committed = await this.context.commit((state) => decideOwnership(state, request));
     if (committed) run?.progress.partitionFinished(request);
@@ -85,6 +90,16 @@ export class RecoveryManager {
       });
     }
     return { committed };
+  }
+
+  /** No tablet has a new owner while the old one may answer reads. */
+  private async leaseEnds({ leaseEnd }: Run): Promise<void> {
+    for (;;) {
+      const leftMs = leaseEnd.atMs - performance.now();
+      if (leftMs <= 0) break;
+      await new Promise<void>((resolve) => this.context.after(Math.ceil(leftMs), resolve));
+    }
+    await this.context.faultPoint('lease-5');
   }
 
   /**
@@ -141,6 +156,7 @@ export class RecoveryManager {
       crashedServerId: record.crashedServerId,
       machine: new Recovery(record, this.timings),
       progress: new RecoveryProgress(record),
+      leaseEnd: this.leases.begin(record.crashedServerId),
       wakeAtMs: Number.POSITIVE_INFINITY,
       cancelWake: () => undefined,
     };
@@ -246,7 +262,9 @@ export class RecoveryManager {
     const { term } = this.context.state.cluster;
     try {
       const request = { term, recoveryId, crashedServerId };
+      run.leaseEnd.asked(serverId, performance.now());
       const report = await this.context.call(serverId, 'START_READING_DATA', request);
+      run.leaseEnd.answered(serverId, report.leaseRemainderMs, performance.now());
       await this.context.faultPoint('recover-fence-1');
       this.step(run, { kind: 'fenced', serverId, report });
     } catch (error) {
@@ -316,13 +334,15 @@ export class RecoveryManager {
 
   private async commit(
     run: Run,
-    effect: Extract<RecoveryEffect, { kind: 'commit-plan' | 'commit-assignments' }>,
+    effect: Extract<RecoveryEffect, { kind: `commit-${string}` }>,
   ): Promise<void> {
     const { recoveryId } = run;
     if (effect.kind === 'commit-plan') {
       await this.context.faultPoint('recover-plan-1');
       await this.context.commit((state) => decidePlan(state, recoveryId, effect.partitions));
       await this.context.faultPoint('recover-plan-2');
+    } else if (effect.kind === 'commit-skip') {
+      await this.context.commit((state) => decideSkip(state, recoveryId));
     } else {
       const { assignments } = effect;
       await this.context.commit((state) => decideAssign(state, recoveryId, assignments));

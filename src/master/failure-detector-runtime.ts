@@ -1,10 +1,13 @@
 /**
- * Pings, hints and membership checks for the FailureDetector. What stopping and ending the
- * process mean is the owner's affair.
+ * Pings, hints and membership checks for the FailureDetector, and the probes that the coordinator
+ * asks this server for as a witness. What stopping and ending the process mean is the owner's
+ * affair.
  */
 import type { Log } from '../ops/log.js';
+import type { Sluggishness } from '../ops/sluggishness.js';
 import { asRekindleError } from '../rpc/errors.js';
-import type { ServerList } from '../rpc/messages.js';
+import type { ProbeOutcome, ServerList } from '../rpc/messages.js';
+import { patience, probe } from '../rpc/probe.js';
 import {
   FailureDetector,
   type FailureDetectorEffect,
@@ -12,12 +15,13 @@ import {
   pingIntervalMs,
   pingTimeoutMs,
 } from './failure-detector.js';
-import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
+import type { CoordinatorCaller, ProbeDirectory } from './server-directory.js';
 
 export interface FailureDetectorRuntimeOptions {
   serverId: number;
-  servers: ServerDirectory;
+  servers: ProbeDirectory;
   coordinator: CoordinatorCaller;
+  lag: Sluggishness;
   log: Log;
   random?: () => number;
   onStop: (reason: string) => void;
@@ -55,6 +59,25 @@ export class FailureDetectorRuntime {
 
   doubt(reason: string): void {
     this.#step({ kind: 'doubt', reason });
+  }
+
+  /** Somebody else has asked that server something in vain. */
+  unanswered(serverId: number, reason: string): void {
+    this.#step({ kind: 'pingFailed', serverId, reason });
+  }
+
+  /** The coordinator has said so. */
+  verified(member: boolean): void {
+    this.#step({ kind: 'verified', member });
+  }
+
+  /** PROBE_SERVER: can this server reach that one? */
+  async probe(serverId: number, timeoutMs: number): Promise<ProbeOutcome> {
+    const { servers } = this.#options;
+    const link = servers.linkTo(serverId);
+    if (link === null) return 'unknown';
+    const freshLink = () => servers.freshLinkTo(serverId) ?? link;
+    return probe({ link: () => link, freshLink }, timeoutMs);
   }
 
   close(): void {
@@ -96,7 +119,8 @@ export class FailureDetectorRuntime {
     if (link === null) return;
     try {
       const request = { callerServerId: this.#options.serverId };
-      const { member } = await link.call('PING', request, { timeoutMs: pingTimeoutMs });
+      const timeoutMs = patience(pingTimeoutMs, this.#options.lag.ms());
+      const { member } = await link.call('PING', request, { timeoutMs });
       this.#step({ kind: 'pingAnswered', serverId, member });
     } catch (thrown) {
       this.#step({ kind: 'pingFailed', serverId, reason: asRekindleError(thrown).code });

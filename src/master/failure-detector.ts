@@ -2,23 +2,19 @@
  * Random-probe failure detector and self-suspicion, as a pure state machine.
  *
  * Every tick one random other server is pinged; one that does not answer is hinted to the
- * coordinator, which verifies by itself. A server that has reason to think that it was declared
- * crashed stops serving *before* it asks:
- *  - told (a ping says member: false, a backup says fenced): only the coordinator's word lets it
- *    serve again, since recovery may have moved its tablets already;
- *  - silence (five failed pings in a row): an answered ping with member: true is as good, since it
- *    shows both that the isolation is over and that a peer's list still has this server up. The
- *    coordinator may be down then, and reads should not depend on it.
- * What it does not do: leases. Between a crash verdict and the first ping that tells of it, a
- * cut-off master can serve stale reads (originals 2(f), F4).
+ * coordinator, which verifies by itself. A server that is *told* that it was declared crashed (a
+ * ping says member: false, a backup says fenced) stops serving before it asks: only the
+ * coordinator's word lets it serve again.
+ *
+ * What it hears nothing of does no harm: a server that is cut off has no read lease
+ * (read-lease.ts), and its writes find no backup.
  */
 import { invariant } from '../rpc/errors.js';
 
-export const pingIntervalMs = 150;
-export const pingTimeoutMs = 250;
-const failuresInRowMax = 5;
+export const pingIntervalMs = 100;
+export const pingTimeoutMs = 200;
 /** The coordinator verifies for itself; repeating the hint faster only adds load. */
-const hintIntervalMs = 1_000;
+const hintIntervalMs = 500;
 const verifyIntervalMs = 500;
 
 export type FailureDetectorEvent =
@@ -40,21 +36,18 @@ export type FailureDetectorEffect =
   | { kind: 'verifyMembership' }
   | { kind: 'exit'; reason: string };
 
-type Suspicion = 'none' | 'silence' | 'told';
-
 export class FailureDetector {
   #others: readonly number[] = [];
   /** At most one entry per other server. */
   readonly #hintedAtMs = new Map<number, number>();
-  #failuresInRow = 0;
-  #suspicion: Suspicion = 'none';
-  #reason = '';
+  /** Why this server may not be a member any more. */
+  #suspicion: string | null = null;
   #verifying = false;
   #verifiedAtMs = Number.NEGATIVE_INFINITY;
   #exited = false;
 
   get serving(): boolean {
-    return this.#suspicion === 'none' && !this.#exited;
+    return this.#suspicion === null && !this.#exited;
   }
 
   step(event: FailureDetectorEvent, nowMs: number): FailureDetectorEffect[] {
@@ -70,12 +63,12 @@ export class FailureDetector {
         return [];
       case 'pingAnswered':
         return event.member
-          ? this.#notSuspected()
-          : this.#suspect('told', `server ${event.serverId} does not list this server`, nowMs);
+          ? []
+          : this.#suspect(`server ${event.serverId} does not list this server`, nowMs);
       case 'pingFailed':
         return this.#pingFailed(event.serverId, event.reason, nowMs);
       case 'doubt':
-        return this.#suspect('told', event.reason, nowMs);
+        return this.#suspect(event.reason, nowMs);
       case 'verified':
         this.#verifying = false;
         return event.member ? this.#clear() : this.#exit();
@@ -88,39 +81,23 @@ export class FailureDetector {
   #tick(random: number, nowMs: number): FailureDetectorEffect[] {
     invariant(random >= 0 && random < 1, 'a random number in [0, 1)');
     const effects: FailureDetectorEffect[] = [];
-    if (this.#suspicion !== 'none') effects.push(...this.#verify(nowMs));
+    if (this.#suspicion !== null) effects.push(...this.#verify(nowMs));
     const serverId = this.#others[Math.floor(random * this.#others.length)];
     if (serverId !== undefined) effects.push({ kind: 'ping', serverId });
     return effects;
   }
 
   #pingFailed(serverId: number, reason: string, nowMs: number): FailureDetectorEffect[] {
-    const effects: FailureDetectorEffect[] = [];
     const hintedAtMs = this.#hintedAtMs.get(serverId) ?? Number.NEGATIVE_INFINITY;
-    if (this.#others.includes(serverId) && nowMs - hintedAtMs >= hintIntervalMs) {
-      this.#hintedAtMs.set(serverId, nowMs);
-      effects.push({ kind: 'hint', serverId, reason });
-    }
-    this.#failuresInRow += 1;
-    if (this.#failuresInRow >= failuresInRowMax) {
-      const text = `${this.#failuresInRow} pings in a row were not answered`;
-      effects.push(...this.#suspect('silence', text, nowMs));
-    }
-    return effects;
+    if (!this.#others.includes(serverId) || nowMs - hintedAtMs < hintIntervalMs) return [];
+    this.#hintedAtMs.set(serverId, nowMs);
+    return [{ kind: 'hint', serverId, reason }];
   }
 
-  #notSuspected(): FailureDetectorEffect[] {
-    this.#failuresInRow = 0;
-    return this.#suspicion === 'silence' ? this.#clear() : [];
-  }
-
-  #suspect(suspicion: Suspicion, reason: string, nowMs: number): FailureDetectorEffect[] {
+  #suspect(reason: string, nowMs: number): FailureDetectorEffect[] {
     const effects: FailureDetectorEffect[] = [];
-    if (this.#suspicion === 'none') effects.push({ kind: 'stopServing', reason });
-    if (this.#suspicion !== 'told') {
-      this.#suspicion = suspicion;
-      this.#reason = reason;
-    }
+    if (this.#suspicion === null) effects.push({ kind: 'stopServing', reason });
+    this.#suspicion ??= reason;
     effects.push(...this.#verify(nowMs));
     return effects;
   }
@@ -133,15 +110,14 @@ export class FailureDetector {
   }
 
   #clear(): FailureDetectorEffect[] {
-    const stopped = this.#suspicion !== 'none';
-    this.#suspicion = 'none';
-    this.#failuresInRow = 0;
+    const stopped = this.#suspicion !== null;
+    this.#suspicion = null;
     return stopped ? [{ kind: 'resumeServing' }] : [];
   }
 
   #exit(): FailureDetectorEffect[] {
     this.#exited = true;
-    const reason = this.#reason === '' ? 'the server list' : this.#reason;
+    const reason = this.#suspicion ?? 'the server list';
     return [{ kind: 'exit', reason: `the coordinator has removed this server (${reason})` }];
   }
 }

@@ -1,6 +1,9 @@
 /**
  * The RPCs of a master. EXECUTE is one native call per message: the reply leaves at once if all
- * that it tells is durable, else when replication has caught up (ReplyQueue).
+ * that it tells is durable and the read lease holds, else when replication has caught up
+ * (ReplyQueue) or the lease is back. The lease is looked at after the native call, so an answer
+ * that leaves was true when this master was certainly the owner; one that was given too early by
+ * a master that was stopped in between stays here.
  *
  * Whatever refuses a message refuses it *before* the core executes it: a write that has been
  * appended is never said to be not applied. While the master is stopped (it may be a zombie)
@@ -16,7 +19,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
 import type { RecoveryMaster } from './recovery-master.js';
 import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
-import { ReplyQueue } from './reply-queue.js';
+import { ReplyQueue, type WaitingCall } from './reply-queue.js';
 
 /** Room for one value of the largest size beside 65,536 bare results: every message gets on. */
 const replyBytesStart = 4 * 1024 * 1024;
@@ -26,11 +29,15 @@ const replyGrowthFactor = 2;
 const expireIntervalMs = 50;
 const stoppedRetryMs = 100;
 const overloadRetryMs = 20;
+/** How long reads wait for the lease before they are sent away. */
+const leaseWaitMs = 500;
+const leaseRetryMs = 50;
 
 export interface MasterServiceOptions {
   core: MasterCore;
   replication: ReplicaManagerRuntime;
   recovery: RecoveryMaster;
+  lease: { holds(): boolean };
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
   log: Log;
@@ -40,6 +47,8 @@ export interface MasterServiceOptions {
 export class MasterService {
   readonly #options: MasterServiceOptions;
   readonly #queue: ReplyQueue;
+  /** Durable, but executed when no lease held. */
+  readonly #unleased = new ReplyQueue();
   readonly #results = new Float64Array(2);
   #replyBuffer = new Uint8Array(replyBytesStart);
   #stopped = false;
@@ -51,7 +60,7 @@ export class MasterService {
   constructor(options: MasterServiceOptions) {
     this.#options = options;
     this.#queue = options.queue ?? new ReplyQueue();
-    this.#timer = setInterval(() => this.#queue.expire(performance.now()), expireIntervalMs);
+    this.#timer = setInterval(() => this.#expire(), expireIntervalMs);
     this.#timer.unref();
   }
 
@@ -78,14 +87,24 @@ export class MasterService {
   close(): void {
     this.#closed = true;
     clearInterval(this.#timer);
-    this.#queue.failAll(
-      new RekindleError('SHUTTING_DOWN', 'the master is stopping', { outcome: 'unknown' }),
-    );
+    const error = new RekindleError('SHUTTING_DOWN', 'the master is stopping', {
+      outcome: 'unknown',
+    });
+    this.#queue.failAll(error);
+    this.#unleased.failAll(error);
   }
 
   /** Called by replication when the durable position moved. */
   onDurable(position: number): void {
-    this.#queue.release(position);
+    // All of them were executed before this moment, at which the lease holds or not.
+    if (this.#queue.length > 0 && this.#options.lease.holds()) this.#queue.release(position);
+  }
+
+  /** The lease holds again. */
+  onLease(): void {
+    if (!this.#options.lease.holds()) return;
+    this.#unleased.release(Number.POSITIVE_INFINITY);
+    this.#queue.release(this.#options.replication.durablePosition);
   }
 
   counters(): Record<string, number> {
@@ -93,6 +112,7 @@ export class MasterService {
       messages: this.#messages,
       messagesRefused: this.#refused,
       repliesWaiting: this.#queue.length,
+      repliesWithoutLease: this.#unleased.length,
       replyBytesWaiting: this.#queue.bytes,
       stopped: this.#stopped ? 1 : 0,
     };
@@ -106,7 +126,7 @@ export class MasterService {
       call.fail(refusal);
       return;
     }
-    const { core, replication } = this.#options;
+    const { core, lease, replication } = this.#options;
     const reply = this.#replyBufferFor(call.body.length);
     try {
       core.execute(call.body, reply, Date.now(), this.#results);
@@ -119,13 +139,22 @@ export class MasterService {
       return;
     }
     const [bytes = 0, position = 0] = this.#results;
-    if (position <= replication.durablePosition) {
+    // The buffer is the next message's: what waits is copied.
+    if (position > replication.durablePosition) {
+      this.#queue.push(call, Buffer.from(reply.subarray(0, bytes)), position);
+    } else if (lease.holds()) {
       call.reply(reply.subarray(0, bytes));
     } else {
-      // The buffer is the next message's: what waits is copied.
-      this.#queue.push(call, Buffer.from(reply.subarray(0, bytes)), position);
+      const waiting = core.isReadOnly(call.body) ? withLeaseBound(call) : call;
+      this.#unleased.push(waiting, Buffer.from(reply.subarray(0, bytes)), position);
     }
     if (position > 0) replication.scheduleFlush();
+  }
+
+  #expire(): void {
+    const nowMs = performance.now();
+    this.#queue.expire(nowMs);
+    this.#unleased.expire(nowMs);
   }
 
   async takeTablet(
@@ -183,7 +212,7 @@ export class MasterService {
   #refusal(body: Uint8Array): RekindleError | null {
     if (this.#stopped || this.#closed) return this.#stoppedError();
     const { core, replication } = this.#options;
-    if (this.#queue.full) {
+    if (this.#queue.full || this.#unleased.full) {
       return new RekindleError('RETRY', 'too many replies wait for replication', {
         retryAfterMs: overloadRetryMs,
       });
@@ -215,4 +244,19 @@ export class MasterService {
     }
     return this.#replyBuffer;
   }
+}
+
+/** Reads need not wait until their deadline: they may be repeated, perhaps at another master. */
+function withLeaseBound(call: BinaryCall): WaitingCall {
+  return {
+    deadlineMs: Math.min(call.deadlineMs, performance.now() + leaseWaitMs),
+    reply: (body) => call.reply(body),
+    fail: (error) => {
+      const lapsed = new RekindleError('RETRY', 'this master has no read lease at present', {
+        retryAfterMs: leaseRetryMs,
+        cause: error,
+      });
+      call.fail(error.code === 'TIMEOUT' ? lapsed : error);
+    },
+  };
 }

@@ -13,6 +13,7 @@ import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
 import type { BackupLoad } from './backup-selector.js';
 import { shortageError } from './placement-shortage.js';
+import type { LeaseGrantee } from './read-lease-runtime.js';
 import { type ReplicaAddress, ReplicaFreer } from './replica-freer.js';
 import {
   ReplicaManager as Manager,
@@ -24,6 +25,7 @@ import type { SegmentWrite } from './replicated-segment.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 
 const headerBytes = 48;
+const leaseOffset = 8;
 const FLAG_OPEN = 1;
 const FLAG_CLOSE = 2;
 const FLAG_PRIMARY = 4;
@@ -43,6 +45,8 @@ export interface ReplicaManagerRuntimeOptions {
   coordinator: CoordinatorCaller;
   log: Log;
   random?: () => number;
+  /** Hears who must grant, and of each grant that comes with an acknowledgement. */
+  lease: LeaseGrantee;
   /** The durable position moved; called inside the flush. */
   onDurable: (position: number) => void;
   /** A backup refused us as fenced or not a member. */
@@ -87,6 +91,13 @@ function decodeLoad(reply: Uint8Array): BackupLoad | undefined {
   if (reply.length < 8) return undefined;
   const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
   return { freeFrames: view.getUint32(0, true), queuedKib: view.getUint32(4, true) };
+}
+
+/** Of a BACKUP_WRITE reply; one without the field grants nothing. */
+function leaseMsOf(reply: Uint8Array): number {
+  if (reply.length < leaseOffset + 4) return 0;
+  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
+  return view.getUint32(leaseOffset, true);
 }
 
 function stopping(): RekindleError {
@@ -307,7 +318,10 @@ export class ReplicaManagerRuntime {
 
   #step(event: ReplicaManagerEvent, perform = this.#performEach): void {
     const before = this.#manager.durablePosition;
-    for (const effect of this.#manager.step(event, performance.now())) perform(effect);
+    const effects = this.#manager.step(event, performance.now());
+    // Before a close is sent: from then on the next head's backups must have granted as well.
+    this.#options.lease.setHolders(this.#manager.leaseHolders);
+    for (const effect of effects) perform(effect);
     const after = this.#manager.durablePosition;
     if (after > before) {
       this.#options.core.setDurable(after);
@@ -382,10 +396,14 @@ export class ReplicaManagerRuntime {
     const { end, offset, segmentId } = write;
     const parts =
       end === offset ? [header] : [header, this.#options.core.segmentBytes(segmentId, offset, end)];
+    const { lease } = this.#options;
+    const sentAtMs = lease.now();
     const answered = link.callBinary('BACKUP_WRITE', parts);
     // The flush that called us ends this turn already: waiting for the link's would cost another.
     link.flush();
-    return answered;
+    const reply = await answered;
+    lease.granted(write.serverId, sentAtMs, leaseMsOf(reply));
+    return reply;
   }
 
   #endWrite(segmentId: number): void {

@@ -56,6 +56,8 @@ export type ReplicaManagerEffect =
 interface Head {
   segment: ReplicatedSegment;
   position: number;
+  /** Was open on all R at some time: a close of the head before it may have been sent since. */
+  openedOnce: boolean;
 }
 
 const writesInFlightMaxDefault = 24;
@@ -80,6 +82,7 @@ export class ReplicaManager {
   #durablePosition = 0;
   /** The last head that wants a backup and has none. */
   #starvedHead: ReplicatedSegment | null = null;
+  #leaseHolders: readonly number[] | null = [];
 
   constructor(options: ReplicaManagerOptions) {
     this.#options = options;
@@ -133,6 +136,16 @@ export class ReplicaManager {
     return head === undefined ? null : { segmentId: head.segmentId, epoch: head.epoch };
   }
 
+  /**
+   * The backups without which a recovery cannot find a complete log: all of the oldest head that is
+   * open, and of the next one once its opening was on all R, since a close of the older one may
+   * have been sent. null while a lost open replica is not replaced: the lost one might be found
+   * instead. The same array object until they change. docs/leases.md has the proof.
+   */
+  get leaseHolders(): readonly number[] | null {
+    return this.#leaseHolders;
+  }
+
   counters(): Record<string, number> {
     let recovering = 0;
     for (const segment of this.#active) recovering += segment.recovering ? 1 : 0;
@@ -182,7 +195,31 @@ export class ReplicaManager {
     }
     this.#pump(nowMs, effects);
     this.#advanceDurablePosition();
+    this.#followLeaseHolders();
     return effects;
+  }
+
+  #followLeaseHolders(): void {
+    const holders = this.#findLeaseHolders();
+    const before = this.#leaseHolders;
+    const same =
+      before === holders ||
+      (before?.length === holders?.length && before?.every((id, at) => id === holders?.[at]));
+    if (!same) this.#leaseHolders = holders;
+  }
+
+  #findLeaseHolders(): number[] | null {
+    // Without replicas nothing can be recovered, by anyone: there is nobody to be fenced from.
+    if (this.#heads.length === 0 || this.#options.replicas === 0) return [];
+    const first = this.#heads[this.#firstOpenHead];
+    if (first === undefined) return null;
+    const next = this.#heads[this.#firstOpenHead + 1];
+    const holders = new Set<number>();
+    for (const head of next?.openedOnce === true ? [first, next] : [first]) {
+      if (head.segment.recovering || head.segment.unassigned) return null;
+      for (const serverId of head.segment.serverIds) holders.add(serverId);
+    }
+    return [...holders];
   }
 
   #applyServerList(list: ServerList, nowMs: number, effects: ReplicaManagerEffect[]): void {
@@ -220,7 +257,7 @@ export class ReplicaManager {
       'heads are announced in the order of their ids',
     );
     const segment = this.#addSegment(segmentId, 'head', openingBytes);
-    this.#heads.push({ segment, position });
+    this.#heads.push({ segment, position, openedOnce: false });
   }
 
   #extend(event: Extract<ReplicaManagerEvent, { kind: 'extended' }>, nowMs: number): void {
@@ -325,7 +362,7 @@ export class ReplicaManager {
   #openGates(index: number, nowMs: number): void {
     const segment = this.#heads[index]?.segment;
     const preceding = this.#heads[index - 1]?.segment;
-    const following = this.#heads[index + 1]?.segment;
+    const following = this.#heads[index + 1];
     invariant(segment !== undefined, 'index below the number of heads');
     const opened = (s: ReplicatedSegment): boolean => s.closeCommitted || s.openCommitted;
     const value = preceding === undefined || opened(preceding);
@@ -333,7 +370,8 @@ export class ReplicaManager {
     if (preceding === undefined || preceding.closeCommitted) {
       segment.step({ kind: 'precedingCloseCommitted' }, nowMs);
     }
-    const followed = following !== undefined && opened(following);
+    const followed = following !== undefined && opened(following.segment);
+    if (followed) following.openedOnce = true;
     segment.step({ kind: 'followingOpenCommitted', value: followed }, nowMs);
   }
 

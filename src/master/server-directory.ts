@@ -9,5 +9,10 @@ export interface ServerDirectory {
   linkTo(serverId: number): RpcLink | null;
 }
 
+export interface ProbeDirectory extends ServerDirectory {
+  /** The same without a history; what waited on the old link fails. */
+  freshLinkTo(serverId: number): RpcLink | null;
+}
+
 /** Calls the leading coordinator; fails with `COORDINATOR_UNAVAILABLE` if there is none. */
 export type CoordinatorCaller = Pick<RpcLink, 'call'>;

@@ -235,6 +235,11 @@ export interface Addon {
   MasterCore: new (options: MasterOptions) => MasterCore;
   /** Opens or creates the storage; scans all frames. */
   openBackup(options: BackupOptions): Promise<BackupCore>;
+  /**
+   * Milliseconds since the machine started, with a fraction, suspended time included: the clock of
+   * read leases (docs/leases.md).
+   */
+  bootTimeMs(): number;
   /** CRC-32C in native code. */
   crc32c(bytes: Uint8Array): number;
   /** The key hash as [low, high]. */

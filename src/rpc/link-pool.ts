@@ -32,7 +32,7 @@ export class WsLinkPool implements LinkPool {
 
   link(address: string, expectServerId: number | null = null): RpcLink {
     if (this.#closed) throw new RekindleError('CLIENT_CLOSED', 'the link pool is closed');
-    const key = `${address} ${expectServerId ?? ''}`;
+    const key = keyOf(address, expectServerId);
     const existing = this.#links.get(key);
     if (existing !== undefined) return existing;
     if (this.#links.size >= (this.#options.linksMax ?? LINKS_MAX)) this.#makeRoom();
@@ -41,9 +41,10 @@ export class WsLinkPool implements LinkPool {
     return link;
   }
 
-  drop(address: string): void {
+  drop(address: string, expectServerId?: number): void {
+    const only = expectServerId === undefined ? null : keyOf(address, expectServerId);
     for (const [key, link] of this.#links) {
-      if (link.address !== address) continue;
+      if (only === null ? link.address !== address : key !== only) continue;
       this.#links.delete(key);
       link.close();
     }
@@ -70,4 +71,8 @@ export class WsLinkPool implements LinkPool {
     }
     throw new RekindleError('RETRY', `${this.#links.size} links are in use`, { retryAfterMs: 100 });
   }
+}
+
+function keyOf(address: string, expectServerId: number | null): string {
+  return `${address} ${expectServerId ?? ''}`;
 }

@@ -18,6 +18,12 @@ export interface ServerEntry {
   memoryBytes: number;
 }
 
+/**
+ * What a server answers to a probe. `refused`: the machine at its address says that this process
+ * is not there. `unknown`: nothing that would prove one or the other.
+ */
+export type ProbeOutcome = 'alive' | 'refused' | 'silent' | 'unknown';
+
 /** What every server knows of the cluster. `version` grows with every change. */
 export interface ServerList {
   version: number;
@@ -235,8 +241,11 @@ export interface Messages {
   };
   PING: {
     request: { callerServerId: number | null };
-    /** `member` is false if the answering server knows the caller as crashed or gone. */
-    reply: { serverListVersion: number; member: boolean };
+    /**
+     * `member` is false if the answering server knows the caller as crashed or gone. `lagMs`: how
+     * slow it is at present (src/ops/sluggishness.ts); it cannot be expected to answer faster.
+     */
+    reply: { serverListVersion: number; member: boolean; lagMs: number };
   };
   ENLIST_SERVER: {
     request: {
@@ -264,7 +273,11 @@ export interface Messages {
   LIST_TABLES: { request: Empty; reply: { tables: TableInfo[] } };
   GET_TABLE: { request: { name?: string; tableId?: number }; reply: { table: TableInfo } };
   HINT_SERVER_CRASHED: { request: { serverId: number; reason: string }; reply: Empty };
-  VERIFY_MEMBERSHIP: { request: { serverId: number }; reply: { member: boolean } };
+  VERIFY_MEMBERSHIP: {
+    request: { serverId: number };
+    /** `leaseMs`: what the coordinator grants for reads; 0 if it grants nothing. */
+    reply: { member: boolean; leaseMs: number };
+  };
   SET_MASTER_RECOVERY_INFO: {
     request: { serverId: number; segmentId: number; epoch: number };
     reply: Empty;
@@ -309,6 +322,11 @@ export interface Messages {
     reply: Empty;
   };
   GET_SERVER_STATS: { request: Empty; reply: ServerStats };
+  PROBE_SERVER: {
+    /** `timeoutMs`: what counts as silence; the caller knows how slow everybody is. */
+    request: { serverId: number; timeoutMs: number };
+    reply: { outcome: ProbeOutcome };
+  };
   TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   RECOVER: {
@@ -331,7 +349,8 @@ export interface Messages {
   BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };
   START_READING_DATA: {
     request: { term: number; recoveryId: number; crashedServerId: number };
-    reply: { replicas: ReplicaReport[]; digests: DigestReport[] };
+    /** `leaseRemainderMs`: how long the newest grant to the crashed master runs on. */
+    reply: { replicas: ReplicaReport[]; digests: DigestReport[]; leaseRemainderMs: number };
   };
   START_PARTITIONS: {
     request: {
@@ -357,4 +376,5 @@ export interface Messages {
     request: { term: number; recoveryId: number; crashedServerId: number };
     reply: Empty;
   };
+  RENEW_LEASE: { request: { masterId: number }; reply: { leaseMs: number } };
 }

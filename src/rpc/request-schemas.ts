@@ -139,6 +139,8 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     partitionId: id,
   }),
   RECOVERY_COMPLETE: z.object({ term: id, recoveryId: id, crashedServerId: id }),
+  RENEW_LEASE: z.object({ masterId: id }),
+  PROBE_SERVER: z.object({ serverId: id, timeoutMs: z.number().min(1).max(10_000) }),
 };
 
 /** Requests that grow with the cluster; no other is longer than a few kilobytes. */

@@ -60,6 +60,7 @@ export const RPC = {
   UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'The new server list.'),
   STORE_COORDINATOR_STATE: json(0x31, 'server', 5_000, 'Keeps a copy of the coordinator state.'),
   GET_SERVER_STATS: json(0x32, 'server', 2_000, 'Counters and sizes of one server.'),
+  PROBE_SERVER: json(0x3a, 'server', 2_000, 'Can you reach that server? Asked of a witness.'),
 
   EXECUTE: {
     opcode: 0x40,
@@ -98,6 +99,7 @@ export const RPC = {
     doc: 'One partition of one segment.',
   },
   RECOVERY_COMPLETE: json(0x65, 'backup', 5_000, 'Recovery data of a recovery may go.'),
+  RENEW_LEASE: json(0x6a, 'backup', 500, 'Another grant for the read lease of a master.'),
 } as const satisfies Record<string, RpcRow>;
 
 export type RpcName = keyof typeof RPC;

@@ -108,6 +108,7 @@ export interface RpcLink {
 export interface LinkPool {
   /** `expectServerId` is checked at the handshake (`WRONG_SERVER`). */
   link(address: string, expectServerId?: number | null): RpcLink;
-  drop(address: string): void;
+  /** Closes the links to an address, or only that to one expected server. */
+  drop(address: string, expectServerId?: number): void;
   close(): void;
 }

@@ -93,7 +93,11 @@ class FakeCore {
     this.trace.push('fenced');
   };
   digests = async () => [];
+  fenced = (): number[] => [];
 }
+
+/** Boot time; the process begins at 1,000 ms. */
+let nowMs = 1_000;
 
 function service(core: FakeCore, highestTerm = 0): BackupService {
   return new BackupService({
@@ -102,6 +106,7 @@ function service(core: FakeCore, highestTerm = 0): BackupService {
       if (term < highestTerm) throw new RekindleError('FENCED', 'old leader');
     },
     log: silent,
+    clock: () => nowMs,
   });
 }
 
@@ -145,7 +150,7 @@ test('a write is answered when the core says that it is durable, with its load',
   assert.deepEqual(out, []);
   const [first = 0, second = 0] = core.tokens;
   core.done(new Float64Array([second, STATUS.DISK_ERROR.number, first, 0]));
-  assert.deepEqual(out, ['b DISK_ERROR', 'a ok 1100000002000000']);
+  assert.deepEqual(out, ['b DISK_ERROR', 'a ok 11000000020000002c010000']);
 });
 
 test('masters that are not up in the list may not write, nor do refusals wait', () => {
@@ -176,6 +181,36 @@ test('replicas are listed after the fence is durable, without empty or rotten on
     [1],
   );
   await assert.rejects(service(core, 3).startReadingData(request), { code: 'FENCED' });
+});
+
+test('every answer grants a lease; a fence ends that and says what is left', async () => {
+  nowMs = 1_000;
+  const core = new FakeCore();
+  const backup = service(core);
+  const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
+  assert.deepEqual(await backup.renewLease({ masterId }), { leaseMs: 0 }, 'not in the list');
+  backup.applyServerList(list(1, [[masterId, 'up']]));
+  const out: string[] = [];
+  backup.write(writeCall(out, 'a'));
+  nowMs = 5_000;
+  assert.deepEqual(await backup.renewLease({ masterId }), { leaseMs: 300 });
+  nowMs = 5_120;
+  const fenced = backup.startReadingData(request);
+  // Taken before the fence, done after it began: an answer, but no grant.
+  core.done(new Float64Array([core.tokens[0] ?? 0, 0]));
+  assert.deepEqual(out, ['a ok 110000000200000000000000']);
+  assert.deepEqual(await backup.renewLease({ masterId }), { leaseMs: 0 });
+  assert.equal((await fenced).leaseRemainderMs, 180);
+  nowMs = 9_000;
+  assert.equal((await backup.startReadingData(request)).leaseRemainderMs, 0);
+});
+
+test('a backup that has just started answers for the grants of its former process', async () => {
+  nowMs = 2_000;
+  const backup = service(new FakeCore());
+  nowMs = 2_050;
+  const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
+  assert.equal((await backup.startReadingData(request)).leaseRemainderMs, 250);
 });
 
 test('garbage: only masters that two lists of our cluster do not have any more', () => {

@@ -12,7 +12,7 @@ import type { ExternalStorage } from '../../src/coordinator/external-storage/ext
 import { LmdbStorage } from '../../src/coordinator/external-storage/lmdb.js';
 import { restoreState } from '../../src/coordinator/state-copy.js';
 import { RekindleError } from '../../src/rpc/errors.js';
-import type { ServerList } from '../../src/rpc/messages.js';
+import type { ProbeOutcome, ServerList } from '../../src/rpc/messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../../src/rpc/table.js';
 import type { LinkPool, RpcEndpoint, RpcLink } from '../../src/rpc/transport.js';
 
@@ -50,6 +50,7 @@ class FakeServer {
   readonly tablets: string[] = [];
   readonly recovers: RequestOf<'RECOVER'>[] = [];
   readonly completed: number[] = [];
+  leaseRemainderMs = 0;
   /** Answers RECOVERY_MASTER_FINISHED by itself, as a healthy recovery master. */
   finishes = true;
 
@@ -82,7 +83,7 @@ class FakeServer {
   answer(name: string, request: unknown): unknown {
     switch (name) {
       case 'PING':
-        return { serverListVersion: this.list?.version ?? 0, member: true };
+        return { serverListVersion: this.list?.version ?? 0, member: true, lagMs: 0 };
       case 'UPDATE_SERVER_LIST':
         this.list = (request as RequestOf<'UPDATE_SERVER_LIST'>).list;
         return { version: this.list.version };
@@ -102,6 +103,7 @@ class FakeServer {
       }
       case 'START_READING_DATA':
         return {
+          leaseRemainderMs: this.leaseRemainderMs,
           replicas: [{ segmentId: 1, epoch: 0, length: 64, closed: false, primary: true }],
           digests: [{ segmentId: 1, epoch: 0, segmentIds: [1], tabletStats: [] }],
         };
@@ -109,6 +111,8 @@ class FakeServer {
         this.recovers.push(request as RequestOf<'RECOVER'>);
         if (this.finishes) setImmediate(() => void this.finish(this.recovers.at(-1)));
         return {};
+      case 'PROBE_SERVER':
+        return { outcome: this.cluster.probe((request as RequestOf<'PROBE_SERVER'>).serverId) };
       case 'RECOVERY_COMPLETE':
         this.completed.push((request as RequestOf<'RECOVERY_COMPLETE'>).recoveryId);
         return {};
@@ -204,14 +208,22 @@ class FakeCluster implements LinkPool {
 
   constructor(readonly directory: string) {}
 
+  /** What a witness finds. */
+  probe(serverId: number): ProbeOutcome {
+    return this.servers.some((s) => s.serverId === serverId && s.alive) ? 'alive' : 'refused';
+  }
+
   link(address: string, expectServerId: number | null = null): RpcLink {
     const key = `${address} ${expectServerId}`;
     const link = this.links.get(key) ?? new FakeLink(this, address, expectServerId);
     this.links.set(key, link);
     return link;
   }
-  drop(address: string): void {
-    for (const [key, link] of this.links) if (link.address === address) this.links.delete(key);
+  drop(address: string, expectServerId?: number): void {
+    for (const [key, link] of this.links) {
+      if (expectServerId !== undefined && link.expectServerId !== expectServerId) continue;
+      if (link.address === address) this.links.delete(key);
+    }
   }
   close(): void {
     this.links.clear();
@@ -370,6 +382,20 @@ test('a killed server is noticed, recovered and leaves the list; its report stay
     assert.equal(ping.member, false);
     const living = cluster.servers.filter(({ alive }) => alive);
     await until('backups hear of the end', () => living.every((s) => s.completed.length === 1));
+  }));
+
+test('no tablet changes hands before the last grant to its owner is over', () =>
+  withCluster(async (cluster) => {
+    await cluster.add(5);
+    const create = { operationId: 'c', name: 't' };
+    const dead = cluster.owner(
+      (await cluster.endpoint.call('CREATE_TABLE', create)).table.tablets[0]?.serverId,
+    );
+    for (const server of cluster.servers) server.leaseRemainderMs = 290;
+    const startMs = performance.now();
+    cluster.kill(dead);
+    await until('it is recovered', async () => (await cluster.status()).servers.length === 4);
+    assert.ok(performance.now() - startMs >= 290);
   }));
 
 test('a server that does not know its new id yet is not taken for dead', () =>

@@ -5,7 +5,6 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { decideStart } from '../../src/coordinator/cluster-start.js';
 import { CoordinatorState, type Decision } from '../../src/coordinator/coordinator-state.js';
-import { CrashVerifier } from '../../src/coordinator/crash-verifier.js';
 import { decideAssign, decidePlan } from '../../src/coordinator/recovery-record.js';
 import {
   decideCrash,
@@ -307,48 +306,6 @@ test('a table dropped during its recovery is skipped, or dropped at its new owne
   const second = finishedBy(3, { partitionId: 2 });
   assert.equal(applied(state, decideOwnership(state, second)), false, 'nothing left to own');
   assert.equal(applied(state, decideRelease(state, 1)), true);
-});
-
-test('two refusals in a row are death, an answer clears, a hint twice is one suspicion', () => {
-  const verifier = new CrashVerifier();
-  const probed = (outcome: 'alive' | 'refused' | 'silent', nowMs: number) =>
-    verifier.step({ kind: 'probed', serverId: 1, outcome }, 5, nowMs);
-  assert.equal(verifier.step({ kind: 'suspected', serverId: 1 }, 5, 10)[0]?.kind, 'probe');
-  assert.deepEqual(verifier.step({ kind: 'suspected', serverId: 1 }, 5, 11), []);
-  assert.deepEqual(probed('refused', 12), [{ kind: 'probe', serverId: 1, afterMs: 20 }]);
-  assert.equal(probed('alive', 13)[0]?.kind, 'cleared');
-  verifier.step({ kind: 'suspected', serverId: 1 }, 5, 20);
-  probed('refused', 21);
-  const [crashed] = probed('refused', 41);
-  assert.deepEqual(crashed, {
-    kind: 'crashed',
-    serverId: 1,
-    suspectedAtMs: 20,
-    reason: 'its address refuses the connection',
-  });
-});
-
-test('silence never takes more than half of the servers within five seconds', () => {
-  const verifier = new CrashVerifier();
-  const dead: number[] = [];
-  const silence = (serverId: number, nowMs: number): string[] => {
-    verifier.step({ kind: 'suspected', serverId }, 5 - dead.length, nowMs);
-    const kinds: string[] = [];
-    for (let i = 0; i < 3; i++) {
-      const event = { kind: 'probed' as const, serverId, outcome: 'silent' as const };
-      kinds.push(...verifier.step(event, 5 - dead.length, nowMs).map(({ kind }) => kind));
-    }
-    if (kinds.includes('crashed')) dead.push(serverId);
-    return kinds;
-  };
-  for (const serverId of [1, 2, 3, 4, 5]) silence(serverId, 1_000);
-  assert.deepEqual(dead, [1, 2]);
-  assert.deepEqual(silence(3, 5_900), ['probe', 'probe', 'limited', 'probe']);
-  silence(3, 6_100);
-  assert.deepEqual(dead, [1, 2, 3], 'the window is over');
-  const refusal = { kind: 'probed' as const, serverId: 4, outcome: 'refused' as const };
-  verifier.step(refusal, 2, 6_100);
-  assert.equal(verifier.step(refusal, 2, 6_120)[0]?.kind, 'crashed', 'refusals are not limited');
 });
 
 test('copysets come and go with the servers, in the same commits', () => {

@@ -19,26 +19,22 @@ test('a tick pings one of the others, and nobody when alone', () => {
   assert.deepEqual(detectorWith([]).step({ kind: 'tick', random: 0.5 }, 0), []);
 });
 
-test('a failed ping hints, at most once a second and server', () => {
+test('a failed ping hints, at most twice a second and server', () => {
   const detector = detectorWith([7, 8]);
   const fail = (serverId: number, nowMs: number) =>
     kinds(detector.step({ kind: 'pingFailed', serverId, reason: 'TIMEOUT' }, nowMs));
   assert.deepEqual(fail(7, 0), ['hint']);
-  assert.deepEqual(fail(7, 500), []);
+  assert.deepEqual(fail(7, 400), []);
   assert.deepEqual(fail(8, 600), ['hint']);
   assert.deepEqual(fail(7, 1_000), ['hint']);
 });
 
-test('five silent pings stop serving; an answer resumes without the coordinator', () => {
+test('silence of others stops nothing: the read lease and the backups see to it', () => {
   const detector = detectorWith([7]);
-  const fail = (nowMs: number) =>
-    kinds(detector.step({ kind: 'pingFailed', serverId: 7, reason: 'TIMEOUT' }, nowMs));
-  for (let n = 1; n < 5; n += 1) assert.ok(!fail(n).includes('stopServing'));
-  assert.deepEqual(fail(5), ['stopServing', 'verifyMembership']);
-  assert.equal(detector.serving, false);
-  detector.step({ kind: 'verifyFailed' }, 6);
-  const answered = detector.step({ kind: 'pingAnswered', serverId: 7, member: true }, 7);
-  assert.deepEqual(kinds(answered), ['resumeServing']);
+  for (let n = 0; n < 20; n += 1) {
+    const failed = detector.step({ kind: 'pingFailed', serverId: 7, reason: 'TIMEOUT' }, n);
+    assert.ok(!kinds(failed).includes('stopServing'));
+  }
   assert.equal(detector.serving, true);
 });
 
@@ -53,16 +49,6 @@ test('told that it is no member, only the coordinator lets it serve again', () =
   assert.deepEqual(kinds(asked), ['verifyMembership', 'ping']);
   const verified = detector.step({ kind: 'verified', member: true }, 610);
   assert.deepEqual(kinds(verified), ['resumeServing']);
-});
-
-test('silence turns into certainty when a fence is met meanwhile', () => {
-  const detector = detectorWith([7]);
-  for (let n = 0; n < 5; n += 1) {
-    detector.step({ kind: 'pingFailed', serverId: 7, reason: 'TIMEOUT' }, n);
-  }
-  detector.step({ kind: 'doubt', reason: 'FENCED' }, 10);
-  detector.step({ kind: 'pingAnswered', serverId: 7, member: true }, 20);
-  assert.equal(detector.serving, false);
 });
 
 test('the verdict ends it once; nothing happens afterwards', () => {

@@ -14,6 +14,7 @@ export function report(
   digest?: [number, number[], number?],
 ): BackupReport {
   return {
+    leaseRemainderMs: 0,
     replicas: replicas.map(([segmentId, length, open, epoch = 0]) => ({
       segmentId,
       length,

@@ -54,21 +54,37 @@ class Cluster {
     setDurable: () => undefined,
   } as unknown as MasterCore;
 
-  readonly replication = new ReplicaManagerRuntime({
+  leaseHeld = true;
+  readonly lease = {
+    holds: () => this.leaseHeld,
+    now: () => performance.now(),
+    granted: (serverId: number, _sentAtMs: number, leaseMs: number) => {
+      this.grants.push([serverId, leaseMs]);
+    },
+    setHolders: (serverIds: readonly number[] | null) => {
+      this.holders = serverIds;
+    },
+  };
+  grants: [serverId: number, leaseMs: number][] = [];
+  holders: readonly number[] | null = null;
+
+  readonly replication: ReplicaManagerRuntime = new ReplicaManagerRuntime({
     serverId: 1,
     replicas: 3,
     core: this.core,
     servers: { linkTo: (serverId) => this.#link(serverId) },
     coordinator: { call: async () => ({}) as never },
     log: silent,
+    lease: this.lease,
     onDurable: (position) => this.service.onDurable(position),
     onMembershipDoubt: (reason) => this.doubts.push(reason),
   });
 
-  readonly service = new MasterService({
+  readonly service: MasterService = new MasterService({
     core: this.core,
     replication: this.replication,
     recovery: {} as RecoveryMaster,
+    lease: this.lease,
     checkTerm: () => undefined,
     log: silent,
   });
@@ -223,4 +239,43 @@ test('a fenced write raises doubt and is never acknowledged', async () => {
   assert.deepEqual(out, []);
   cluster.close();
   assert.deepEqual(out, ['a SHUTTING_DOWN']);
+});
+
+test('without a lease nothing leaves; with the lease it leaves in order', async () => {
+  const cluster = new Cluster();
+  await cluster.open();
+  assert.deepEqual([...(cluster.holders ?? [])].sort(), [2, 3, 4]);
+  const out: string[] = [];
+  cluster.leaseHeld = false;
+  cluster.execute(out, 'write');
+  await until(() => cluster.writes.length === 3);
+  for (const write of cluster.writes.splice(0)) write.ack();
+  await until(() => cluster.replication.durablePosition === cluster.appended);
+  cluster.readOnly = true;
+  cluster.execute(out, 'read');
+  await sleep(20);
+  assert.deepEqual(out, [], 'executed, durable, and not told');
+  assert.equal(cluster.service.counters().repliesWithoutLease, 1);
+  cluster.service.onLease();
+  assert.deepEqual(out, [], 'it does not hold yet');
+  cluster.leaseHeld = true;
+  cluster.service.onLease();
+  assert.deepEqual(out.sort(), ['read', 'write']);
+  cluster.close();
+});
+
+test('without a lease a read is sent away after a while, a write waits for longer', async () => {
+  const cluster = new Cluster();
+  await cluster.open();
+  cluster.leaseHeld = false;
+  const out: string[] = [];
+  cluster.execute(out, 'write');
+  await until(() => cluster.writes.length === 3);
+  for (const write of cluster.writes.splice(0)) write.ack();
+  cluster.readOnly = true;
+  cluster.execute(out, 'read');
+  await until(() => out.length > 0);
+  assert.deepEqual(out, ['read RETRY']);
+  cluster.close();
+  assert.deepEqual(out, ['read RETRY', 'write SHUTTING_DOWN']);
 });

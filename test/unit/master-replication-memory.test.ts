@@ -58,6 +58,7 @@ class Cluster {
     coordinator: { call: async () => ({}) as never },
     log: silent,
     random: () => 0,
+    lease: { now: () => 0, granted: () => undefined, setHolders: () => undefined },
     onDurable: () => undefined,
     onMembershipDoubt: () => undefined,
   });

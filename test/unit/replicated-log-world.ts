@@ -9,6 +9,8 @@
  * and each side segment that a durable digest has named, itself or in a survivor of its cleaning.
  * Ordering: a close only after the next head is open everywhere (I1), data of s+1 only after s was
  * closed everywhere (I3), a closed replica never changes (I4), a replica has one content.
+ * Leases: once some disks are fenced with which a recovery is complete, the master never again has
+ * a set of lease holders without one of them.
  * Liveness: once the faults end, everything becomes durable and every pass ends.
  */
 import assert from 'node:assert/strict';
@@ -86,6 +88,8 @@ export class World {
   nextServerId = 2;
   faults = true;
   complete = 0;
+  /** Null: the master is not being recovered. */
+  fenced: ReadonlySet<number> | null = null;
   requests: SegmentWrite[] = [];
   answers: { write: SegmentWrite; code: StatusCode | null }[] = [];
   stores: { segmentId: number; epoch: number }[] = [];
@@ -154,6 +158,8 @@ export class World {
   }
 
   pushList(): void {
+    // The next list would not have the master any more; an older one may still be on its way.
+    if (this.fenced !== null && this.random() < 0.9) return;
     this.listVersion += 1;
     const entry = (serverId: number, host: string) => ({
       serverId,
@@ -330,7 +336,7 @@ export class World {
       this.answers.push({ write, code: 'CONNECTION_LOST' });
       return;
     }
-    const code = this.store(disk, write);
+    const code = this.fenced?.has(disk.serverId) ? 'FENCED' : this.store(disk, write);
     const lost = this.faults && this.random() < 0.1;
     this.answers.push({ write, code: lost ? 'TIMEOUT' : code });
   }
@@ -445,6 +451,8 @@ export class World {
     const store = this.stores.shift();
     if (store === undefined) return;
     const { segmentId, epoch } = store;
+    // The coordinator takes nothing more from a server that is not up.
+    if (this.fenced !== null) return;
     this.raiseMinOpen({ segmentId, epoch });
     this.apply({ kind: 'recoveryInfoStored', segmentId, epoch });
   }
@@ -539,6 +547,37 @@ export class World {
     for (const id of this.sidesNeeded) {
       assert.ok(items.has(id), `the entries of side segment ${id} are recovered`);
     }
+    return true;
+  }
+
+  /** Crashed, for all that the coordinator knows: these disks are fenced, if they are enough. */
+  fence(disks: Disk[]): boolean {
+    if (this.recover(disks) === null) return false;
+    this.fenced = new Set(disks.map(({ serverId }) => serverId));
+    return true;
+  }
+
+  /** One step of a master that does not know what happened to it. */
+  stepFenced(): void {
+    this.nowMs += 5 + this.below(30);
+    const dice = this.random();
+    if (dice < 0.2) this.append();
+    else if (dice < 0.25) this.openHead();
+    else if (dice < 0.3) this.crash();
+    else if (dice < 0.4) this.pushList();
+    else if (dice < 0.45) this.storeRecoveryInfo();
+    else if (dice < 0.7 && this.requests.length > 0) {
+      const [write] = this.requests.splice(this.below(this.requests.length), 1);
+      if (write !== undefined) this.deliver(write);
+    } else this.answer(this.below(Math.max(1, this.answers.length)));
+    this.apply({ kind: 'tick' });
+  }
+
+  checkLeaseHolders(): boolean {
+    const { leaseHolders } = this.manager;
+    if (leaseHolders === null) return false;
+    const fenced = leaseHolders.filter((serverId) => this.fenced?.has(serverId));
+    assert.ok(fenced.length > 0, `none of the lease holders ${leaseHolders} is fenced`);
     return true;
   }
 

@@ -39,6 +39,35 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   assert.ok(sums.reused > 0, 'backups took segments again that they had lost');
 });
 
+test('a recovery that is complete has fenced one of the lease holders, for ever', () => {
+  const fixed = process.env.REKINDLE_SEED;
+  const first = fixed === undefined ? Date.now() % 1_000_000 : Number(fixed);
+  const runs = fixed === undefined ? 200 : 1;
+  let [fences, holding] = [0, 0];
+  for (let seed = first; seed < first + runs; seed += 1) {
+    const world = new World(seed);
+    try {
+      for (let step = 0; step < 800 && world.fenced === null; step += 1) {
+        world.step();
+        const chosen = [...world.disks.values()].filter(() => world.random() < 0.4);
+        if (step > 100 && world.random() < 0.05) world.fence(chosen);
+      }
+      if (world.fenced === null) continue;
+      fences += 1;
+      for (let step = 0; step < 300; step += 1) {
+        world.stepFenced();
+        if (world.checkLeaseHolders()) holding += 1;
+      }
+    } catch (error) {
+      console.error(`repeat: REKINDLE_SEED=${seed} node --test ${import.meta.filename}`);
+      throw error;
+    }
+  }
+  if (fixed !== undefined) return;
+  assert.ok(fences > runs / 2, 'recoveries were complete');
+  assert.ok(holding > runs, 'the master had lease holders at times');
+});
+
 test('a backup that the list does not know yet is told to keep everything', () => {
   const world = new World(1);
   world.faults = false;

@@ -43,7 +43,7 @@ test('JSON and binary calls are answered; errors keep code and details', async (
         throw new RekindleError('RETRY', 'later', { retryAfterMs: 9, details: { a: 1 } });
       }
       if (callerServerId === 2) throw new TypeError('a bug');
-      return { serverListVersion: 3, member: true };
+      return { serverListVersion: 3, member: true, lagMs: 0 };
     });
     endpoint.handleBinary('EXECUTE', echo);
   });
@@ -51,6 +51,7 @@ test('JSON and binary calls are answered; errors keep code and details', async (
   assert.deepEqual(await caller.call('PING', { callerServerId: null }), {
     serverListVersion: 3,
     member: true,
+    lagMs: 0,
   });
   assert.deepEqual(caller.remote, { role: 'server', clusterId: CLUSTER, serverId: 7 });
   const retry = await rejectsWith(caller.call('PING', { callerServerId: 1 }), 'RETRY');

@@ -4,6 +4,7 @@
 //! costs one call.
 
 mod backup;
+pub mod clock;
 mod errors;
 mod malloc;
 mod master;

@@ -24,12 +24,18 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod first_empty;
 mod memory;
+mod prefetch;
 pub mod report;
 mod scan;
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod wide;
 
+use self::first_empty::first_empty;
 use self::memory::Buckets;
-use self::scan::{entries_with, first_empty, vacant};
+pub use self::prefetch::prefetch;
+use self::scan::{entries_with, vacant};
 use crate::status::Status;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
@@ -152,19 +158,6 @@ fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
-/// Fetches a cache line ahead of its use.
-#[inline(always)]
-pub fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
 impl HashTable {
     /// A table for a log of `arena_bytes`, and twice as many overflow buckets, whose pages cost
     /// nothing until they are used.
@@ -252,10 +245,28 @@ impl HashTable {
         self.slot_of(hash, offset).is_some()
     }
 
+    /// The slot that refers to `offset`, without a guess at each: the whole word is known.
     #[inline]
     fn slot_of(&self, hash: u64, offset: usize) -> Option<Slot<'_>> {
-        let found = self.find(hash, |candidate| candidate == offset)?;
-        Some(found.0)
+        let seen = tag(hash) | encode(offset);
+        let mut index = self.index(hash);
+        loop {
+            let bucket = self.bucket(index);
+            let mut same = 0u32;
+            for (number, word) in bucket.iter().enumerate() {
+                same |= u32::from(word.load(Ordering::Acquire) == seen) << number;
+            }
+            if same != 0 {
+                let word = &bucket[same.trailing_zeros() as usize];
+                return Some(Slot { word, seen });
+            }
+            // Later than the words: what the chain has taken from here is found there.
+            let last = bucket[LAST].load(Ordering::Acquire);
+            if last & CHAIN == 0 {
+                return None;
+            }
+            index = (last & REFERENCE_MASK) as usize;
+        }
     }
 
     /// Lets the table refer to the copy of an entry instead of the entry; for the cleaner thread.

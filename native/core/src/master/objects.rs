@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::arena::Arena;
 use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
-use super::log::RESERVE_BLOCKS;
+use super::log::Reserve;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::little_endian::u64_at;
@@ -84,6 +84,8 @@ pub struct Objects {
     pub log_id: u64,
     /// Log memory.
     pub arena: Arc<Arena>,
+    /// Blocks of it that are kept.
+    pub reserve: Reserve,
     /// From key hash to newest entry.
     pub table: HashTable,
     /// All segments in memory: of the log, of side logs, survivors, and those that were cleaned
@@ -122,6 +124,11 @@ impl Objects {
         Ok(Self {
             log_id,
             arena: Arc::new(Arena::new(memory_bytes)?),
+            reserve: if replicated {
+                Reserve::REPLICATED
+            } else {
+                Reserve::ALONE
+            },
             table: HashTable::new(memory_bytes)?,
             segments: Mutex::new(BTreeMap::new()),
             segments_generation: AtomicU64::new(1),
@@ -307,7 +314,7 @@ impl Objects {
 
     /// Whether so much is alive that cleaning would cost more than it is worth.
     pub fn overfull(&self, live_bytes: u64) -> bool {
-        let blocks = self.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
+        let blocks = self.arena.blocks() - self.reserve.writes - OPEN_BLOCKS;
         live_bytes as f64 > FULL_SHARE * (blocks * SEGMENT_BYTES) as f64
     }
 

@@ -6,22 +6,6 @@
 use super::{Bucket, GRAVE, SLOTS, TAG_MASK, is_entry};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// The first empty slot of a bucket in which no word has the tag.
-#[inline(always)]
-pub(super) fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
-    let (mut empty, mut same) = (0u32, 0u32);
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        empty |= u32::from(seen == 0) << number;
-        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
-    }
-    if same == 0 && empty != 0 {
-        Some(&bucket[empty.trailing_zeros() as usize])
-    } else {
-        None
-    }
-}
-
 /// The first slot of a bucket that the serving thread may use, and its word.
 #[inline(always)]
 pub(super) fn vacant(bucket: &Bucket) -> Option<(&AtomicU64, u64)> {
