@@ -76,7 +76,7 @@ export function serverCommand(): Command {
         'closed replicas verified a second; 0: none',
         'SCRUB_RATE',
         parseBytes,
-      ).default(scrubBytesPerSecondDefault, '4MB'),
+      ).default(scrubBytesPerSecondDefault, '1MB'),
     )
     .action((options: ServerCommandOptions) => runService(() => serveData(options)))
     .addHelpText(

@@ -38,7 +38,7 @@ const segmentBytes = 8 * 1024 * 1024;
 const memoryBytesMin = 64 * 1024 * 1024;
 const framesMin = 256;
 const diskExpansionFactorDefault = 2;
-export const scrubBytesPerSecondDefault = 4 * 1024 * 1024;
+export const scrubBytesPerSecondDefault = 1024 * 1024;
 /** Frames beyond an even share of all replicas: chance, and logs that are being recovered. */
 const framesMargin = 4 / 3;
 /** Exit code of a server that was declared crashed. */
@@ -80,7 +80,7 @@ export interface ServerOptions {
   flushIntervalMs?: number;
   /** Compress closed replicas where it pays. Default: true. */
   compress?: boolean;
-  /** Closed replicas are read again and verified at this rate; 0: never. Default: 4 MiB/s. */
+  /** Closed replicas are read again and verified at this rate; 0: never. Default: 1 MiB/s. */
   scrubBytesPerSecond?: number;
   /** There is no authentication yet: needed to listen beyond loopback. */
   insecure?: boolean;

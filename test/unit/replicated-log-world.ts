@@ -22,50 +22,24 @@ import {
 import type { SegmentWrite } from '../../src/master/replicated-segment.js';
 import type { ServerList } from '../../src/rpc/messages.js';
 import type { StatusCode } from '../../src/rpc/status.js';
-import { byRank, type Disk, type DiskReplica, findOn, newDisk } from './replicated-log-disk.js';
+import {
+  byRank,
+  contentBytes,
+  type Disk,
+  type DiskReplica,
+  ended,
+  findOn,
+  newDisk,
+  openingBytes,
+  type Pass,
+  randomFrom,
+  type Segment,
+} from './replicated-log-disk.js';
 
 const R = 3;
-const openingBytes = 100;
 const ownServerId = 1;
 /** A checksum names the generation of the content and the end: what a disk can tell apart. */
 const generationStep = 2 ** 32;
-
-/** mulberry32: small, seeded, good enough to drive a test. */
-function randomFrom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
-interface Segment {
-  id: number;
-  position: number;
-  appended: number;
-  closed: boolean;
-  side: boolean;
-  /** Length of each generation of its content; a compaction adds one. */
-  lengths: number[];
-  pinned: boolean;
-  /** The core has reused its memory. */
-  freed: boolean;
-  /** Ids of the segments whose entries it holds. */
-  items: Set<number>;
-  /** Of a head. */
-  digest: number[];
-}
-
-interface Pass {
-  survivor: Segment;
-  cleaned: Segment[];
-  state: 'replicating' | 'committed' | 'inDigest' | 'draining';
-  /** Durable position at which the digest that names the survivor is durable. */
-  position: number;
-  frees: { segmentId: number; serverId: number }[];
-}
 
 export class World {
   readonly random: () => number;
@@ -620,12 +594,4 @@ export class World {
     assert.equal(this.durable, newest.position + newest.appended, 'all appended is durable');
     assert.deepEqual(this.passes, [], 'every pass ends');
   }
-}
-
-function contentBytes({ lengths }: Segment): number {
-  return lengths.at(-1) ?? openingBytes;
-}
-
-function ended({ position }: Pass): boolean {
-  return position < 0;
 }

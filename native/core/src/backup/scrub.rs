@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const STEP_BYTES: usize = 256 << 10;
-/// Between two passes, so that few replicas do not keep the thread busy.
-const PASS_PAUSE: Duration = Duration::from_secs(1);
+/// Between two passes lies the time that so many bytes would take: few replicas are not read all
+/// the time.
+const PASS_PAUSE_BYTES: usize = 64 << 20;
 
 /// A replica as it was when its turn came.
 #[derive(Clone, Copy)]
@@ -262,11 +263,15 @@ impl Scrub<'_> {
         Some(true)
     }
 
+    fn time_for(&self, bytes: usize) -> Duration {
+        let rate = self.shared.options.scrub_bytes_per_second as f64;
+        Duration::from_secs_f64(bytes as f64 / rate)
+    }
+
     /// None: the storage stops.
     fn await_turn(&mut self, count: usize) -> Option<()> {
-        let rate = self.shared.options.scrub_bytes_per_second as f64;
         let at = self.next_step_at.max(Instant::now());
-        self.next_step_at = at + Duration::from_secs_f64(count as f64 / rate);
+        self.next_step_at = at + self.time_for(count);
         let state = self.shared.state.lock();
         self.wait_until(state, at).then_some(())
     }
@@ -275,7 +280,7 @@ impl Scrub<'_> {
     fn end_pass(&self) -> bool {
         let mut state = self.shared.state.lock();
         state.counters.scrub_passes += 1;
-        self.wait_until(state, Instant::now() + PASS_PAUSE)
+        self.wait_until(state, Instant::now() + self.time_for(PASS_PAUSE_BYTES))
     }
 
     fn wait_until(&self, mut state: MutexGuard<'_, State>, at: Instant) -> bool {
