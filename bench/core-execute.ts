@@ -22,6 +22,9 @@ const SLICE_BODIES = BODIES / SLICES;
 const MEMORY_BYTES = 256 * 2 ** 20;
 const REPLY_BYTES = 2 ** 16;
 const TOUCH_POLL_MS = 5;
+/** Neighbours of a machine are busy for seconds; a round measures for a fifth of one. */
+const ROUNDS = 5;
+const QUICK_ROUNDS = 3;
 
 type Work = 'write' | 'read';
 
@@ -154,7 +157,7 @@ export async function measureExecute(binary: string, quick: boolean): Promise<Fi
     await using core = new CoreDialogue(binary, ['execute', folder]);
     const node = new NodeSide(folder);
     const taken: Record<Work, Slice[]> = { write: [], read: [] };
-    for (let round = 0; round < (quick ? 1 : 5); round++) {
+    for (let round = 0; round < (quick ? QUICK_ROUNDS : ROUNDS); round++) {
       await node.open();
       await core.ask('open');
       for (const work of ['write', 'read'] as const) {

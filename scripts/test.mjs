@@ -78,7 +78,8 @@ const files = readdirSync(compiled, { recursive: true })
   .filter((name) => filters.length === 0 || filters.some((word) => name.includes(word)))
   .sort()
   .map((name) => join(compiled, name));
-const isCluster = (file) => file.includes(`${sep}cluster${sep}`);
+const clusterFolders = ['cluster', 'faults'].map((name) => join(compiled, name) + sep);
+const isCluster = (file) => clusterFolders.some((folder) => file.startsWith(folder));
 
 if (filters.length === 0) {
   check('biome', join(root, 'node_modules', '.bin', 'biome'), ['ci', '.']);

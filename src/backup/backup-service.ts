@@ -44,7 +44,7 @@ export class BackupService {
   readonly #writesWaiting = new Map<number, WaitingWrite>();
   readonly #leases: LeaseGrants;
   #tokenLast = 0;
-  readonly #load = new Float64Array(2);
+  readonly #load = new Float64Array(3);
   /** Recoveries that this backup keeps data for: id -> crashed server. */
   readonly #recoveries = new Map<number, number>();
   #closed = false;
@@ -118,7 +118,7 @@ export class BackupService {
       return;
     }
     this.#writesRefused += 1;
-    call.fail(new RekindleError(statusCode(status), `write refused: ${statusCode(status)}`));
+    call.fail(this.#coreRefusal(status));
   }
 
   async startReadingData(
@@ -137,9 +137,10 @@ export class BackupService {
       await faultPoint('lease-4');
       return {
         leaseRemainderMs: this.#leases.remainderMs(crashedServerId, clock()),
-        // A replica without a certificate has no bytes yet: it must not look like a segment.
+        // A replica without a certificate has no bytes yet: it must not look like a segment. What
+        // has rotted is none any more.
         replicas: replicas
-          .filter((replica) => replica.length > 0)
+          .filter((replica) => replica.length > 0 && !replica.rotten)
           .map(({ segmentId, epoch, length, closed, primary, doubtful }) => ({
             segmentId,
             epoch,
@@ -176,6 +177,17 @@ export class BackupService {
       return new RekindleError('RETRY', text, { retryAfterMs: overloadRetryMs });
     }
     return null;
+  }
+
+  #coreRefusal(status: number): RekindleError {
+    const code = statusCode(status);
+    if (status !== STATUS.NO_FREE_FRAME.number) {
+      return new RekindleError(code, `write refused: ${code}`);
+    }
+    this.#options.core.load(this.#load);
+    const diskFailed = this.#load[2] === 1;
+    const text = diskFailed ? 'the disk has failed' : 'no frame is free';
+    return new RekindleError(code, text, { details: { diskFailed } });
   }
 
   #finishWrites(done: Float64Array): void {

@@ -1,5 +1,6 @@
 /**
- * Decides which replicas a backup may free without being told to. Pure.
+ * Decides which replicas a backup may free without being told to, and which masters it has to tell
+ * that theirs have rotted. Pure.
  *
  * A replica is freed only on proof: its master was removed from the server list of *our* cluster
  * (its recovery is finished), seen twice in a row; or the master, still up, said that it does not
@@ -17,6 +18,8 @@ export interface GarbageReport {
   removedMasters: { masterId: number; segmentIds: number[] }[];
   /** Masters to be asked about replicas from before our start. */
   questions: { masterId: number; segmentIds: number[] }[];
+  /** Masters that are up, with what the scrub has found of theirs: told until they free it. */
+  rotten: { masterId: number; segmentIds: number[] }[];
 }
 
 export class ReplicaGarbageCollector {
@@ -37,7 +40,7 @@ export class ReplicaGarbageCollector {
 
   /** `fenced`: masters that are fenced here, with or without replicas. */
   collect(replicas: readonly BackupReplica[], fenced: Iterable<number>): GarbageReport {
-    const report: GarbageReport = { removedMasters: [], questions: [] };
+    const report: GarbageReport = { removedMasters: [], questions: [], rotten: [] };
     if (this.#list === null) return report;
     const statusById = new Map(this.#list.servers.map((s) => [s.serverId, s.status]));
     const segmentsByMaster = new Map<number, BackupReplica[]>();
@@ -59,6 +62,9 @@ export class ReplicaGarbageCollector {
         const old = owned.filter((replica) => replica.fromRestart);
         const segmentIds = old.slice(0, askedMax).map((replica) => replica.segmentId);
         if (segmentIds.length > 0) report.questions.push({ masterId, segmentIds });
+        const rotten = owned.filter((replica) => replica.rotten).slice(0, askedMax);
+        const rottenIds = rotten.map((replica) => replica.segmentId);
+        if (rottenIds.length > 0) report.rotten.push({ masterId, segmentIds: rottenIds });
       }
     }
     this.#missing = missing;

@@ -1,12 +1,16 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` starts a cluster of its
- * own on this machine; all print a short table, and write the figures as JSON with --json FILE.
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
+ * starts a cluster of its own on this machine; all print a short table, and write the figures as
+ * JSON with --json FILE.
  */
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
+import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
+import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
 import { runThroughputBench } from '../../bench/throughput.js';
@@ -210,6 +214,121 @@ Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
     );
 }
 
+interface PlacementOptions {
+  quick?: boolean;
+  json?: string;
+  svg?: string;
+  replicas: number;
+  scatterWidth: number;
+  segments: number;
+  failed: number;
+  seed: number;
+}
+
+function placementCommand(): Command {
+  return new Command('placement')
+    .description('probability of data loss: random placement against copysets, no cluster')
+    .option('--quick', 'fewer sizes and trials')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--svg <file>', 'draw them')
+    .option('--replicas <n>', 'copies of every segment', integer(2, 8), 3)
+    .option(
+      '--scatter-width <n>',
+      'servers that a server shares segments with',
+      integer(1, 100),
+      10,
+    )
+    .option('--segments <n>', 'segments of the log of a server (8 MB each)', integer(1, 1e6), 1_000)
+    .option('--failed <percent>', 'servers that fail at once', integer(1, 100), 1)
+    .option('--seed <n>', 'draw the same placements and failures', integer(0, 2 ** 31 - 1), 4711)
+    .action((options: PlacementOptions) =>
+      run(() => {
+        const { failed: failedPercent, json, quick = false, ...rest } = options;
+        return report(json, runPlacementBench({ ...rest, failedPercent, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench placement --quick
+  $ rekindle bench placement --scatter-width 6 --svg placement.svg
+
+Exit code 1 if computation and trials disagree.`,
+    );
+}
+
+interface ColdStartCommandOptions extends CommonOptions {
+  rounds?: number;
+  seed?: number;
+  powerLoss?: boolean;
+  flushIgnored?: boolean;
+}
+
+function coldStartCommand(): Command {
+  return withDurability(subcommand('cold-start', 'kill or unplug all, start, check', '128MB'))
+    .option('--rounds <n>', 'how many (with --quick: 3)', integer(1, 10_000))
+    .option('--seed <n>', 'draw the same moments, operations and cuts', integer(0, 2 ** 31 - 1))
+    .option('--power-loss', 'what was not flushed is kept, dropped or torn at random')
+    .option('--flush-ignored', 'replicas are not flushed: the run must fail')
+    .action((options: ColdStartCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, quick = false } = options;
+        const { rounds = quick ? 3 : 50, powerLoss = false, flushIgnored = false } = options;
+        const coldStart = runColdStart({
+          ...{ rounds, seed, servers, memoryBytes, durability, powerLoss, flushIgnored, quick },
+          wholeTimeoutMs: WHOLE_TIMEOUT_MS,
+        });
+        return report(options.json, coldStart);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench cold-start --rounds 50
+  $ rekindle bench cold-start --rounds 50 --power-loss --seed 4711
+
+--power-loss needs cargo in a source checkout: it builds the layer that records what is not flushed.
+Exit code 1 if an acknowledged write was lost, or a deleted object came back.`,
+    );
+}
+
+interface FaultsCommandOptions extends CommonOptions {
+  schedules?: number;
+  seed?: number;
+  disk: boolean;
+  network?: boolean;
+}
+
+function faultsCommand(): Command {
+  return withDurability(subcommand('faults', 'random faults under checked load', '128MB'))
+    .option('--schedules <n>', 'how many (with --quick: 5)', integer(1, 100_000))
+    .option('--seed <n>', 'of the first schedule; each next one adds 1', integer(0, 2 ** 31 - 1))
+    .option('--no-disk', 'no slow, full or broken disks: needs no cargo')
+    .option('--network', 'cut parts of the network too: needs root and network namespaces')
+    .action((options: FaultsCommandOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, disk, quick = false } = options;
+        const { schedules = quick ? 5 : 200, network = false } = options;
+        const faults = runFaults({
+          ...{ schedules, seed, servers, memoryBytes, durability, disk, network, quick },
+        });
+        return report(options.json, faults);
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench faults --schedules 200
+  $ rekindle bench faults --schedules 1 --seed 4711
+
+Exit code 1 if something acknowledged was lost, something stale was read, or the cluster was not
+whole a minute after the last fault. Prints for each such schedule the command that repeats it.`,
+    );
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
@@ -218,7 +337,10 @@ export function benchCommand(): Command {
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
     .addCommand(chaosCommand())
+    .addCommand(coldStartCommand())
+    .addCommand(faultsCommand())
     .addCommand(coreCommand())
+    .addCommand(placementCommand())
     .addHelpText(
       'after',
       `

@@ -2,6 +2,7 @@
 import { Command } from 'commander';
 import { startCoordinator } from '../cluster/coordinator.js';
 import type { Durability } from '../rpc/messages.js';
+import { EXIT_FAILED } from './command-runner.js';
 import {
   COORDINATOR_PORT_DEFAULT,
   flag,
@@ -21,6 +22,7 @@ interface CoordinatorCommandOptions extends ServiceOptions {
   replicas?: number;
   durability?: Durability;
   allowSameHost?: boolean;
+  scatterWidth?: number;
   restore?: string;
 }
 
@@ -34,8 +36,11 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     ...(options.replicas === undefined ? {} : { replicas: options.replicas }),
     ...(options.durability === undefined ? {} : { durability: options.durability }),
     ...(options.allowSameHost === undefined ? {} : { allowSameHost: options.allowSameHost }),
+    ...(options.scatterWidth === undefined ? {} : { scatterWidth: options.scatterWidth }),
     insecure: options.insecure ?? false,
     ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
+    // It no longer knows what is true: whoever supervises it starts one that reads the storage.
+    onFatal: () => process.exit(EXIT_FAILED),
   });
   const stop = (): Promise<void> => coordinator.stop();
   return serve(options, { name: 'coordinator', port: coordinator.port, serverId: null, stop });
@@ -61,6 +66,14 @@ export function coordinatorCommand(): Command {
       ),
     )
     .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
+    .addOption(
+      option(
+        '--scatter-width <n>',
+        'copysets: servers that a server shares segments with; 0 (default): all',
+        'SCATTER_WIDTH',
+        integer(0, 10_000),
+      ),
+    )
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
     .addHelpText(

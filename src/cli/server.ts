@@ -1,7 +1,13 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
-import { startServer } from '../cluster/server.js';
-import { option, parseAddress, parseFactor, parseMemoryBytes } from './option-parsers.js';
+import { scrubBytesPerSecondDefault, startServer } from '../cluster/server.js';
+import {
+  option,
+  parseAddress,
+  parseBytes,
+  parseFactor,
+  parseMemoryBytes,
+} from './option-parsers.js';
 import {
   runService,
   type ServiceOptions,
@@ -15,6 +21,8 @@ interface ServerCommandOptions extends ServiceOptions {
   memory: number;
   diskExpansion: number;
   hostLabel?: string;
+  rack?: string;
+  scrubRate: number;
 }
 
 async function serveData(options: ServerCommandOptions): Promise<number> {
@@ -28,6 +36,8 @@ async function serveData(options: ServerCommandOptions): Promise<number> {
     diskExpansionFactor: options.diskExpansion,
     insecure: options.insecure ?? false,
     ...(options.hostLabel === undefined ? {} : { hostLabel: options.hostLabel }),
+    ...(options.rack === undefined ? {} : { rack: options.rack }),
+    scrubBytesPerSecond: options.scrubRate,
   });
   const stop = (): Promise<void> => server.stop();
   const { port, serverId } = server;
@@ -58,6 +68,15 @@ export function serverCommand(): Command {
     )
     .addOption(
       option('--host-label <name>', 'placement label; default: the host name', 'HOST_LABEL'),
+    )
+    .addOption(option('--rack <name>', 'placement label: replicas lie in two racks', 'RACK'))
+    .addOption(
+      option(
+        '--scrub-rate <size>',
+        'closed replicas verified a second; 0: none',
+        'SCRUB_RATE',
+        parseBytes,
+      ).default(scrubBytesPerSecondDefault, '4MB'),
     )
     .action((options: ServerCommandOptions) => runService(() => serveData(options)))
     .addHelpText(

@@ -1,11 +1,17 @@
 /**
- * `rekindle status`: what the coordinator knows, for people or as JSON. Exit code 0 if the cluster
- * is healthy, 1 if it is degraded (a server down, a recovery running, a warning), 2 if no
- * coordinator answers.
+ * `rekindle status`: what the coordinator knows and what backups say, for people or as JSON.
+ * Exit code 0 if the cluster is healthy, 1 if it is degraded (a server down, a recovery running, a
+ * warning), 2 if no coordinator answers.
  */
 import { Command } from 'commander';
 import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
 import type { ClusterStatus, RecoveryReport } from '../rpc/messages.js';
+import {
+  askBackups,
+  type BackupStatusByServer,
+  backupTable,
+  backupWarnings,
+} from './backup-status.js';
 import {
   type ClientOptions,
   EXIT_NO,
@@ -50,11 +56,15 @@ function recoveryRow(recovery: RecoveryReport): (string | number)[] {
   ];
 }
 
-export function statusText(status: ClusterStatus): string {
+export function statusText(
+  status: ClusterStatus,
+  backups: BackupStatusByServer = new Map(),
+): string {
   const serverRows = status.servers.map((server) => [
     String(server.serverId),
     server.address,
     server.host,
+    server.rack ?? '',
     [server.master ? 'master' : '', server.backup ? 'backup' : ''].filter(Boolean).join('+'),
     server.status,
     formatBytes(server.memoryBytes),
@@ -64,8 +74,9 @@ export function statusText(status: ClusterStatus): string {
     `replicas ${status.replicas}, durability ${status.durability}, ` +
       `coordinator term ${status.term}, state copies ${status.stateCopies}`,
     '',
-    textTable(['server', 'address', 'host', 'roles', 'status', 'memory'], serverRows),
+    textTable(['server', 'address', 'host', 'rack', 'roles', 'status', 'memory'], serverRows),
   ];
+  if (backups.size > 0) parts.push('', backupTable(backups));
   if (status.tables.length > 0) parts.push('', textTable(tableTitles, tableRows(status.tables)));
   const recent = status.recoveries.slice(-RECOVERIES_SHOWN_MAX);
   if (recent.length > 0) {
@@ -86,9 +97,11 @@ export function statusText(status: ClusterStatus): string {
 async function show(options: StatusOptions): Promise<number> {
   return withClient(options, async (client) => {
     const status = await client.status();
+    const backups = await askBackups(status.servers);
+    status.warnings.push(...backupWarnings(backups));
     const healthy = isHealthy(status);
-    if (options.json) await printJson({ healthy, ...status });
-    else await printLine(statusText(status));
+    if (options.json) await printJson({ healthy, ...status, backups: [...backups.values()] });
+    else await printLine(statusText(status, backups));
     return healthy ? EXIT_OK : EXIT_NO;
   });
 }

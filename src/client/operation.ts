@@ -116,7 +116,13 @@ export class Operation implements ExecuteOperation {
     const explains =
       last?.code === 'COORDINATOR_UNAVAILABLE' || last?.code === 'NOT_ENOUGH_BACKUPS';
     const code = explains && !this.inFlight ? last.code : 'TIMEOUT';
-    return this.failure(code, `${waited}${because}`, last);
+    const { message, outcome } = this.failure(code, `${waited}${because}`);
+    const details = last?.code === code ? last.details : undefined;
+    return new RekindleError(code, message, {
+      outcome,
+      ...(details === undefined ? {} : { details }),
+      ...(last === null ? {} : { cause: last }),
+    });
   }
 }
 

@@ -27,6 +27,8 @@ export interface CoordinatorProcessOptions {
   replicas?: number;
   durability?: Durability;
   allowSameHost?: boolean;
+  /** Of copysets; may be changed at any start. 0, the default: replicas are placed at random. */
+  scatterWidth?: number;
   /** A server's copy of the state, for an empty folder. */
   restoreFile?: string;
   insecure?: boolean;
@@ -68,6 +70,7 @@ export async function startCoordinator(
       replicas: options.replicas,
       durability: options.durability,
       allowSameHost: options.allowSameHost,
+      scatterWidth: options.scatterWidth,
     },
     log: write,
     ...(options.onFatal === undefined ? {} : { onFatal: options.onFatal }),

@@ -30,9 +30,19 @@ export interface LocalClusterOptions {
   /** More arguments for every `rekindle server`. */
   serverArguments?: readonly string[];
   environment?: Record<string, string>;
+  /** The same for one process: `coordinator`, `server-1` … */
+  environmentOf?: (name: string) => Record<string, string>;
+  /** Where a process runs: another address, by another command (`ip netns exec …`). */
+  placement?: (name: string) => Placement;
   readyTimeoutMs?: number;
   /** Called when a process ends that nobody has killed. */
   onUnexpectedExit?: (exit: ProcessExit) => void;
+}
+
+export interface Placement {
+  host: string;
+  /** In front of node's own. */
+  command: readonly string[];
 }
 
 /** What a folder remembers, in `cluster.json`. */
@@ -46,6 +56,7 @@ interface Layout {
 }
 
 const HOST = '127.0.0.1';
+const COORDINATOR = 'coordinator';
 const SERVERS_MAX = 64;
 const STOP_TIMEOUT_MS = 10_000;
 const CLI = fileURLToPath(new URL('../cli/main.js', import.meta.url));
@@ -70,7 +81,7 @@ export class LocalCluster {
     this.#layout = layout;
     this.#temporary = temporary;
     this.#options = options;
-    this.#coordinator = this.#process('coordinator');
+    this.#coordinator = this.#process(COORDINATOR);
     this.#servers = layout.serverPorts.map((_, index) => this.#process(`server-${index + 1}`));
   }
 
@@ -97,7 +108,7 @@ export class LocalCluster {
 
   /** What clients connect to. */
   get url(): string {
-    return `rekindle://${HOST}:${this.#layout.coordinatorPort}`;
+    return `rekindle://${this.#host(COORDINATOR)}:${this.#layout.coordinatorPort}`;
   }
 
   get replicas(): number {
@@ -146,6 +157,10 @@ export class LocalCluster {
     return this.#server(index).running;
   }
 
+  coordinatorIsRunning(): boolean {
+    return this.#coordinator.running;
+  }
+
   /** Starts whatever does not run: the coordinator first, then all servers at once. */
   async startAll(): Promise<void> {
     if (!this.#coordinator.running) await this.restartCoordinator();
@@ -168,8 +183,8 @@ export class LocalCluster {
     const server = this.#server(index);
     const serverArguments = [
       ...[CLI, 'server', '--ready-json', '--exit-with-parent'],
-      ...['--coordinator', `${HOST}:${coordinatorPort}`],
-      ...['--host', HOST, '--port', String(this.serverPort(index))],
+      ...['--coordinator', `${this.#host(COORDINATOR)}:${coordinatorPort}`],
+      ...this.#listenArguments(server.name, this.serverPort(index)),
       ...['--data', join(this.dataDirectory, server.name)],
       ...['--memory', String(memoryBytes)],
       ...(this.#options.serverArguments ?? []),
@@ -188,7 +203,7 @@ export class LocalCluster {
     const { coordinatorPort, replicas, durability } = this.#layout;
     const coordinatorArguments = [
       ...[CLI, 'coordinator', '--ready-json', '--exit-with-parent', '--allow-same-host'],
-      ...['--host', HOST, '--port', String(coordinatorPort)],
+      ...this.#listenArguments(COORDINATOR, coordinatorPort),
       ...['--data', join(this.dataDirectory, 'coordinator')],
       ...['--replicas', String(replicas), '--durability', durability],
     ];
@@ -207,6 +222,14 @@ export class LocalCluster {
 
   resumeServer(index: number): void {
     this.#server(index).signal('SIGCONT');
+  }
+
+  pauseCoordinator(): void {
+    this.#coordinator.signal('SIGSTOP');
+  }
+
+  resumeCoordinator(): void {
+    this.#coordinator.signal('SIGCONT');
   }
 
   /** Stops servers, then the coordinator; removes a temporary folder. */
@@ -233,13 +256,23 @@ export class LocalCluster {
     return server;
   }
 
+  #host(name: string): string {
+    return this.#options.placement?.(name).host ?? HOST;
+  }
+
+  #listenArguments(name: string, port: number): string[] {
+    const host = this.#host(name);
+    return ['--host', host, '--port', String(port), ...(host === HOST ? [] : ['--insecure'])];
+  }
+
   #process(name: string): ManagedProcess {
     return new ManagedProcess({
       name,
+      command: this.#options.placement?.(name).command ?? [],
       logFile: join(this.logDirectory, `${name}.log`),
       readyTimeoutMs: this.#options.readyTimeoutMs ?? 60_000,
       stopTimeoutMs: STOP_TIMEOUT_MS,
-      environment: this.#options.environment ?? {},
+      environment: { ...this.#options.environment, ...this.#options.environmentOf?.(name) },
       onUnexpectedExit: (exit) => this.#options.onUnexpectedExit?.(exit),
     });
   }

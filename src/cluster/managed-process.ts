@@ -27,6 +27,8 @@ export interface ProcessExit {
 
 export interface ManagedProcessOptions {
   name: string;
+  /** What runs node; empty: nothing. */
+  command: readonly string[];
   logFile: string;
   readyTimeoutMs: number;
   /** SIGTERM becomes SIGKILL after this long. */
@@ -81,7 +83,8 @@ export class ManagedProcess {
     }
     installExitHook();
     const log = openSync(this.logFile, 'a');
-    const child = spawn(process.execPath, nodeArguments, {
+    const [program, ...programArguments] = [...this.#options.command, process.execPath];
+    const child = spawn(program ?? process.execPath, [...programArguments, ...nodeArguments], {
       stdio: ['pipe', 'pipe', log],
       detached: true,
       env: { ...process.env, ...this.#options.environment, ...environment },

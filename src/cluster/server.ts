@@ -38,6 +38,7 @@ const segmentBytes = 8 * 1024 * 1024;
 const memoryBytesMin = 64 * 1024 * 1024;
 const framesMin = 256;
 const diskExpansionFactorDefault = 2;
+export const scrubBytesPerSecondDefault = 4 * 1024 * 1024;
 /** Frames beyond an even share of all replicas: chance, and logs that are being recovered. */
 const framesMargin = 4 / 3;
 /** Exit code of a server that was declared crashed. */
@@ -58,6 +59,7 @@ export interface ServerOptions {
   advertise?: string;
   /** Placement label: replicas of a segment never share it. Default: the host name. */
   hostLabel?: string;
+  /** Placement label: replicas of a segment are never all in one rack, if there are several. */
   rack?: string;
   /** Roles; both by default. */
   master?: boolean;
@@ -78,6 +80,8 @@ export interface ServerOptions {
   flushIntervalMs?: number;
   /** Compress closed replicas where it pays. Default: true. */
   compress?: boolean;
+  /** Closed replicas are read again and verified at this rate; 0: never. Default: 4 MiB/s. */
+  scrubBytesPerSecond?: number;
   /** There is no authentication yet: needed to listen beyond loopback. */
   insecure?: boolean;
   /** SIGINT and SIGTERM stop the server and end the process. Default: false. */
@@ -288,6 +292,8 @@ class Server implements RunningServer {
       durability,
       flushIntervalMs: flushIntervalMs ?? 100,
       compress: compress ?? true,
+      scrubBytesPerSecond: this.#options.scrubBytesPerSecond ?? scrubBytesPerSecondDefault,
+      fault: process.env.REKINDLE_DISK_FAULT ?? '',
     });
   }
 

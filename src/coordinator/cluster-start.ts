@@ -5,6 +5,7 @@
 import { RekindleError } from '../rpc/errors.js';
 import type { Durability } from '../rpc/messages.js';
 import type { ClusterRecord, CoordinatorState, Decision } from './coordinator-state.js';
+import { scatterWidthWrites } from './copyset-record.js';
 import { clusterWrite } from './server-list.js';
 
 export interface ClusterOptions {
@@ -14,6 +15,8 @@ export interface ClusterOptions {
   durability?: Durability | undefined;
   /** Replicas of a segment may share a host; default false. */
   allowSameHost?: boolean | undefined;
+  /** Of copysets; may be changed at any start. 0, the default: replicas are placed at random. */
+  scatterWidth?: number | undefined;
 }
 
 export const REPLICAS_MAX = 8;
@@ -28,7 +31,12 @@ export function decideStart(
   checkSame('replicas', options.replicas, cluster.replicas);
   checkSame('durability', options.durability, cluster.durability);
   checkSame('allowSameHost', options.allowSameHost, cluster.allowSameHost);
-  return { writes: [clusterWrite({ ...cluster, term: cluster.term + 1 })], result: null };
+  checkScatterWidth(options.scatterWidth, cluster.replicas);
+  const copysets = scatterWidthWrites(state, options.scatterWidth);
+  // Who has the list must hear of other groups.
+  const serverListVersion = cluster.serverListVersion + copysets.length;
+  const started = { ...cluster, term: cluster.term + 1, serverListVersion };
+  return { writes: [clusterWrite(started), ...copysets], result: null };
 }
 
 function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord {
@@ -52,6 +60,16 @@ function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord 
     allowSameHost: options.allowSameHost ?? false,
     recentDrops: [],
   };
+}
+
+function checkScatterWidth(scatterWidth: number | undefined, replicas: number): void {
+  if (scatterWidth === undefined || scatterWidth === 0) return;
+  if (Number.isInteger(scatterWidth) && scatterWidth >= replicas - 1) return;
+  throw new RekindleError(
+    'INVALID_ARGUMENT',
+    `with ${replicas} replicas the scatter width is 0 (none) or at least ${replicas - 1}, not ` +
+      `${scatterWidth}`,
+  );
 }
 
 function checkSame<T>(name: string, given: T | undefined, stored: T): void {

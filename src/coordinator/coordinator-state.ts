@@ -69,6 +69,13 @@ export interface PartitionRecord {
   state: 'waiting' | 'running' | 'done';
 }
 
+/** Absent: replicas are placed at random. */
+export interface CopysetRecord {
+  scatterWidth: number;
+  /** Server ids of each group, ascending. */
+  sets: number[][];
+}
+
 export interface RecoveryRecord {
   recoveryId: number;
   crashedServerId: number;
@@ -104,6 +111,7 @@ export interface Decision<T> {
 }
 
 export const clusterKey = 'cluster';
+export const copysetKey = 'copysets';
 export const serverKey = (serverId: number): string => `servers/${serverId}`;
 export const tableKey = (tableId: number): string => `tables/${tableId}`;
 export const recoveryKey = (recoveryId: number): string => `recoveries/${recoveryId}`;
@@ -112,6 +120,7 @@ export const lossKey = (lossId: number): string => `losses/${lossId}`;
 
 export class CoordinatorState {
   private clusterRecord: ClusterRecord | null = null;
+  private copysetRecord: CopysetRecord | null = null;
   readonly servers = new Map<number, ServerRecord>();
   readonly tables = new Map<number, TableRecord>();
   readonly recoveries = new Map<number, RecoveryRecord>();
@@ -135,11 +144,17 @@ export class CoordinatorState {
     return this.clusterRecord;
   }
 
+  get copysets(): CopysetRecord | null {
+    return this.copysetRecord;
+  }
+
   /** Takes over the writes of a flushed commit. Records are replaced, never changed in place. */
   apply(writes: readonly StorageWrite[]): void {
     for (const { key, value } of writes) {
       const [kind, id] = key.split('/');
       if (kind === clusterKey) this.clusterRecord = value as ClusterRecord;
+      else if (kind === copysetKey)
+        this.copysetRecord = (value as CopysetRecord | undefined) ?? null;
       else if (kind === 'servers') replace(this.servers, Number(id), value);
       else if (kind === 'tables') replace(this.tables, Number(id), value);
       else if (kind === 'recoveries') replace(this.recoveries, Number(id), value);
@@ -151,6 +166,7 @@ export class CoordinatorState {
 
   pairs(): StoragePair[] {
     const pairs: StoragePair[] = [{ key: clusterKey, value: this.cluster }];
+    if (this.copysets !== null) pairs.push({ key: copysetKey, value: this.copysets });
     for (const server of this.servers.values()) {
       pairs.push({ key: serverKey(server.serverId), value: server });
     }
@@ -190,6 +206,7 @@ export class CoordinatorState {
       replicas,
       durability,
       allowSameHost,
+      copysets: this.copysets?.sets ?? [],
       servers: servers.map(serverEntry),
     };
   }

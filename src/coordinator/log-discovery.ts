@@ -69,9 +69,10 @@ export function discoverLog(evidence: LogEvidence): Discovery {
   const named = head?.segmentIds.filter((id) => id <= head.segmentId) ?? [...replicas.keys()];
   const gap: LogGap = { headMissing: head === null && !lost.head, missing: [], doubtful: [] };
   const segments: LogSegment[] = [];
+  const given = new Set(lost.segmentIds);
   for (const segmentId of named.sort((a, b) => a - b)) {
     const chosen = chooseReplicas(segmentId, replicas.get(segmentId) ?? []);
-    const accepted = lost.segmentIds.includes(segmentId);
+    const accepted = given.has(segmentId);
     if (chosen === null) {
       if (!accepted) gap.missing.push(segmentId);
       continue;

@@ -18,7 +18,7 @@ import {
   type RecoveryEvent,
   type RecoveryView,
 } from './recovery.js';
-import { decideAssign, decidePlan } from './recovery-record.js';
+import { decideAssign, decidePlan, decideSkip } from './recovery-record.js';
 import { RecoveryProgress } from './recovery-report.js';
 import { decideRelease } from './server-list.js';
 import { decideOwnership } from './tables.js';
@@ -334,13 +334,15 @@ export class RecoveryManager {
 
   private async commit(
     run: Run,
-    effect: Extract<RecoveryEffect, { kind: 'commit-plan' | 'commit-assignments' }>,
+    effect: Extract<RecoveryEffect, { kind: `commit-${string}` }>,
   ): Promise<void> {
     const { recoveryId } = run;
     if (effect.kind === 'commit-plan') {
       await this.context.faultPoint('recover-plan-1');
       await this.context.commit((state) => decidePlan(state, recoveryId, effect.partitions));
       await this.context.faultPoint('recover-plan-2');
+    } else if (effect.kind === 'commit-skip') {
+      await this.context.commit((state) => decideSkip(state, recoveryId));
     } else {
       const { assignments } = effect;
       await this.context.commit((state) => decideAssign(state, recoveryId, assignments));

@@ -67,3 +67,24 @@ export function decideAssign(
   const record: RecoveryRecord = { ...recovery, partitions };
   return { writes: [{ key: recoveryKey(recoveryId), value: record }], result: true };
 }
+
+/**
+ * Partitions of which no table is left are done. Whoever recovers one hears so from the answer to
+ * its report; the drop of the table is finished when the crashed server leaves the list.
+ */
+export function decideSkip(state: CoordinatorState, recoveryId: number): Decision<number> {
+  const recovery = state.recoveries.get(recoveryId);
+  if (recovery === undefined) return { writes: [], result: 0 };
+  const owned = state.tabletsOf(recovery.crashedServerId);
+  const tableIds = new Set(owned.map(({ tableId }) => tableId));
+  let skipped = 0;
+  const partitions = recovery.partitions?.map((partition): PartitionRecord => {
+    const wanted = partition.tablets.some(({ tableId }) => tableIds.has(tableId));
+    if (partition.state === 'done' || wanted) return partition;
+    skipped++;
+    return { ...partition, state: 'done' };
+  });
+  if (partitions === undefined || skipped === 0) return { writes: [], result: 0 };
+  const record: RecoveryRecord = { ...recovery, partitions };
+  return { writes: [{ key: recoveryKey(recoveryId), value: record }], result: skipped };
+}

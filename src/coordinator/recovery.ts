@@ -83,6 +83,8 @@ export type RecoveryEffect =
   | { kind: 'commit-plan'; partitions: PlannedPartition[] }
   | { kind: 'start-partitions'; serverId: number; round: number; segmentIds: number[] }
   | { kind: 'commit-assignments'; assignments: Assignment[] }
+  /** Partitions of nothing but dropped tables are done. */
+  | { kind: 'commit-skip' }
   | { kind: 'recover'; serverId: number; request: RequestOf<'RECOVER'> }
   | { kind: 'release' }
   | { kind: 'wake'; atMs: number };
@@ -290,6 +292,7 @@ export class Recovery {
       this.releaseAsked = true;
       return;
     }
+    if (partitions !== null) this.skip(view, partitions, effects);
     this.fence(nowMs, effects);
     this.askLoads(view, effects);
     if (!this.findLog(view, nowMs, effects)) return;
@@ -300,6 +303,22 @@ export class Recovery {
     this.startPartitions(nowMs, effects);
     this.assign(view, partitions, nowMs, effects);
     this.recover(view, partitions, nowMs, effects);
+  }
+
+  /** A dropped table is not waited for: its log may never be complete again. */
+  private skip(
+    { tablets }: RecoveryView,
+    partitions: readonly PartitionRecord[],
+    effects: RecoveryEffect[],
+  ): void {
+    const wanted = new Set(tablets.map(({ tableId }) => tableId));
+    const empty = partitions.some(
+      (partition) =>
+        partition.state !== 'done' && !partition.tablets.some((t) => wanted.has(t.tableId)),
+    );
+    if (!empty || this.commitPending) return;
+    this.commitPending = true;
+    effects.push({ kind: 'commit-skip' });
   }
 
   private fence(nowMs: number, effects: RecoveryEffect[]): void {

@@ -19,6 +19,7 @@ import {
   type ServerRecord,
   serverKey,
 } from './coordinator-state.js';
+import { copysetWrites } from './copyset-record.js';
 import type { StorageWrite } from './external-storage/external-storage.js';
 
 const GENERATION_UNIT = 2 ** 32;
@@ -75,6 +76,8 @@ export function decideEnlist(
     minOpenEpoch: 0,
   };
   writes.push({ key: serverKey(serverId), value: record });
+  const stay = state.upServers().filter((server) => !replaced.includes(server));
+  writes.push(...copysetWrites(state, [...stay, record]));
   writes.push(
     clusterWrite({
       ...cluster,
@@ -111,8 +114,10 @@ export function decideCrash(
   if (server === undefined || server.status !== 'up') return { writes: [], result: false };
   const { cluster, writes } = crashWrites(state.cluster, server, suspectedAtMs, nowMs);
   const listed = { ...cluster, serverListVersion: cluster.serverListVersion + 1 };
+  const stay = state.upServers().filter((each) => each.serverId !== serverId);
+  const copysets = copysetWrites(state, stay);
   const absent = absenceWrites(state, [server], null, nowMs);
-  return { writes: [...writes, ...absent, clusterWrite(listed)], result: true };
+  return { writes: [...writes, ...absent, ...copysets, clusterWrite(listed)], result: true };
 }
 
 /** The caller writes the returned cluster record. */

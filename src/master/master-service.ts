@@ -14,6 +14,7 @@ import type { MasterCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
+import { faultPoint } from '../rpc/fault-point.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
 import type { RecoveryMaster } from './recovery-master.js';
@@ -71,6 +72,7 @@ export class MasterService {
     endpoint.handle('DROP_TABLET_OWNERSHIP', (request) => this.#dropTablet(request));
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
+    endpoint.handle('REPORT_ROT', (request) => this.#loseRotten(request));
   }
 
   /** Nothing is executed any more until `resume`. What was executed may still be answered. */
@@ -199,6 +201,13 @@ export class MasterService {
     return { needed: this.#options.replication.neededReplicas(backupServerId, segmentIds) };
   }
 
+  async #loseRotten(request: RequestOf<'REPORT_ROT'>): Promise<ReplyOf<'REPORT_ROT'>> {
+    await faultPoint('rot-2');
+    this.#options.replication.loseRotten(request.backupServerId, request.segmentIds);
+    await faultPoint('rot-3');
+    return {};
+  }
+
   /** Why the message cannot be executed now; null if it can. */
   #refusal(body: Uint8Array): RekindleError | null {
     if (this.#stopped || this.#closed) return this.#stoppedError();
@@ -209,9 +218,7 @@ export class MasterService {
       });
     }
     if (!replication.canWrite() && !core.isReadOnly(body)) {
-      return new RekindleError('NOT_ENOUGH_BACKUPS', 'the log cannot be replicated at present', {
-        retryAfterMs: stoppedRetryMs,
-      });
+      return replication.shortageError(stoppedRetryMs);
     }
     return null;
   }

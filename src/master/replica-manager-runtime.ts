@@ -11,6 +11,8 @@ import type { MasterCore } from '../native/contract.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
+import type { BackupLoad } from './backup-selector.js';
+import { shortageError } from './placement-shortage.js';
 import type { LeaseGrantee } from './read-lease-runtime.js';
 import { type ReplicaAddress, ReplicaFreer } from './replica-freer.js';
 import {
@@ -91,6 +93,13 @@ function leaseMsOf(reply: Uint8Array): number {
   return view.getUint32(leaseOffset, true);
 }
 
+/** The reply to BACKUP_WRITE; a short one says nothing about the backup. */
+function decodeLoad(reply: Uint8Array): BackupLoad | undefined {
+  if (reply.length < 8) return undefined;
+  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
+  return { freeFrames: view.getUint32(0, true), queuedKib: view.getUint32(4, true) };
+}
+
 function stopping(): RekindleError {
   return new RekindleError('SHUTTING_DOWN', 'the master is stopping', { outcome: 'unknown' });
 }
@@ -145,6 +154,22 @@ export class ReplicaManagerRuntime {
 
   canWrite(): boolean {
     return this.#manager.canWrite(performance.now());
+  }
+
+  /** What a caller is told when `canWrite` says no. */
+  shortageError(retryAfterMs: number): RekindleError {
+    const shortage = this.#manager.shortage(performance.now());
+    if (shortage !== null) return shortageError(shortage, retryAfterMs);
+    // The backup that was missing has come meanwhile; the next flush takes it.
+    return new RekindleError('RETRY', 'a replica is being placed', { retryAfterMs });
+  }
+
+  /** The scrub of a backup has found these damaged: they are written anew elsewhere. */
+  loseRotten(backupServerId: number, segmentIds: readonly number[]): void {
+    for (const segmentId of segmentIds) {
+      this.#step({ kind: 'rotten', segmentId, serverId: backupServerId });
+    }
+    this.scheduleFlush();
   }
 
   counters(): Record<string, number> {
@@ -234,8 +259,8 @@ export class ReplicaManagerRuntime {
   }
 
   /** Tells the backups; resolves when they have answered, or are gone. */
-  free(replicas: readonly ReplicaAddress[]): Promise<void> {
-    return this.#freer.free(replicas);
+  async free(replicas: readonly ReplicaAddress[]): Promise<void> {
+    await this.#freer.free(replicas);
   }
 
   stop(): void {
@@ -283,8 +308,10 @@ export class ReplicaManagerRuntime {
     if (starved !== this.#reportedStarved) {
       this.#reportedStarved = starved;
       const fields = { replicas: this.#options.replicas };
-      if (starved) this.#options.log.warn(fields, 'not enough backups: writes are refused');
-      else this.#options.log.info(fields, 'enough backups again: writes are accepted');
+      if (starved) {
+        const why = this.shortageError(0).message;
+        this.#options.log.warn({ ...fields, why }, 'not enough backups: writes are refused');
+      } else this.#options.log.info(fields, 'enough backups again: writes are accepted');
     }
     this.#settleWaiters();
   }
@@ -320,7 +347,7 @@ export class ReplicaManagerRuntime {
         return;
       }
       case 'free':
-        void this.#freer.free([effect]);
+        void this.#freeLost(effect);
         return;
       case 'unpin':
         this.#unpins.add(effect.segmentId);
@@ -332,16 +359,23 @@ export class ReplicaManagerRuntime {
     }
   }
 
+  /** From its answer on the backup may be chosen for the segment again. Never rejects. */
+  async #freeLost(replica: ReplicaAddress): Promise<void> {
+    const answered = await this.#freer.free([replica]);
+    if (!answered || this.#stopped) return;
+    this.#step({ kind: 'freed', segmentId: replica.segmentId, serverId: replica.serverId });
+  }
+
   /** Never rejects: every outcome becomes an event. */
   async #send(write: SegmentWrite): Promise<void> {
     const { segmentId } = write;
     this.#inFlight.set(segmentId, (this.#inFlight.get(segmentId) ?? 0) + 1);
-    let event: ReplicaManagerEvent = { kind: 'acked', write };
+    let event: ReplicaManagerEvent;
     try {
-      await this.#call(write);
+      event = { kind: 'acked', write, load: decodeLoad(await this.#call(write)) };
     } catch (thrown) {
-      const { code, message } = asRekindleError(thrown);
-      event = { kind: 'failed', write, code };
+      const { code, message, details } = asRekindleError(thrown);
+      event = { kind: 'failed', write, code, diskFailed: details?.diskFailed === true };
       this.#options.log.debug(
         { segmentId, backup: write.serverId, code, message },
         'a write to a backup failed',
@@ -353,7 +387,7 @@ export class ReplicaManagerRuntime {
     this.scheduleFlush();
   }
 
-  async #call(write: SegmentWrite): Promise<void> {
+  async #call(write: SegmentWrite): Promise<Uint8Array> {
     const link = this.#options.servers.linkTo(write.serverId);
     if (link === null) {
       throw new RekindleError('CONNECTION_LOST', `server ${write.serverId} is not in the list`);
@@ -367,7 +401,9 @@ export class ReplicaManagerRuntime {
     const answered = link.callBinary('BACKUP_WRITE', parts);
     // The flush that called us ends this turn already: waiting for the link's would cost another.
     link.flush();
-    lease.granted(write.serverId, sentAtMs, leaseMsOf(await answered));
+    const reply = await answered;
+    lease.granted(write.serverId, sentAtMs, leaseMsOf(reply));
+    return reply;
   }
 
   #endWrite(segmentId: number): void {
@@ -439,7 +475,12 @@ export class ReplicaManagerRuntime {
       const deadlineMs = performance.now() + timeoutMs;
       const onReject = (error: RekindleError): void => {
         const starved = !this.canWrite() && error.code === 'TIMEOUT';
-        reject(starved ? new RekindleError('NOT_ENOUGH_BACKUPS', message) : error);
+        const why = starved ? this.shortageError(retryDelayMs) : error;
+        reject(
+          starved && why.code === 'NOT_ENOUGH_BACKUPS'
+            ? new RekindleError(why.code, `${message}: ${why.message}`, { cause: why })
+            : error,
+        );
       };
       this.#waiters.push({ done, resolve, reject: onReject, deadlineMs });
     });

@@ -9,7 +9,8 @@
 import { invariant } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
 import type { StatusCode } from '../rpc/status.js';
-import { BackupSelector } from './backup-selector.js';
+import { type BackupLoad, BackupSelector } from './backup-selector.js';
+import type { PlacementShortage } from './placement-shortage.js';
 import {
   type ChunkSource,
   ReplicatedSegment,
@@ -33,8 +34,13 @@ export type ReplicaManagerEvent =
   | { kind: 'headOpened'; segmentId: number; position: number; openingBytes: number }
   | { kind: 'sideOpened'; segmentId: number; openingBytes: number }
   | { kind: 'extended'; segmentId: number; appendedBytes: number; closed: boolean }
-  | { kind: 'acked'; write: SegmentWrite }
-  | { kind: 'failed'; write: SegmentWrite; code: StatusCode }
+  /** `load`: what the backup reported with its answer. */
+  | { kind: 'acked'; write: SegmentWrite; load?: BackupLoad | undefined }
+  | { kind: 'failed'; write: SegmentWrite; code: StatusCode; diskFailed?: boolean }
+  /** A backup has forgotten a replica that it had lost. */
+  | { kind: 'freed'; segmentId: number; serverId: number }
+  /** The scrub of a backup found that its closed replica is damaged. */
+  | { kind: 'rotten'; segmentId: number; serverId: number }
   | { kind: 'recoveryInfoStored'; segmentId: number; epoch: number }
   /** The segment left the log, a head only when a durable digest lacks it; replicas are freed. */
   | { kind: 'released'; segmentId: number }
@@ -74,12 +80,13 @@ export class ReplicaManager {
   #tokenLast = 0;
   #writesInFlight = 0;
   #durablePosition = 0;
-  #starvedHead = false;
+  /** The last head that wants a backup and has none. */
+  #starvedHead: ReplicatedSegment | null = null;
   #leaseHolders: readonly number[] | null = [];
 
   constructor(options: ReplicaManagerOptions) {
     this.#options = options;
-    this.#selector = new BackupSelector(options.serverId, options.random);
+    this.#selector = new BackupSelector(options.serverId, options.replicas, options.random);
   }
 
   get durablePosition(): number {
@@ -88,8 +95,17 @@ export class ReplicaManager {
 
   /** A new append can become durable with the backups that are there now. */
   canWrite(nowMs: number): boolean {
-    if (this.#starvedHead) return false;
-    return this.#heads.length > 0 || this.#selector.canPlace(this.#options.replicas, nowMs);
+    if (this.#starvedHead !== null) return false;
+    return this.#heads.length > 0 || this.#selector.canPlace(nowMs);
+  }
+
+  /** Why `canWrite` says no, if it still does. */
+  shortage(nowMs: number): PlacementShortage | null {
+    const { serverIds, excludedServerIds } = this.#starvedHead ?? {
+      serverIds: [],
+      excludedServerIds: new Set<number>(),
+    };
+    return this.#selector.shortage(serverIds, excludedServerIds, nowMs);
   }
 
   segment(segmentId: number): ReplicatedSegment | undefined {
@@ -138,7 +154,8 @@ export class ReplicaManager {
       segmentsBehind: this.#active.size,
       segmentsRecovering: recovering,
       backupWritesInFlight: this.#writesInFlight,
-      notEnoughBackups: this.#starvedHead ? 1 : 0,
+      notEnoughBackups: this.#starvedHead === null ? 0 : 1,
+      replicasOutsideCopysets: this.#selector.outsideCopysets,
     };
   }
 
@@ -160,6 +177,12 @@ export class ReplicaManager {
       case 'acked':
       case 'failed':
         this.#finishWrite(event, nowMs, effects);
+        break;
+      case 'freed':
+        this.#segments.get(event.segmentId)?.step({ ...event, kind: 'backupFreed' }, nowMs);
+        break;
+      case 'rotten':
+        this.#loseRotten(event.segmentId, event.serverId, nowMs, effects);
         break;
       case 'recoveryInfoStored':
         this.#storedRecoveryInfo(event.segmentId, event.epoch, nowMs);
@@ -252,7 +275,12 @@ export class ReplicaManager {
     nowMs: number,
     effects: ReplicaManagerEffect[],
   ): void {
-    const { segmentId, replicaIndex, token } = event.write;
+    const { segmentId, serverId, replicaIndex, token } = event.write;
+    if (event.kind === 'acked') {
+      if (event.load !== undefined) this.#selector.noteLoad(serverId, event.load, nowMs);
+    } else if (event.diskFailed === true) {
+      this.#selector.noteDiskFailed(serverId);
+    }
     const segment = this.#segments.get(segmentId);
     // The segment was released while the write was under way.
     if (segment === undefined) return;
@@ -264,7 +292,26 @@ export class ReplicaManager {
       nowMs,
     );
     this.#writesInFlight += segment.writesInFlight - before;
+    if (result.some(({ kind }) => kind === 'free')) this.#selector.noteFailed(serverId, nowMs);
     this.#collect(result, nowMs, effects);
+    this.#active.add(segment);
+  }
+
+  /** Of a segment that left the log, or that has no replica there, it is freed all the same. */
+  #loseRotten(
+    segmentId: number,
+    serverId: number,
+    nowMs: number,
+    effects: ReplicaManagerEffect[],
+  ): void {
+    const segment = this.#segments.get(segmentId);
+    if (segment === undefined) {
+      effects.push({ kind: 'free', segmentId, serverId });
+      return;
+    }
+    const before = segment.writesInFlight;
+    this.#collect(segment.step({ kind: 'replicaRotten', serverId }, nowMs), nowMs, effects);
+    this.#writesInFlight += segment.writesInFlight - before;
     this.#active.add(segment);
   }
 
@@ -290,13 +337,13 @@ export class ReplicaManager {
 
   /** Lets all active segments do what they can: heads first, oldest first. */
   #pump(nowMs: number, effects: ReplicaManagerEffect[]): void {
-    this.#starvedHead = false;
+    this.#starvedHead = null;
     for (let index = this.#firstOpenHead; index < this.#heads.length; index += 1) {
       const head = this.#heads[index];
       invariant(head !== undefined, 'index below the number of heads');
       this.#openGates(index, nowMs);
       this.#pumpSegment(head.segment, nowMs, effects);
-      if (head.segment.unassigned) this.#starvedHead = true;
+      if (head.segment.unassigned) this.#starvedHead = head.segment;
       if (head.segment.closeCommitted && index === this.#firstOpenHead) this.#firstOpenHead += 1;
     }
     for (const segment of this.#active) {

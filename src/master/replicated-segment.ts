@@ -49,6 +49,10 @@ export type SegmentEvent =
   | { kind: 'acked'; replicaIndex: number; token: number }
   | { kind: 'failed'; replicaIndex: number; token: number; code: StatusCode }
   | { kind: 'backupLost'; serverId: number }
+  /** The backup lives but its replica is worth nothing. */
+  | { kind: 'replicaRotten'; serverId: number }
+  /** A backup that lost the segment has forgotten what it held of it. */
+  | { kind: 'backupFreed'; serverId: number }
   | { kind: 'precedingOpenCommitted'; value: boolean }
   | { kind: 'precedingCloseCommitted' }
   | { kind: 'followingOpenCommitted'; value: boolean }
@@ -135,7 +139,10 @@ export class ReplicatedSegment {
   readonly segmentId: number;
   readonly kind: 'head' | 'side';
   readonly openingBytes: number;
-  /** Backups that lost this segment: never asked again, a stale copy may lie there. */
+  /**
+   * Backups that lost this segment and have not answered yet that they have forgotten it: a write
+   * could continue the stale copy there.
+   */
   readonly excludedServerIds = new Set<number>();
   /** A replica that may have been open, with a certificate, was lost at some time. */
   lostOpenReplica = false;
@@ -236,6 +243,14 @@ export class ReplicatedSegment {
         this.#replicas.forEach((replica, index) => {
           if (replica.serverId === event.serverId) this.#loseReplica(index);
         });
+        return [];
+      case 'replicaRotten': {
+        const index = this.#replicas.findIndex((r) => r.serverId === event.serverId);
+        if (index >= 0) this.#loseReplica(index);
+        return [{ kind: 'free', segmentId: this.segmentId, serverId: event.serverId }];
+      }
+      case 'backupFreed':
+        this.excludedServerIds.delete(event.serverId);
         return [];
       case 'precedingOpenCommitted':
         if (this.kind === 'head') this.#precedingOpenCommitted = event.value;

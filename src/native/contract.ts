@@ -157,6 +157,10 @@ export interface BackupOptions {
   flushIntervalMs: number;
   /** Compress closed replicas where it pays. */
   compress: boolean;
+  /** Closed replicas are read again and verified at this rate; 0: never. */
+  scrubBytesPerSecond: number;
+  /** For tests: `write@N`, `sync@N` (all after N more fail), `read`; empty: none. */
+  fault: string;
 }
 
 export interface BackupReplica {
@@ -170,6 +174,8 @@ export interface BackupReplica {
   fromRestart: boolean;
   /** Open, of an earlier process, and bytes that it acknowledged may be missing. */
   doubtful: boolean;
+  /** The scrub found that its bytes on disk are not those of its certificate. */
+  rotten: boolean;
 }
 
 export interface BackupDigest {
@@ -192,8 +198,15 @@ export interface BackupCore {
   write(body: Uint8Array, token: number): number;
   /** Called with [token, status, token, status, …] as writes become durable in the chosen mode. */
   onDone(callback: (done: Float64Array) => void): void;
-  /** results: [0] free frames (a frame that may still be created counts), [1] queued bytes. */
+  /**
+   * results: [0] free frames (a frame that may still be created counts), [1] queued bytes, [2] 1 if
+   * the disk has failed: nothing is written any more, replicas are read as far as they can be.
+   */
   load(results: Float64Array): void;
+  /**
+   * Rejects with `DISK_ERROR` if bytes may be left on disk: all are forgotten here nevertheless,
+   * but a restart may find those again.
+   */
   free(masterId: number, segmentIds: number[]): Promise<void>;
   /** Durable before it resolves: no write of this master is accepted any more. */
   fence(masterId: number): Promise<void>;

@@ -33,6 +33,8 @@ export interface ServerList {
   replicas: number;
   durability: Durability;
   allowSameHost: boolean;
+  /** Groups of `replicas` backups that should hold whole segments; none: any will do. */
+  copysets: number[][];
   servers: ServerEntry[];
 }
 
@@ -343,6 +345,7 @@ export interface Messages {
     request: { backupServerId: number; segmentIds: number[] };
     reply: { needed: number[] };
   };
+  REPORT_ROT: { request: { backupServerId: number; segmentIds: number[] }; reply: Empty };
   BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };
   START_READING_DATA: {
     request: { term: number; recoveryId: number; crashedServerId: number };

@@ -37,6 +37,7 @@ const serverList = z.object({
   replicas: id,
   durability: z.enum(['fsync', 'replicated']),
   allowSameHost: z.boolean(),
+  copysets: z.array(z.array(id).max(8)).max(1_000_000),
   servers: z.array(serverEntry).max(100_000),
 });
 
@@ -121,6 +122,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
       .max(1_000_000),
   }),
   IS_REPLICA_NEEDED: z.object({ backupServerId: id, segmentIds }),
+  REPORT_ROT: z.object({ backupServerId: id, segmentIds }),
   BACKUP_FREE: z.object({ masterId: id, segmentIds }),
   START_READING_DATA: z.object({ term: id, recoveryId: id, crashedServerId: id }),
   START_PARTITIONS: z.object({
@@ -147,6 +149,7 @@ const LARGE_REQUESTS: ReadonlySet<keyof Messages> = new Set<keyof Messages>([
   'STORE_COORDINATOR_STATE',
   'RECOVER',
   'IS_REPLICA_NEEDED',
+  'REPORT_ROT',
   'BACKUP_FREE',
   'START_PARTITIONS',
   'ACCEPT_LOSS',

@@ -75,6 +75,7 @@ export const RPC = {
   DROP_TABLET_OWNERSHIP: json(0x42, 'master', 5_000, 'Makes the master forget a tablet.'),
   RECOVER: json(0x43, 'master', 5_000, 'Starts the recovery of one partition; answers at once.'),
   IS_REPLICA_NEEDED: json(0x44, 'master', 2_000, 'Which of these replicas does the log need?'),
+  REPORT_ROT: json(0x46, 'master', 2_000, 'These replicas have rotted on their backup.'),
 
   BACKUP_WRITE: {
     opcode: 0x60,

@@ -16,8 +16,10 @@ import { ComplaintLog } from './complaint-log.js';
 import { EndpointConnection, type Session } from './endpoint-connection.js';
 import { type EndpointLimits, EndpointTraffic, LIMITS } from './endpoint-traffic.js';
 import { asRekindleError, invariant, RekindleError } from './errors.js';
+import { faultsAreArmed } from './fault-point.js';
 import { emptyHeader, HEADER_BYTES, KIND_REQUEST, MESSAGE_BYTES_MAX, readHeader } from './frame.js';
 import { answerHello, PATH_OF_CLIENTS, PATH_OF_SERVERS, pathOfRole } from './handshake.js';
+import { messageStep, passMessage } from './message-fault.js';
 import { parseRequest } from './request-schemas.js';
 import { type JsonRpcName, RPC, type RpcName, rpcByOpcode } from './table.js';
 import type { BinaryCall, EndpointIdentity, JsonHandler, Peer, RpcEndpoint } from './transport.js';
@@ -46,13 +48,15 @@ const REMOTE_UNKNOWN = 'unknown';
 class ServedCall implements BinaryCall {
   readonly deadlineMs: number;
   readonly peer: Peer;
+  /** Of message-fault.ts; null unless faults were armed when it came. */
+  faultStep: string | null = null;
   #answered = false;
 
   constructor(
     readonly connection: EndpointConnection,
     readonly opcode: number,
     readonly callId: number,
-    readonly body: Uint8Array,
+    public body: Uint8Array,
     readonly bytes: number,
     budgetMs: number,
     readonly traffic: EndpointTraffic,
@@ -64,12 +68,28 @@ class ServedCall implements BinaryCall {
 
   reply(body: Uint8Array): void {
     this.#end();
-    this.traffic.reply(this.connection, this.opcode, this.callId, body);
+    const send = (bytes: Uint8Array): void =>
+      this.traffic.reply(this.connection, this.opcode, this.callId, bytes);
+    if (this.faultStep === null) {
+      send(body);
+      return;
+    }
+    passMessage(`reply-${this.faultStep}`, body, {
+      deliver: send,
+      fail: (error) => this.traffic.fail(this.connection, this.opcode, this.callId, error),
+      lose: () => undefined,
+      close: () => this.connection.terminate(),
+    });
   }
 
   fail(error: RekindleError): void {
     this.#end();
     this.traffic.fail(this.connection, this.opcode, this.callId, error);
+  }
+
+  /** Never answered: a fault. */
+  abandon(): void {
+    this.#end();
   }
 
   #end(): void {
@@ -310,6 +330,23 @@ export class UwsEndpoint implements RpcEndpoint {
       budgetMs,
       this.#traffic,
     );
+    if (!faultsAreArmed()) {
+      this.#serve(name, call, serve);
+      return;
+    }
+    call.faultStep = messageStep(name, body);
+    passMessage(`request-${call.faultStep}`, body, {
+      deliver: (passed) => {
+        call.body = passed;
+        this.#serve(name, call, serve);
+      },
+      fail: (injected) => call.fail(injected),
+      lose: () => call.abandon(),
+      close: () => connection.terminate(),
+    });
+  }
+
+  #serve(name: RpcName, call: ServedCall, serve: (call: ServedCall) => void): void {
     try {
       serve(call);
     } catch (thrown) {

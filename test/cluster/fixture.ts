@@ -2,12 +2,14 @@
  * Clusters and CLI runs for the tests in this folder: everything is a real process, everything is
  * stopped at the end of a test, and a failing test shows the end of all logs.
  */
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, fsyncSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { serverStats, waitFor } from '../../bench/cluster-health.js';
 import { type Client, connect } from '../../src/client/index.js';
 import type { LocalCluster, LocalClusterOptions } from '../../src/cluster/local-cluster.js';
 import { startCluster } from '../../src/cluster/testing.js';
@@ -77,4 +79,39 @@ export async function rejectionCode(promise: Promise<unknown>): Promise<StatusCo
     throw error;
   }
   throw new Error('resolved, but should have been refused');
+}
+
+const slotsBytes = 16_384;
+const frameBytes = slotsBytes + 2 ** 23;
+
+/** Flips a byte in the data of every frame on the disk of a server. */
+export function flipBytes(cluster: LocalCluster, index: number): void {
+  const file = join(cluster.dataDirectory, `server-${index + 1}`, 'backup', 'frames');
+  const frames = openSync(file, 'r+');
+  const byte = Buffer.alloc(1);
+  for (let at = slotsBytes + 5_000; readSync(frames, byte, 0, 1, at) === 1; at += frameBytes) {
+    byte.writeUInt8(byte.readUInt8() ^ 1);
+    writeSync(frames, byte, 0, 1, at);
+  }
+  fsyncSync(frames);
+  closeSync(frames);
+}
+
+/** The counters of one backup. */
+export async function backupStats(
+  client: Client,
+  serverId: number,
+): Promise<Record<string, number>> {
+  const servers = await serverStats(client);
+  const found = servers.find((server) => server.serverId === serverId)?.backup;
+  assert.ok(found, `server ${serverId} answers`);
+  return found;
+}
+
+/** All segments are closed on R backups, but for the head of each log. */
+export async function waitUntilReplicated(client: Client): Promise<void> {
+  await waitFor('all segments on R backups', 60_000, async () => {
+    const servers = await serverStats(client);
+    return servers.every(({ master }) => (master?.segmentsBehind ?? 0) <= 1) || undefined;
+  });
 }

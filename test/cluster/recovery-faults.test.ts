@@ -4,13 +4,10 @@
  */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import { waitFor, waitForRecovery, waitUntilWhole } from '../../bench/cluster-health.js';
 import { connect } from '../../src/client/index.js';
-import type { LocalCluster } from '../../src/cluster/local-cluster.js';
-import { withCluster } from './fixture.js';
+import { flipBytes, withCluster } from './fixture.js';
 
 test('a paused master that wakes after its recovery acknowledges nothing and exits', {
   timeout: 120_000,
@@ -59,22 +56,9 @@ test('a backup whose closed replicas have rotted does not hold up a recovery', {
     const owner = cluster.indexOf(tablet.serverId);
     assert.ok(owner !== undefined);
     // Two of four backups, so that some segment has a rotten primary and a rotten secondary.
-    for (const offset of [1, 2]) rot(cluster, (owner + offset) % 5);
+    for (const offset of [1, 2]) flipBytes(cluster, (owner + offset) % 5);
     await cluster.killServer(owner);
     await waitForRecovery(client, tablet.serverId, 60_000);
     for (let i = 0; i < 300; i += 1) assert.deepEqual(await table.get(`key-${i}`), value);
   });
 });
-
-/** Flips a byte in the data of every frame. */
-function rot(cluster: LocalCluster, index: number): void {
-  const file = join(cluster.dataDirectory, `server-${index + 1}`, 'backup', 'frames');
-  const frames = openSync(file, 'r+');
-  const byte = Buffer.alloc(1);
-  for (let at = 16_384 + 5_000; readSync(frames, byte, 0, 1, at) === 1; at += 16_384 + 2 ** 23) {
-    byte.writeUInt8(byte.readUInt8() ^ 1);
-    writeSync(frames, byte, 0, 1, at);
-  }
-  fsyncSync(frames);
-  closeSync(frames);
-}

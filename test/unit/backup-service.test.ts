@@ -39,6 +39,7 @@ function list(version: number, servers: [number, 'up' | 'crashed'][], clusterId 
     replicas: 3,
     durability: 'fsync',
     allowSameHost: false,
+    copysets: [],
     servers: servers.map(entry),
   };
 }
@@ -55,6 +56,7 @@ function replica(segmentId: number, over: Partial<BackupReplica> = {}): BackupRe
     primary: false,
     doubtful: false,
     fromRestart: false,
+    rotten: false,
     ...over,
   };
 }
@@ -62,11 +64,17 @@ function replica(segmentId: number, over: Partial<BackupReplica> = {}): BackupRe
 class FakeCore {
   trace: string[] = [];
   status = 0;
+  diskFailed = false;
   tokens: number[] = [];
   done: (done: Float64Array) => void = () => undefined;
   replicas = (): BackupReplica[] => {
     this.trace.push('replicas');
-    return [replica(1), replica(2, { length: 0, closed: false }), replica(3, { masterId: 99 })];
+    return [
+      replica(1),
+      replica(2, { length: 0, closed: false }),
+      replica(3, { masterId: 99 }),
+      replica(4, { rotten: true }),
+    ];
   };
   write = (_body: Uint8Array, token: number): number => {
     this.tokens.push(token);
@@ -78,6 +86,7 @@ class FakeCore {
   load = (results: Float64Array): void => {
     results[0] = 17;
     results[1] = 2_048;
+    results[2] = this.diskFailed ? 1 : 0;
   };
   fence = async (): Promise<void> => {
     await new Promise((resolve) => setImmediate(resolve));
@@ -124,7 +133,10 @@ function writeCall(out: string[], name: string): BinaryCall {
     body: header,
     deadlineMs: 0,
     reply: (body) => out.push(`${name} ok ${Buffer.from(body).toString('hex')}`),
-    fail: (error) => out.push(`${name} ${error.code}`),
+    fail: (error) => {
+      const details = error.details === undefined ? '' : ` ${JSON.stringify(error.details)}`;
+      out.push(`${name} ${error.code}${details}`);
+    },
   };
 }
 
@@ -159,7 +171,7 @@ test('masters that are not up in the list may not write, nor do refusals wait', 
   assert.equal(backup.counters().writesWaiting, 0);
 });
 
-test('replicas are listed after the fence is durable, without those still empty', async () => {
+test('replicas are listed after the fence is durable, without empty or rotten ones', async () => {
   const core = new FakeCore();
   const request = { term: 2, recoveryId: 1, crashedServerId: masterId };
   const reply = await service(core).startReadingData(request);
@@ -283,4 +295,85 @@ test('garbage: what its master has written anew while it was asked about stays',
   while (freed.length === 0 && performance.now() < limitMs) await sleep(5);
   await garbage.close();
   assert.deepEqual(freed, [2]);
+});
+
+test('a backup without a frame says whether its disk has failed', () => {
+  const core = new FakeCore();
+  const backup = service(core);
+  backup.applyServerList(list(1, [[masterId, 'up']]));
+  core.status = STATUS.NO_FREE_FRAME.number;
+  const out: string[] = [];
+  backup.write(writeCall(out, 'full'));
+  core.diskFailed = true;
+  backup.write(writeCall(out, 'failed'));
+  assert.deepEqual(out, [
+    'full NO_FREE_FRAME {"diskFailed":false}',
+    'failed NO_FREE_FRAME {"diskFailed":true}',
+  ]);
+});
+
+test('rot: a master that is up is told until it frees, whatever another one answers', async () => {
+  const another = 7;
+  const told: number[] = [];
+  let replicas = [
+    replica(1, { masterId: another, rotten: true }),
+    replica(2, { rotten: true }),
+    replica(3, { masterId: 99, rotten: true }),
+  ];
+  const garbage = new ReplicaGarbageCollectorRuntime({
+    serverId: 1,
+    clusterId: 'c',
+    core: { replicas: () => replicas, fenced: () => [] } as unknown as BackupCore,
+    linkTo: (serverId) =>
+      ({
+        call: async (name: string, request: { segmentIds: number[] }) => {
+          assert.equal(name, 'REPORT_ROT');
+          if (serverId === another) throw new RekindleError('TIMEOUT', 'slow');
+          told.push(serverId, ...request.segmentIds);
+          return {};
+        },
+      }) as unknown as RpcLink,
+    log: silent,
+    intervalMs: 5,
+  });
+  garbage.applyServerList(
+    list(7, [
+      [another, 'up'],
+      [masterId, 'up'],
+      [99, 'crashed'],
+    ]),
+  );
+  const limitMs = performance.now() + 5_000;
+  while (told.length < 4 && performance.now() < limitMs) await sleep(5);
+  replicas = [];
+  await garbage.close();
+  assert.deepEqual(told.slice(0, 4), [masterId, 2, masterId, 2], 'the crashed one is not asked');
+});
+
+test('garbage: a disk that does not free keeps no fence and no other master', async () => {
+  const fenced = new Set([masterId, 98]);
+  let replicas = [replica(1), replica(2, { masterId: 98 })];
+  const garbage = new ReplicaGarbageCollectorRuntime({
+    serverId: 1,
+    clusterId: 'c',
+    core: {
+      replicas: () => replicas,
+      fenced: () => [...fenced],
+      free: async (freedId: number) => {
+        replicas = replicas.filter((each) => each.masterId !== freedId);
+        throw Object.assign(new Error('bytes are left'), {
+          code: String(STATUS.DISK_ERROR.number),
+        });
+      },
+      unfence: async (serverId: number) => void fenced.delete(serverId),
+    } as unknown as BackupCore,
+    linkTo: () => null,
+    log: silent,
+    intervalMs: 5,
+  });
+  garbage.applyServerList(list(7, []));
+  const limitMs = performance.now() + 5_000;
+  while (fenced.size > 0 && performance.now() < limitMs) await sleep(5);
+  await garbage.close();
+  assert.deepEqual([...fenced], []);
 });

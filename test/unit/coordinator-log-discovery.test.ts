@@ -1,6 +1,7 @@
 /** Finding a crashed master's log in reports, cutting its tablets, choosing who recovers them. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { randomStream } from '../../bench/dataset.js';
 import {
   type BackupReport,
   discoverLog,
@@ -9,7 +10,7 @@ import {
 import { gapText } from '../../src/coordinator/log-gap.js';
 import { chooseMaster } from '../../src/coordinator/recovery-assignment.js';
 import { planPartitions } from '../../src/coordinator/recovery-plan.js';
-import { report } from './log-reports.js';
+import { type ReplicaShape, report } from './log-reports.js';
 
 const MIB = 1024 * 1024;
 const NONE = { segmentId: 0, epoch: 0 };
@@ -260,4 +261,61 @@ test('a master that has the memory and the least to do gets the partition', () =
   assert.equal(choose(three, { ...none, failures }), 2);
   const outOfMemory = new Set([1, 2]);
   assert.equal(choose(three, { failures: new Map([[3, 9]]), outOfMemory }), 3);
+});
+
+/** A log as backups hold it after random losses, and what of it was acknowledged. */
+function randomWorld(random: () => number) {
+  const below = (limit: number): number => random() % limit;
+  const [backups, replicas] = [4 + below(3), 2 + below(2)];
+  const headId = 2 + below(4);
+  const acknowledged = below(100);
+  const epoch = below(2);
+  const ids = Array.from({ length: headId }, (_, i) => i + 1);
+  const shapes = Array.from({ length: backups }, (): ReplicaShape[] => []);
+  const digests: ([number, number[], number] | undefined)[] = shapes.map(() => undefined);
+  for (const id of ids) {
+    const first = below(backups);
+    for (let r = 0; r < replicas; r += 1) {
+      const backup = (first + r) % backups;
+      if (id < headId) shapes[backup]?.push([id, 100]);
+      else if (below(3) > 0) {
+        shapes[backup]?.push([id, acknowledged + below(5), 'open', epoch]);
+        digests[backup] = [id, ids, epoch];
+      } else if (below(3) > 0) {
+        // Killed in mode `replicated`: perhaps a prefix, perhaps nothing at all.
+        shapes[backup]?.push([id, below(acknowledged + 5), 'doubtful', epoch]);
+        digests[backup] = [id, ids, epoch];
+      }
+    }
+    if (id === headId && epoch === 1) {
+      // Lost while open and replaced; its backup is back with what it had.
+      const old = (first + replicas) % backups;
+      shapes[old]?.push([id, below(acknowledged + 1), 'open', 0]);
+      digests[old] = [id, ids.slice(1), 0];
+    }
+  }
+  const minimumOpen = { segmentId: headId, epoch };
+  const answers = shapes.map((shape, i) => (below(4) === 0 ? [] : [report(shape, digests[i])]));
+  return { reports: answers.flat(), headId, acknowledged, minimumOpen };
+}
+
+test('a log that is called complete has every segment and every acknowledged byte', (t) => {
+  const seed = Number(process.env.REKINDLE_SEED ?? Date.now() % 1_000_000);
+  t.diagnostic(`REKINDLE_SEED=${seed}`);
+  const random = randomStream(seed);
+  let complete = 0;
+  let doubtful = 0;
+  for (let run = 0; run < 5_000; run += 1) {
+    const { reports, headId, acknowledged, minimumOpen } = randomWorld(random);
+    const found = discover(reports, minimumOpen);
+    if (!found.complete) {
+      doubtful += Number(found.gap.doubtful.length > 0);
+      continue;
+    }
+    complete += 1;
+    const context = `seed ${seed} run ${run}`;
+    assert.equal(found.log.segments.length, headId, context);
+    assert.ok((found.log.segments.at(-1)?.length ?? 0) >= acknowledged, context);
+  }
+  assert.ok(complete > 500 && doubtful > 100, `${complete} complete, ${doubtful} in doubt`);
 });

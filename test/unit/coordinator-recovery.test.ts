@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Recovery, type RecoveryEffect } from '../../src/coordinator/recovery.js';
 import { decideCrash } from '../../src/coordinator/server-list.js';
+import { decideDropTable } from '../../src/coordinator/tables.js';
 import { report } from './log-reports.js';
 import { MIB, NONE, Scene } from './recovery-scene.js';
 
@@ -171,6 +172,26 @@ test('replicas that nobody can read are missing, until another one comes', () =>
   scene.step({ kind: 'look' });
   const [again] = scene.settle();
   assert.deepEqual(again?.request.segments[0]?.backups, [back]);
+});
+
+test('a dropped table is not waited for, and its recovery masters are told so', () => {
+  const scene = new Scene();
+  scene.step({ kind: 'look' });
+  const [first, ...others] = scene.settle();
+  assert.ok(first);
+  assert.equal(scene.finish(first), true);
+  // From now on a segment is missing, and its last partitions could not start over.
+  const lacking = report([[2, 100, 'open']], [2, [1, 2]]);
+  const { partition, generation } = others[0]?.request ?? assert.fail('several partitions');
+  const failed = { partitionId: partition.partitionId, generation, error: 'lost' };
+  scene.step({ kind: 'partition-failed', ...failed });
+  scene.settle(() => lacking);
+  assert.match(scene.machine.waitingFor ?? '', /missing segments: 1/);
+  scene.apply(decideDropTable(scene.state, { operationId: 'd', name: 't' }));
+  scene.step({ kind: 'look' });
+  scene.settle(() => lacking);
+  assert.ok(scene.released);
+  for (const late of others) assert.equal(scene.finish(late), false);
 });
 
 test('a lost RECOVER is repeated with the same generation', () => {

@@ -307,3 +307,35 @@ test('a table dropped during its recovery is skipped, or dropped at its new owne
   assert.equal(applied(state, decideOwnership(state, second)), false, 'nothing left to own');
   assert.equal(applied(state, decideRelease(state, 1)), true);
 });
+
+test('copysets come and go with the servers, in the same commits', () => {
+  const state = newState(3);
+  for (let n = 1; n <= 7; n++) enlist(state, n);
+  assert.deepEqual(state.serverList().copysets, [], 'off by default');
+  const { serverListVersion } = state.cluster;
+  assert.equal(
+    code(() => decideStart(state, { scatterWidth: 1 }, 'x')),
+    'INVALID_ARGUMENT',
+  );
+  applied(state, decideStart(state, { scatterWidth: 4 }, 'x'));
+  const started = state.serverList();
+  assert.ok(started.copysets.length >= 4);
+  assert.ok(started.version > serverListVersion, 'a list that is news');
+  assert.deepEqual(CoordinatorState.from(state.pairs()).serverList(), started);
+  applied(state, decideStart(state, {}, 'x'));
+  assert.deepEqual(state.serverList().copysets, started.copysets, 'stored');
+  const joined = enlist(state, 8);
+  const { copysets } = state.serverList();
+  for (const set of started.copysets) assert.ok(copysets.some((each) => `${each}` === `${set}`));
+  assert.ok(copysets.flat().includes(joined));
+  enlist(state, 9, { backup: false });
+  assert.deepEqual(state.serverList().copysets, copysets, 'a master alone holds no replicas');
+  applied(state, decideCrash(state, 2, 0, 0));
+  assert.ok(!state.serverList().copysets.flat().includes(2));
+  // A restart on the old address takes the place of its former incarnation.
+  const again = enlist(state, 3, { nonce: 'again' });
+  const now = state.serverList().copysets.flat();
+  assert.ok(now.includes(again) && !now.includes(3));
+  applied(state, decideStart(state, { scatterWidth: 0 }, 'x'));
+  assert.deepEqual(state.serverList().copysets, []);
+});

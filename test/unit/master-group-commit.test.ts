@@ -107,6 +107,7 @@ class Cluster {
       replicas: 3,
       durability: 'fsync',
       allowSameHost: false,
+      copysets: [],
       servers: [1, ...backups].map(server),
     });
   }
@@ -140,7 +141,7 @@ class Cluster {
   #link(serverId: number): RpcLink {
     const callBinary = (_name: string, parts: readonly Uint8Array[]): Promise<Uint8Array> => {
       if (this.answerWith !== null) return Promise.reject(this.answerWith);
-      if (this.autoAck) return Promise.resolve(new Uint8Array(8));
+      if (this.autoAck) return Promise.resolve(new Uint8Array(8).fill(1));
       const header = parts[0];
       assert.ok(header);
       const view = new DataView(header.buffer, header.byteOffset, header.byteLength);
@@ -148,7 +149,12 @@ class Cluster {
       const length = view.getUint32(28, true);
       assert.equal(parts[1]?.length ?? 0, length, 'the header names the bytes that follow');
       return new Promise((resolve) => {
-        this.writes.push({ serverId, offset, length, ack: () => resolve(new Uint8Array(8)) });
+        this.writes.push({
+          serverId,
+          offset,
+          length,
+          ack: () => resolve(new Uint8Array(8).fill(1)),
+        });
       });
     };
     return { callBinary, flush: () => undefined } as unknown as RpcLink;
@@ -202,6 +208,10 @@ test('too few backups: mutations are refused unexecuted, reads go on', () => {
   cluster.readOnly = true;
   cluster.execute(out, 'read');
   assert.deepEqual(out, ['write NOT_ENOUGH_BACKUPS', 'read']);
+  const { code, details, message } = cluster.replication.shortageError(50);
+  assert.equal(code, 'NOT_ENOUGH_BACKUPS');
+  assert.equal(message, 'a segment needs 3 more backups, 2 of the 2 up can be had');
+  assert.deepEqual(details, { needed: 3, candidates: 2, others: 2, ruledOut: {} });
   cluster.close();
 });
 

@@ -88,3 +88,15 @@ test('a backup that has left the list is given up', async () => {
   assert.equal(backups.freer.counters().freesGivenUp, 2);
   assert.equal(backups.freer.counters().freesWaiting, 0);
 });
+
+test('a disk error is an answer: the backup has forgotten the replicas', async () => {
+  const backups = new Backups();
+  backups.answer = async () => {
+    throw new RekindleError('DISK_ERROR', 'bytes may be left');
+  };
+  assert.equal(await backups.freer.free(replicas(2, [5, 6])), true);
+  assert.deepEqual(backups.messages, ['2: 5,6']);
+  assert.equal(backups.freer.counters().freeDiskErrors, 1);
+  backups.up.delete(3);
+  assert.equal(await backups.freer.free(replicas(3, [5])), false, 'nobody has answered');
+});

@@ -82,6 +82,7 @@ class Cluster {
       replicas: 3,
       durability: 'fsync',
       allowSameHost: false,
+      copysets: [],
       servers: [1, ...backups].map(server),
     });
   }
@@ -110,7 +111,7 @@ class Cluster {
     const callBinary = (): Promise<Uint8Array> =>
       this.silentBackups.has(serverId)
         ? new Promise((_resolve, reject) => this.#silenced.push(reject))
-        : Promise.resolve(new Uint8Array(8));
+        : Promise.resolve(new Uint8Array(8).fill(1));
     return { callBinary, flush: () => undefined } as unknown as RpcLink;
   }
 }

@@ -11,7 +11,7 @@ import {
   type RecoveryEffect,
   type RecoveryEvent,
 } from '../../src/coordinator/recovery.js';
-import { decideAssign, decidePlan } from '../../src/coordinator/recovery-record.js';
+import { decideAssign, decidePlan, decideSkip } from '../../src/coordinator/recovery-record.js';
 import { decideCrash, decideEnlist, decideRelease } from '../../src/coordinator/server-list.js';
 import { decideCreated, decideCreateTable, decideOwnership } from '../../src/coordinator/tables.js';
 import { report } from './log-reports.js';
@@ -136,6 +136,9 @@ export class Scene {
       this.step({ kind: 'committed' });
     } else if (effect.kind === 'commit-assignments') {
       this.apply(decideAssign(this.state, 1, effect.assignments));
+      this.step({ kind: 'committed' });
+    } else if (effect.kind === 'commit-skip') {
+      this.apply(decideSkip(this.state, 1));
       this.step({ kind: 'committed' });
     } else if (effect.kind === 'recover') {
       const { partition, generation } = effect.request;

@@ -1,7 +1,9 @@
 /**
  * A master's log on backups that lose acknowledgements, fill up, break and crash, drawn from a
  * seed: heads, side segments, cleaning passes and compactions, with a recovery tried from a random
- * choice of disks. Replicas are lengths and generations of content, no bytes.
+ * choice of disks. Replicas are lengths and generations of content, no bytes. A backup that lost a
+ * segment forgets it when it is told to, and may be chosen for it again; what a failing disk did
+ * not free comes back when the backup restarts.
  *
  * Safety: whatever a recovery calls complete covers everything that was called durable: each head,
  * and each side segment that a durable digest has named, itself or in a survivor of its cleaning.
@@ -20,6 +22,7 @@ import {
 import type { SegmentWrite } from '../../src/master/replicated-segment.js';
 import type { ServerList } from '../../src/rpc/messages.js';
 import type { StatusCode } from '../../src/rpc/status.js';
+import { byRank, type Disk, type DiskReplica, findOn, newDisk } from './replicated-log-disk.js';
 
 const R = 3;
 const openingBytes = 100;
@@ -36,21 +39,6 @@ function randomFrom(seed: number): () => number {
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   };
-}
-
-interface DiskReplica {
-  received: number;
-  certified: number;
-  epoch: number;
-  closed: boolean;
-  /** Of the content; null before the first byte. */
-  generation: number | null;
-}
-
-interface Disk {
-  serverId: number;
-  alive: boolean;
-  replicas: Map<number, DiskReplica>;
 }
 
 interface Segment {
@@ -105,6 +93,9 @@ export class World {
   requests: SegmentWrite[] = [];
   answers: { write: SegmentWrite; code: StatusCode | null }[] = [];
   stores: { segmentId: number; epoch: number }[] = [];
+  /** BACKUP_FREEs of lost replicas that are under way. */
+  losses: { segmentId: number; serverId: number }[] = [];
+  reused = 0;
   /** Segments that were closed on R disks at one moment. */
   readonly closedEverywhere = new Set<number>();
   /** Heads whose opening was certified on R disks at one moment. */
@@ -163,7 +154,7 @@ export class World {
   addServer(): void {
     const serverId = this.nextServerId;
     this.nextServerId += 1;
-    this.disks.set(serverId, { serverId, alive: true, replicas: new Map() });
+    this.disks.set(serverId, newDisk(serverId));
   }
 
   pushList(): void {
@@ -188,6 +179,7 @@ export class World {
       replicas: R,
       durability: 'fsync',
       allowSameHost: false,
+      copysets: [],
       servers: [
         entry(ownServerId, 'own'),
         ...alive.map((d) => entry(d.serverId, `h${d.serverId}`)),
@@ -320,11 +312,11 @@ export class World {
     this.apply({ kind: 'extended', segmentId, appendedBytes, closed });
   }
 
-  apply(event: ReplicaManagerEvent, frees: Pass['frees'] = []): void {
+  apply(event: ReplicaManagerEvent, frees = this.losses): void {
     this.perform(this.manager.step(event, this.nowMs), frees);
   }
 
-  perform(effects: ReplicaManagerEffect[], frees: Pass['frees'] = []): void {
+  perform(effects: ReplicaManagerEffect[], frees = this.losses): void {
     for (const effect of effects) {
       if (effect.kind === 'send') this.requests.push(effect.write);
       else if (effect.kind === 'storeRecoveryInfo') this.stores.push(effect);
@@ -366,8 +358,16 @@ export class World {
     if (replica === undefined) {
       if (!write.open) return 'REPLICA_UNKNOWN';
       const { epoch } = write;
-      replica = { received: 0, certified: 0, epoch, closed: false, generation: null };
+      replica = {
+        received: 0,
+        certified: 0,
+        epoch,
+        closed: false,
+        generation: null,
+        rotten: false,
+      };
       disk.replicas.set(write.segmentId, replica);
+      if (disk.unfreed.has(write.segmentId)) this.reused += 1;
     }
     if (replica.closed) {
       assert.ok(write.close && write.end === replica.certified, 'I4: a closed replica stays');
@@ -414,6 +414,39 @@ export class World {
     );
   }
 
+  /**
+   * A backup is told to free what it lost, on the connection on which it was written to: what was
+   * sent before comes before. Its disk may keep it. The answer may never come.
+   */
+  freeLost(): void {
+    const [loss] = this.losses.splice(this.below(this.losses.length), 1);
+    if (loss === undefined) return;
+    const { segmentId, serverId } = loss;
+    const disk = this.disks.get(serverId);
+    if (disk?.alive !== true) return;
+    const sentBefore = (write: SegmentWrite): boolean =>
+      write.segmentId === segmentId && write.serverId === serverId;
+    for (const write of this.requests.filter(sentBefore)) this.deliver(write);
+    this.requests = this.requests.filter((write) => !sentBefore(write));
+    const replica = disk.replicas.get(segmentId);
+    disk.replicas.delete(segmentId);
+    if (replica !== undefined && this.random() < 0.5) {
+      disk.unfreed.set(segmentId, [...(disk.unfreed.get(segmentId) ?? []), replica]);
+    }
+    this.apply({ kind: 'freed', segmentId, serverId });
+  }
+
+  /** The scrub of a backup finds a damaged replica. */
+  rot(): void {
+    const alive = [...this.disks.values()].filter((disk) => disk.alive);
+    const disk = alive[this.below(alive.length)];
+    const closed = [...(disk?.replicas ?? [])].filter(([, replica]) => replica.closed);
+    const [segmentId, replica] = closed[this.below(closed.length)] ?? [];
+    if (disk === undefined || segmentId === undefined || replica === undefined) return;
+    replica.rotten = true;
+    this.apply({ kind: 'rotten', segmentId, serverId: disk.serverId });
+  }
+
   storeRecoveryInfo(): void {
     const store = this.stores.shift();
     if (store === undefined) return;
@@ -448,6 +481,8 @@ export class World {
     else if (dice < 0.288) this.clean();
     else if (dice < 0.291) this.compact();
     else if (dice < 0.3 && this.faults) this.crash();
+    else if (dice < 0.304 && this.faults) this.rot();
+    else if (dice < 0.315) this.freeLost();
     else if (dice < 0.33) this.pushList();
     else if (dice < 0.37) this.storeRecoveryInfo();
     else if (dice < 0.68 && this.requests.length > 0) {
@@ -466,21 +501,19 @@ export class World {
       replica.closed ||
       (replica.certified > 0 &&
         (id > minOpen.segmentId || (id === minOpen.segmentId && replica.epoch >= minOpen.epoch)));
+    const restarted = new Set(disks.filter(() => this.random() < 0.5));
     const copies = (id: number): DiskReplica[] =>
       disks.flatMap((disk) => {
-        const replica = disk.replicas.get(id);
+        const replica = findOn(disk, id, restarted.has(disk));
         return replica !== undefined && valid(id, replica) ? [replica] : [];
       });
     const head = this.heads.find(({ id }) => {
-      const found = copies(id);
-      return found.length > 0 && found.every((replica) => !replica.closed);
+      const present = copies(id);
+      return present.length > 0 && present.every((replica) => !replica.closed);
     });
     if (head === undefined) return null;
     const chosen = head.digest.map((id) => {
-      const [best] = copies(id).sort(
-        (a, b) =>
-          Number(b.closed) - Number(a.closed) || b.epoch - a.epoch || b.certified - a.certified,
-      );
+      const [best] = copies(id).sort(byRank);
       return { segment: this.segment(id), best };
     });
     const items = new Set<number>();
@@ -517,37 +550,6 @@ export class World {
     return true;
   }
 
-  /** Crashed, for all that the coordinator knows: these disks are fenced, if they are enough. */
-  fence(disks: Disk[]): boolean {
-    if (this.recover(disks) === null) return false;
-    this.fenced = new Set(disks.map(({ serverId }) => serverId));
-    return true;
-  }
-
-  /** One step of a master that does not know what happened to it. */
-  stepFenced(): void {
-    this.nowMs += 5 + this.below(30);
-    const dice = this.random();
-    if (dice < 0.2) this.append();
-    else if (dice < 0.25) this.openHead();
-    else if (dice < 0.3) this.crash();
-    else if (dice < 0.4) this.pushList();
-    else if (dice < 0.45) this.storeRecoveryInfo();
-    else if (dice < 0.7 && this.requests.length > 0) {
-      const [write] = this.requests.splice(this.below(this.requests.length), 1);
-      if (write !== undefined) this.deliver(write);
-    } else this.answer(this.below(Math.max(1, this.answers.length)));
-    this.apply({ kind: 'tick' });
-  }
-
-  checkLeaseHolders(): boolean {
-    const { leaseHolders } = this.manager;
-    if (leaseHolders === null) return false;
-    const fenced = leaseHolders.filter((serverId) => this.fenced?.has(serverId));
-    assert.ok(fenced.length > 0, `none of the lease holders ${leaseHolders} is fenced`);
-    return true;
-  }
-
   checkSides(): void {
     for (const { id, side } of this.segments.values()) {
       if (!side || this.manager.segment(id)?.closeCommitted !== true) continue;
@@ -576,6 +578,7 @@ export class World {
       for (const write of this.requests.splice(0)) this.deliver(write);
       while (this.answers.length > 0) this.answer(0);
       this.storeRecoveryInfo();
+      while (this.losses.length > 0) this.freeLost();
       this.apply({ kind: 'tick' });
       this.advancePasses();
       if (this.passes.some(({ state }) => state === 'committed')) this.openHead();

@@ -91,6 +91,7 @@ impl Replicas {
                 flush_interval: FLUSH_INTERVAL,
                 compress: false,
                 piece_cache_bytes: 0,
+                scrub_bytes_per_second: 0,
             };
             let storage = BackupStorage::open(options, Arc::<Faults>::default());
             let storage = storage.map_err(|error| Failure::Wrong(error.to_string()))?;

@@ -179,14 +179,27 @@ impl Default for PieceChecksum {
 }
 
 impl PieceChecksum {
-    /// Adds the next entry.
+    /// Adds the next entry by its own checksum.
     #[inline]
-    pub fn add(&mut self, entry: &EntryView<'_>) {
-        self.words[self.used..self.used + 4].copy_from_slice(&entry.bytes[..4]);
+    pub fn add(&mut self, entry_checksum: u32) {
+        self.words[self.used..self.used + 4].copy_from_slice(&entry_checksum.to_le_bytes());
         self.used += 4;
         if self.used == PIECE_BLOCK_BYTES {
             self.sum = extend(self.sum, &self.words);
             self.used = 0;
+        }
+    }
+
+    /// Adds the next entries by their own checksums.
+    #[inline]
+    pub fn add_all(&mut self, entry_checksums: &[u32]) {
+        self.sum = self.finish();
+        self.used = 0;
+        for checksums in entry_checksums.chunks(PIECE_BLOCK_BYTES / 4) {
+            for (place, checksum) in self.words.as_chunks_mut().0.iter_mut().zip(checksums) {
+                *place = checksum.to_le_bytes();
+            }
+            self.sum = extend(self.sum, &self.words[..checksums.len() * 4]);
         }
     }
 
@@ -202,7 +215,7 @@ impl PieceChecksum {
     pub fn of(bytes: &[u8]) -> Result<u32, Status> {
         let mut checksum = Self::default();
         for item in EntryIterator::new(bytes) {
-            checksum.add(&item?.1);
+            checksum.add(item?.1.checksum());
         }
         Ok(checksum.finish())
     }
@@ -260,13 +273,23 @@ impl<'a> EntryView<'a> {
     /// `ChecksumMismatch`.
     #[inline]
     pub fn verify(&self) -> Result<(), Status> {
-        if crc32c(covered(self.bytes)) == u32_at(self.bytes, 0) {
+        if crc32c(self.covered()) == self.checksum() {
             Ok(())
         } else {
             Err(Status::ChecksumMismatch)
         }
     }
 
+    /// The stored checksum.
+    #[inline]
+    pub fn checksum(&self) -> u32 {
+        u32_at(self.bytes, 0)
+    }
+    /// What the checksum covers.
+    #[inline]
+    pub fn covered(&self) -> &'a [u8] {
+        covered(self.bytes)
+    }
     /// What the entry is.
     #[inline]
     pub fn entry_type(&self) -> EntryType {
@@ -330,6 +353,18 @@ impl<'a> EntryView<'a> {
     }
 }
 
+/// A place that no entry was put to yet.
+impl Default for EntryView<'_> {
+    fn default() -> Self {
+        Self {
+            bytes: &[0; HEADER_BYTES],
+            key_start: HEADER_BYTES,
+            value_start: HEADER_BYTES,
+            entry_type: EntryType::Padding,
+        }
+    }
+}
+
 /// Walks the entries of a segment or recovery segment: yields (offset, entry), ends at the end of
 /// the bytes or after the first error.
 pub struct EntryIterator<'a> {
@@ -341,6 +376,12 @@ impl<'a> EntryIterator<'a> {
     /// All entries of `bytes`, which end where their certificate ends.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, offset: 0 }
+    }
+
+    /// Where the next entry begins.
+    #[inline]
+    pub fn offset(&self) -> usize {
+        self.offset
     }
 }
 

@@ -32,16 +32,24 @@ fn images_save_whole_frames() {
             settle_images(&disk, index + 1);
         }
         assert_eq!(stat(&disk, "compressedReplicas"), count as f64);
-        assert_eq!(disk.storage.load().0, 16 - frames, "noise {noise}");
+        assert_eq!(
+            disk.storage.load().free_frames,
+            16 - frames,
+            "noise {noise}"
+        );
         drop(disk);
         let disk = Disk::open(&directory, options(&directory, 16, true));
-        assert_eq!(disk.storage.load().0, 16 - frames, "noise {noise}");
+        assert_eq!(
+            disk.storage.load().free_frames,
+            16 - frames,
+            "noise {noise}"
+        );
         for (index, bytes) in all.iter().enumerate() {
             assert!(disk.read(1, index as u64 + 1).expect("whole") == *bytes);
         }
         let ids: Vec<u64> = (1..=count as u64).collect();
         disk.free(1, &ids).expect("frees");
-        assert_eq!(disk.storage.load().0, 16, "all frames are back");
+        assert_eq!(disk.storage.load().free_frames, 16, "all frames are back");
         assert_eq!(stat(&disk, "framesShared"), 0.0);
     }
 }
@@ -67,11 +75,11 @@ fn a_freed_image_stays_freed_and_its_units_are_used_again() {
     assert_eq!(found, [1, 3, 4]);
     assert!(disk.read(1, 4).expect("whole") == all[1]);
     disk.free(1, &[1, 3, 4]).expect("frees");
-    assert_eq!(disk.storage.load().0, 8);
+    assert_eq!(disk.storage.load().free_frames, 8);
     drop(disk);
     let disk = Disk::open(&directory, options(&directory, 8, true));
     assert!(disk.storage.replicas().is_empty());
-    assert_eq!(disk.storage.load().0, 8);
+    assert_eq!(disk.storage.load().free_frames, 8);
 }
 
 #[test]
@@ -94,7 +102,7 @@ fn compression_leaves_the_last_frames_to_new_replicas() {
             Status::Ok
         );
     }
-    assert_eq!(disk.storage.load().0, 1);
+    assert_eq!(disk.storage.load().free_frames, 1);
     let (large, small) = (mixed_bytes(&mut random, 8 * MIB, 12), bytes);
     close_one(&mut disk, 4, &small);
     settle_images(&disk, 2);

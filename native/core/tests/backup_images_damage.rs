@@ -238,7 +238,11 @@ fn fail_a_switch(permanent: bool, sync: bool, after: u32) {
     }
     assert_eq!(stat(&disk, "framesBadAtRestart"), 0.0, "{context}");
     disk.free(1, &[1, 2]).expect("frees");
-    assert_eq!(disk.storage.load().0, 6, "{context}: nothing is leaked");
+    assert_eq!(
+        disk.storage.load().free_frames,
+        6,
+        "{context}: nothing is leaked"
+    );
 }
 
 /// A frame that is nobody's home reads as a whole one: its image ends in foreign bytes.
@@ -335,6 +339,6 @@ fn a_compressor_whose_disk_refuses_stops_for_a_while() {
         drop(disk);
         let disk = Disk::open(&directory, options(&directory, 16, true));
         disk.free(1, &[1, 2, 3]).expect("frees");
-        assert_eq!(disk.storage.load().0, 16, "{kind}");
+        assert_eq!(disk.storage.load().free_frames, 16, "{kind}");
     }
 }

@@ -197,7 +197,7 @@ fn append_some(disk: &mut Disk, random: &mut Random, expected: &mut Replicas, fi
                 sent.push((id, token));
             }
             Err(Status::NoFreeFrame) if offset == 0 => drop(expected.remove(&id)),
-            Err(Status::ReplicaUnknown) => return false,
+            Err(Status::ReplicaUnknown | Status::DiskError) => return false,
             Err(other) => panic!("refused with {other}"),
         }
     }
@@ -384,7 +384,11 @@ fn every_step_of_an_image_may_be_the_last() {
         assert_eq!(disk.storage.stats()["imagesBadAtRestart"], 0.0, "{context}");
         let ids: Vec<u64> = expected.keys().copied().collect();
         disk.free(1, &ids).expect("frees");
-        assert_eq!(disk.storage.load().0, FRAMES as usize, "{context}: leaked");
+        assert_eq!(
+            disk.storage.load().free_frames,
+            FRAMES as usize,
+            "{context}: leaked"
+        );
         let status = disk.write(1, 99, 1, 0, b"next", Some(b"next"), OPEN);
         assert_eq!(status, Status::Ok, "{context}");
         if whole {

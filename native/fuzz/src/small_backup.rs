@@ -36,6 +36,7 @@ pub fn open(directory: &Path, frames_max: u32) -> Result<BackupStorage, StorageE
         flush_interval: Duration::from_millis(1),
         compress: true,
         piece_cache_bytes: 16 << 20,
+        scrub_bytes_per_second: 0,
     };
     let storage = BackupStorage::open(options, Arc::new(Faults::default()))?;
     storage.set_sink(Box::new(|_| ())); // else the answers would pile up for a receiver to come

@@ -95,6 +95,10 @@ pub struct JsBackupOptions {
     pub flush_interval_ms: f64,
     /// Compress closed replicas.
     pub compress: bool,
+    /// Closed replicas are verified at this rate; 0: never.
+    pub scrub_bytes_per_second: f64,
+    /// A fault for tests, as `REKINDLE_DISK_FAULT` says it; empty: none.
+    pub fault: String,
 }
 
 /// Whose storage this is.
@@ -125,6 +129,8 @@ pub struct BackupReplica {
     pub from_restart: bool,
     /// Open, and acknowledged bytes may be missing.
     pub doubtful: bool,
+    /// Its bytes on disk are not those of its certificate.
+    pub rotten: bool,
 }
 
 /// `TabletStats` of the contract.
@@ -213,16 +219,22 @@ fn options(js: JsBackupOptions) -> Result<BackupOptions> {
         flush_interval,
         compress: js.compress,
         piece_cache_bytes: PIECE_CACHE_BYTES,
+        scrub_bytes_per_second: id(js.scrub_bytes_per_second)?,
     })
 }
 
 /// Opens or creates the storage; scans all frames.
 #[napi(catch_unwind, ts_return_type = "Promise<BackupCore>")]
 pub fn open_backup(env: &Env, options_js: JsBackupOptions) -> Result<Object<'_>> {
+    let faults = if options_js.fault.is_empty() {
+        Faults::default()
+    } else {
+        Faults::parse(&options_js.fault).map_err(|text| coded(Status::InvalidArgument, text))?
+    };
     let options = options(options_js)?;
     let (promise, settle) = promise(env)?;
     spawn("backup-open", move || {
-        let opened = BackupStorage::open(options, Arc::new(Faults::default()));
+        let opened = BackupStorage::open(options, Arc::new(faults));
         let core = opened.map(|storage| BackupCore {
             storage: Arc::new(storage),
         });
@@ -283,6 +295,7 @@ impl BackupCore {
             primary: one.primary,
             from_restart: one.from_restart,
             doubtful: one.doubtful,
+            rotten: one.rotten,
         };
         replicas.map(report).collect()
     }
@@ -313,17 +326,18 @@ impl BackupCore {
         Ok(())
     }
 
-    /// results: [0] free frames, [1] queued bytes.
+    /// results: [0] free frames, [1] queued bytes, [2] 1 if the disk has failed.
     #[napi(catch_unwind)]
     pub fn load(&self, mut results: Float64Array) -> Result<()> {
-        let (free_frames, queued_bytes) = self.storage.load();
+        let load = self.storage.load();
         // SAFETY: JavaScript is in this call, so nothing else touches the array.
         let results = unsafe { results.as_mut() };
-        if results.len() < 2 {
-            return Err(coded(Status::InvalidArgument, "results needs 2 elements"));
+        if results.len() < 3 {
+            return Err(coded(Status::InvalidArgument, "results needs 3 elements"));
         }
-        results[0] = free_frames as f64;
-        results[1] = queued_bytes as f64;
+        results[0] = load.free_frames as f64;
+        results[1] = load.queued_bytes as f64;
+        results[2] = f64::from(u8::from(load.disk_failed));
         Ok(())
     }
 

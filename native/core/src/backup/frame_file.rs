@@ -81,6 +81,27 @@ impl Faults {
         self.reads_fail.store(fail, Ordering::SeqCst);
     }
 
+    /// `write@N`, `sync@N`: all writes (syncs) after N more fail; `read`: all reads do.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let faults = Self::default();
+        match text.split_once('@') {
+            None if text == "read" => faults.fail_reads(true),
+            Some((kind, count)) => {
+                let count = count.parse().map_err(|_| format!("{count} is no count"))?;
+                match kind {
+                    "write" => faults.fail_write_after(count, true),
+                    "sync" => faults.fail_sync_after(count, true),
+                    other => return Err(format!("unknown disk fault {other}")),
+                }
+            }
+            None => return Err(format!("unknown disk fault {text}")),
+        }
+        Ok(faults)
+    }
+
     fn strikes(&self, left: &AtomicI64) -> bool {
         if left.load(Ordering::SeqCst) < 0 {
             return false;

@@ -7,12 +7,12 @@
 //! frame makes such a group at once.
 
 use crate::backup::directory::{Directory, Extent, Tenant, encode_directory};
+use crate::backup::disk_failure::Failures;
 use crate::backup::frame::{BLOCK_BYTES, Codec, SLOT_BYTES, encode_slot, slot_offset};
 use crate::backup::frame_file::FrameFile;
-use crate::backup::frame_table::FrameUse;
 use crate::backup::restart::free_certificate;
 use crate::backup::segment_buffer::AlignedBytes;
-use crate::backup::state::{Job, Place, State, Switch};
+use crate::backup::state::{Job, Place, ReplicaKey, State, Switch};
 use crate::backup::storage::Completion;
 use crate::status::Status;
 use std::collections::BTreeMap;
@@ -40,16 +40,34 @@ struct DirectoryPlan {
 pub(super) struct FrameJobs {
     wholes: BTreeMap<u32, WholeFree>,
     directories: BTreeMap<u32, DirectoryPlan>,
-    frees: Vec<(Vec<Place>, Completion)>,
+    frees: Vec<Free>,
+}
+
+struct Free {
+    places: Vec<(ReplicaKey, Place)>,
+    incomplete: bool,
+    done: Completion,
 }
 
 impl FrameJobs {
     /// Plans a free; its completion waits for the group.
-    pub fn add_free(&mut self, state: &mut State, places: Vec<Place>, done: Completion) {
-        for place in &places {
-            match *place {
+    pub fn add_free(
+        &mut self,
+        state: &mut State,
+        places: Vec<(ReplicaKey, Place)>,
+        incomplete: bool,
+        done: Completion,
+    ) {
+        // First, so that it is answered whatever happens below.
+        self.frees.push(Free {
+            places: places.clone(),
+            incomplete,
+            done,
+        });
+        for (_, place) in places {
+            match place {
                 Place::Whole(frame) => {
-                    let failed = state.frames.frame_mut(frame).usage == FrameUse::Bad;
+                    let failed = state.frames.is_bad(frame);
                     let (slot, sequence) = if failed {
                         (0, 0)
                     } else {
@@ -70,7 +88,6 @@ impl FrameJobs {
                 }
             }
         }
-        self.frees.push((places, done));
     }
 
     /// Plans the switch of a closed replica to its image, unless the replica is gone.
@@ -78,7 +95,7 @@ impl FrameJobs {
         let extent = switch.extent;
         let replica = state.replicas.get(&switch.key);
         let wanted = replica.is_some_and(|replica| replica.id == switch.id);
-        if !wanted || state.frames.frame_mut(extent.home.frame).usage == FrameUse::Bad {
+        if !wanted || state.frames.is_bad(extent.home.frame) {
             state.counters.compression_skipped += 1;
             return state.frames.release_extent(extent);
         }
@@ -94,7 +111,7 @@ impl FrameJobs {
             self.directories.entry(frame).or_default();
         }
         for (&frame, plan) in &mut self.directories {
-            plan.failed = state.frames.frame_mut(frame).usage == FrameUse::Bad;
+            plan.failed = state.frames.is_bad(frame);
             if !plan.failed {
                 (plan.slot, plan.sequence) = state.frames.next_slot(frame);
                 plan.tenants = state.frames.shared.tenants(frame).to_vec();
@@ -102,17 +119,36 @@ impl FrameJobs {
         }
     }
 
+    /// What waits for an answer; only after a panic.
+    pub fn take_completions(&mut self) -> impl Iterator<Item = Completion> {
+        std::mem::take(&mut self.frees)
+            .into_iter()
+            .map(|free| free.done)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.wholes.is_empty() && self.directories.is_empty()
     }
 
-    pub fn write(&mut self, file: &FrameFile, slot_bytes: &mut AlignedBytes) {
+    pub fn write(
+        &mut self,
+        file: &FrameFile,
+        slot_bytes: &mut AlignedBytes,
+        failures: &mut Failures,
+    ) {
+        let mut failed = |result: io::Result<()>| match result {
+            Ok(()) => false,
+            Err(error) => {
+                failures.note_frame(&error);
+                true
+            }
+        };
         for (&frame, whole) in self.wholes.iter_mut().filter(|(_, whole)| !whole.failed) {
             let result = write_free(file, frame, whole.slot, whole.sequence, slot_bytes);
-            whole.failed = result.is_err();
+            whole.failed = failed(result);
         }
         for (&frame, plan) in self.directories.iter_mut().filter(|(_, plan)| !plan.failed) {
-            plan.failed = plan.write(file, frame, slot_bytes).is_err();
+            plan.failed = failed(plan.write(file, frame, slot_bytes));
         }
     }
 
@@ -127,20 +163,30 @@ impl FrameJobs {
     }
 
     /// The group is durable, or parts of it failed.
-    pub fn apply(self, state: &mut State, completions: &mut Vec<(Completion, Result<(), Status>)>) {
-        for (places, done) in self.frees {
-            let failed = places.iter().any(|place| match place {
-                Place::Whole(frame) => self.wholes[frame].failed,
-                Place::Shared(extent) => self.directories[&extent.home.frame].failed,
-            });
-            let result = if failed {
+    pub fn apply(
+        &mut self,
+        state: &mut State,
+        completions: &mut Vec<(Completion, Result<(), Status>)>,
+    ) {
+        let (wholes, directories) = (&self.wholes, &self.directories);
+        for free in self.frees.drain(..) {
+            let failed = |place: &Place| match place {
+                Place::Whole(frame) => wholes[frame].failed,
+                Place::Shared(extent) => directories[&extent.home.frame].failed,
+            };
+            let mut incomplete = free.incomplete;
+            for (key, _) in free.places.iter().filter(|(_, place)| failed(place)) {
+                state.unfreed.insert(*key);
+                incomplete = true;
+            }
+            let result = if incomplete {
                 Err(Status::DiskError)
             } else {
                 Ok(())
             };
-            completions.push((done, result));
+            completions.push((free.done, result));
         }
-        for (frame, whole) in self.wholes {
+        for (frame, whole) in std::mem::take(&mut self.wholes) {
             if whole.failed {
                 state.counters.disk_errors += 1;
                 state.frames.latch_bad(frame);
@@ -149,7 +195,7 @@ impl FrameJobs {
                 state.frames.release(frame);
             }
         }
-        for (frame, plan) in self.directories {
+        for (frame, plan) in std::mem::take(&mut self.directories) {
             plan.apply(state, frame);
         }
     }
@@ -215,7 +261,8 @@ fn switch_to_image(state: &mut State, switch: Switch) {
         None => image,
     };
     state.jobs.push_back(Job::Free {
-        places: vec![unused],
+        places: vec![(switch.key, unused)],
+        incomplete: false,
         done: Box::new(drop),
     });
 }

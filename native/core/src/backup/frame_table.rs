@@ -2,7 +2,7 @@
 //!
 //! Rules: a frame's slot sequence only grows; the newest slot is never the next one written; a
 //! frame that someone reads is not used again before the reader is done; a frame whose disk failed
-//! is never used again by this process.
+//! is never used again by this process, nor is one whose bytes have rotted once it is freed.
 
 use crate::backup::directory::{Extent, Piece};
 use crate::backup::frame::SLOTS;
@@ -36,6 +36,8 @@ pub(super) struct Frame {
     pub newest_slot: usize,
     pub usage: FrameUse,
     pins: u32,
+    /// Its bytes have rotted: bad as soon as it is empty.
+    retired: bool,
 }
 
 impl Frame {
@@ -45,6 +47,7 @@ impl Frame {
             newest_slot: SLOTS - 1,
             usage,
             pins: 0,
+            retired: false,
         }
     }
 }
@@ -56,6 +59,8 @@ pub(super) struct FrameTable {
     frames_max: usize,
     prewriting: Option<u32>,
     growth_retry_at: Option<Instant>,
+    /// Nothing is written to this disk any more.
+    failed: bool,
 }
 
 impl FrameTable {
@@ -67,7 +72,28 @@ impl FrameTable {
             frames_max: frames_max as usize,
             prewriting: None,
             growth_retry_at: None,
+            failed: false,
         }
+    }
+
+    /// No frame is given out or written any more; what the frames hold can still be read.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether nothing may be written to this frame.
+    pub fn is_bad(&self, frame: u32) -> bool {
+        self.failed || self.frames[frame as usize].usage == FrameUse::Bad
+    }
+
+    /// Its bytes have rotted: what it holds stays, nothing more comes, and it is bad when empty.
+    pub fn retire(&mut self, frame: u32) {
+        self.frame_mut(frame).retired = true;
+        self.shared.latch_bad(frame);
     }
 
     /// Takes a frame that the restart scan found; a free one is ready after `found_all`.
@@ -112,6 +138,9 @@ impl FrameTable {
 
     /// A free frame that may still be created counts, unless the disk is full.
     pub fn free_count(&self) -> usize {
+        if self.failed {
+            return 0;
+        }
         let creatable = self.frames_max.saturating_sub(self.frames.len());
         self.free.len()
             + usize::from(self.prewriting.is_some())
@@ -135,6 +164,9 @@ impl FrameTable {
 
     /// A frame that is ready.
     fn allocate_ready(&mut self) -> Option<u32> {
+        if self.failed {
+            return None;
+        }
         let frame = self.free.pop_front()?;
         let entry = self.frame_mut(frame);
         assert!(
@@ -168,6 +200,9 @@ impl FrameTable {
     /// Units for an image. A fresh frame is begun only if `spared` others stay free. For a thread
     /// that writes beside the I/O thread, see `allocate_apart`.
     pub fn allocate_extent(&mut self, units: u32, spared: usize) -> Option<Extent> {
+        if self.failed {
+            return None;
+        }
         let extent = match self.shared.fit(units) {
             Some(extent) => extent,
             None if self.free_count() <= spared => return None,
@@ -195,13 +230,22 @@ impl FrameTable {
     fn release_shared(&mut self, frame: u32) {
         self.shared.forget(frame);
         if self.frame_mut(frame).usage == FrameUse::Shared {
+            self.set_empty(frame);
+        }
+    }
+
+    /// Nothing on disk or in use names the frame any more.
+    fn set_empty(&mut self, frame: u32) {
+        if self.frames[frame as usize].retired {
+            self.frame_mut(frame).usage = FrameUse::Bad;
+        } else {
             self.frame_mut(frame).usage = FrameUse::Free;
             self.free.push_back(frame);
         }
     }
 
     fn allocate_at_end(&mut self) -> Option<u32> {
-        if self.frames.len() >= self.frames_max || self.growth_retry_at.is_some() {
+        if self.failed || self.frames.len() >= self.frames_max || self.growth_retry_at.is_some() {
             return None;
         }
         self.frames.push(Frame::new(FrameUse::Used));
@@ -214,7 +258,7 @@ impl FrameTable {
             self.growth_retry_at = None;
         }
         let wanted = self.free.len() < READY_MIN && self.frames.len() < self.frames_max;
-        if !wanted || self.growth_retry_at.is_some() {
+        if !wanted || self.failed || self.growth_retry_at.is_some() {
             return None;
         }
         self.frames.push(Frame::new(FrameUse::Prewriting));
@@ -274,13 +318,10 @@ impl FrameTable {
     pub fn release(&mut self, frame: u32) {
         let entry = self.frame_mut(frame);
         assert!(entry.usage == FrameUse::Used, "released once");
-        entry.usage = if entry.pins == 0 {
-            FrameUse::Free
+        if entry.pins == 0 {
+            self.set_empty(frame);
         } else {
-            FrameUse::Draining
-        };
-        if entry.usage == FrameUse::Free {
-            self.free.push_back(frame);
+            entry.usage = FrameUse::Draining;
         }
     }
 
@@ -300,8 +341,7 @@ impl FrameTable {
         assert!(entry.pins > 0, "pins and unpins are paired");
         entry.pins -= 1;
         if entry.pins == 0 && entry.usage == FrameUse::Draining {
-            entry.usage = FrameUse::Free;
-            self.free.push_back(frame);
+            self.set_empty(frame);
         } else if entry.pins == 0 && self.shared.contains(frame) && self.shared.unpinned(frame) {
             self.release_shared(frame);
         }

@@ -1,9 +1,11 @@
 //! The I/O thread: group commit of all replicas, frees and superblocks; pre-writing when idle.
 //!
 //! One round: take everything that waits, write it, ONE fdatasync, then report. A failed write or
-//! sync is never tried again: its tokens get `DiskError`, the replica is lost and the frame is
-//! latched bad.
+//! sync is never tried again: its tokens get `DiskError`; `disk_failure` says what else it costs.
+//! Whatever was taken is in the group, outside of the rounds, until it is answered: a panic leaves
+//! no token and no completion unanswered.
 
+use crate::backup::disk_failure::Failures;
 use crate::backup::frame::{
     BLOCK_BYTES, DATA_OFFSET, FRAME_BYTES, SLOT_BYTES, block_floor, encode_slot, frame_offset,
     slot_offset,
@@ -29,11 +31,31 @@ struct Group {
     plans: Vec<FlushPlan>,
     frames: FrameJobs,
     superblocks: Vec<(Option<Identity>, Completion)>,
+    /// Tokens and what to tell them.
     done: Vec<(u64, Status)>,
+    completions: Vec<(Completion, Result<(), Status>)>,
+}
+
+impl Group {
+    /// Answers what is left of it after a panic: what is settled as it is, all else `Internal`.
+    fn abandon(&mut self, shared: &Shared) {
+        let mut done = std::mem::take(&mut self.done);
+        for plan in &mut self.plans {
+            done.extend(plan.tokens.drain(..).map(|token| (token, Status::Internal)));
+        }
+        shared.deliver(done);
+        for (done, result) in self.completions.drain(..) {
+            done(result);
+        }
+        let superblocks = self.superblocks.drain(..).map(|(_, done)| done);
+        for done in self.frames.take_completions().chain(superblocks) {
+            done(Err(Status::Internal));
+        }
+    }
 }
 
 enum Round {
-    Group(Group),
+    Group,
     Prewrite,
     Stop,
 }
@@ -46,11 +68,13 @@ struct Prewrite {
 /// Runs until the storage stops and everything is flushed. A panic stops the storage: what waits
 /// is answered, later calls are refused.
 pub(super) fn run(shared: &Arc<Shared>) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| run_rounds(shared)));
+    let mut group = Group::default();
+    let outcome = catch_unwind(AssertUnwindSafe(|| run_rounds(shared, &mut group)));
     let (jobs, done) = {
         let mut state = shared.state.lock();
         state.stopped = true;
         state.stopping = true;
+        state.counters.panics += u64::from(outcome.is_err());
         let mut done = Vec::new();
         for replica in state.replicas.values_mut() {
             done.extend(
@@ -63,6 +87,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         state.tokens_waiting = 0;
         (std::mem::take(&mut state.jobs), done)
     };
+    group.abandon(shared);
     shared.deliver(done);
     for job in jobs {
         match job {
@@ -70,31 +95,29 @@ pub(super) fn run(shared: &Arc<Shared>) {
             Job::Switch(_) => {}
         }
     }
-    if outcome.is_err() {
-        shared.state.lock().counters.panics += 1;
-    }
 }
 
 /// Commits the jobs that the scan at start has left, on the thread that opens the storage.
 pub(super) fn run_once(shared: &Shared) {
-    let group = take_group(&mut shared.state.lock(), Instant::now());
-    commit(shared, group, &mut AlignedBytes::new(SLOT_BYTES));
+    let mut group = Group::default();
+    take_group(&mut shared.state.lock(), Instant::now(), &mut group);
+    commit(shared, &mut group, &mut AlignedBytes::new(SLOT_BYTES));
 }
 
-fn run_rounds(shared: &Shared) {
+fn run_rounds(shared: &Shared, group: &mut Group) {
     let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
     let zeros = AlignedBytes::new(PREWRITE_STEP_BYTES);
     let mut prewrite = None;
     loop {
-        match next_round(shared, &mut prewrite) {
-            Round::Group(group) => commit(shared, group, &mut slot_bytes),
+        match next_round(shared, &mut prewrite, group) {
+            Round::Group => commit(shared, group, &mut slot_bytes),
             Round::Prewrite => step_prewrite(shared, &mut prewrite, &zeros),
             Round::Stop => return,
         }
     }
 }
 
-fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>) -> Round {
+fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>, group: &mut Group) -> Round {
     let interval = match shared.options.durability {
         Durability::Fsync => std::time::Duration::ZERO,
         Durability::Replicated => shared.options.flush_interval,
@@ -105,7 +128,8 @@ fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>) -> Round {
         let due = state.dirty_since.map(|since| since + interval);
         let flush = state.urgent || state.stopping || due.is_some_and(|at| now >= at);
         if !state.jobs.is_empty() || (flush && !state.dirty.is_empty()) {
-            return Round::Group(take_group(&mut state, now));
+            take_group(&mut state, now, group);
+            return Round::Group;
         }
         if state.stopping {
             return Round::Stop;
@@ -129,8 +153,7 @@ fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>) -> Round {
     }
 }
 
-fn take_group(state: &mut State, now: Instant) -> Group {
-    let mut group = Group::default();
+fn take_group(state: &mut State, now: Instant, group: &mut Group) {
     state.urgent = false;
     state.dirty_since = None;
     let dirty = std::mem::take(&mut state.dirty);
@@ -138,15 +161,18 @@ fn take_group(state: &mut State, now: Instant) -> Group {
         let plan = state.plan_flush(key, now, &mut group.done);
         group.plans.extend(plan);
     }
-    for job in std::mem::take(&mut state.jobs) {
+    while let Some(job) = state.jobs.pop_front() {
         match job {
             Job::Superblock { identity, done } => group.superblocks.push((identity, done)),
-            Job::Free { places, done } => group.frames.add_free(state, places, done),
+            Job::Free {
+                places,
+                incomplete,
+                done,
+            } => group.frames.add_free(state, places, incomplete, done),
             Job::Switch(switch) => group.frames.add_switch(state, switch),
         }
     }
     group.frames.seal(state);
-    group
 }
 
 fn write_plan(file: &FrameFile, plan: &FlushPlan, slot_bytes: &mut AlignedBytes) -> io::Result<()> {
@@ -167,60 +193,68 @@ fn write_plan(file: &FrameFile, plan: &FlushPlan, slot_bytes: &mut AlignedBytes)
     file.write(slot_bytes.bytes(), slot_offset(plan.frame, plan.slot))
 }
 
-fn commit(shared: &Shared, mut group: Group, slot_bytes: &mut AlignedBytes) {
+fn commit(shared: &Shared, group: &mut Group, slot_bytes: &mut AlignedBytes) {
     let file = &shared.file;
+    let mut failures = Failures::default();
     for plan in &mut group.plans {
-        plan.failed = write_plan(file, plan, slot_bytes).is_err();
+        if let Err(error) = write_plan(file, plan, slot_bytes) {
+            failures.note_frame(&error);
+            plan.failed = true;
+        }
     }
-    group.frames.write(file, slot_bytes);
+    group.frames.write(file, slot_bytes, &mut failures);
     let writes = !group.plans.is_empty() || !group.frames.is_empty();
     if writes && file.sync().is_err() {
+        failures.note_disk();
         group.plans.iter_mut().for_each(|plan| plan.failed = true);
         group.frames.fail();
     }
-    let superblock_results = write_superblocks(shared, &group.superblocks);
-    let mut completions: Vec<(Completion, Result<(), Status>)> = Vec::new();
-    let done = {
+    let superblock_written = write_superblocks(shared, &group.superblocks, &mut failures);
+    {
         let mut state = shared.state.lock();
-        let done = apply(&mut state, group.plans, group.done);
-        group.frames.apply(&mut state, &mut completions);
-        for ((_, done), result) in group.superblocks.into_iter().zip(superblock_results) {
-            completions.push((done, result));
+        apply(&mut state, group);
+        group.frames.apply(&mut state, &mut group.completions);
+        state.apply_failures(&failures, &mut group.done);
+        state.tokens_waiting -= group.done.len().min(state.tokens_waiting);
+        for (identity, done) in group.superblocks.drain(..) {
+            // A fence holds on a failed disk too: no write is accepted there by this process, and a
+            // later one starts with a server list that does not have the fenced master.
+            let result = if identity.is_none() && state.frames.failed() {
+                Ok(())
+            } else {
+                superblock_written
+            };
+            group.completions.push((done, result));
         }
         trim_compress_queue(&mut state, shared.options.compress);
-        done
-    };
+    }
     shared.compress_wake.notify_one();
-    shared.deliver(done);
-    for (done, result) in completions {
+    shared.deliver(std::mem::take(&mut group.done));
+    for (done, result) in group.completions.drain(..) {
         done(result);
     }
+    *group = Group::default();
 }
 
-fn apply(
-    state: &mut State,
-    plans: Vec<FlushPlan>,
-    mut done: Vec<(u64, Status)>,
-) -> Vec<(u64, Status)> {
-    state.counters.flush_groups += u64::from(!plans.is_empty());
-    for plan in plans {
+fn apply(state: &mut State, group: &mut Group) {
+    state.counters.flush_groups += u64::from(!group.plans.is_empty());
+    for plan in &mut group.plans {
         state.counters.flushed_writes += plan.tokens.len() as u64;
         state.counters.flushed_bytes += SLOT_BYTES as u64
             + block_floor(plan.certificate.length as usize) as u64
             - u64::from(plan.flushed_blocks) * BLOCK_BYTES as u64;
-        state.apply_flush(plan, &mut done);
+        state.apply_flush(plan, &mut group.done);
     }
-    state.tokens_waiting -= done.len().min(state.tokens_waiting);
-    done
 }
 
 /// One write serves all requests of the group; identities apply in order.
 fn write_superblocks(
     shared: &Shared,
     requests: &[(Option<Identity>, Completion)],
-) -> Vec<Result<(), Status>> {
+    failures: &mut Failures,
+) -> Result<(), Status> {
     if requests.is_empty() {
-        return Vec::new();
+        return Ok(());
     }
     let next = {
         let state = shared.state.lock();
@@ -234,16 +268,19 @@ fn write_superblocks(
             fenced: state.fenced.iter().copied().collect(),
         }
     };
-    let result = shared
-        .superblocks
-        .write(&next)
-        .map_err(|_| Status::DiskError);
+    let result = shared.superblocks.write(&next);
     let mut state = shared.state.lock();
     match result {
-        Ok(()) => state.superblock = next,
-        Err(_) => state.counters.disk_errors += 1,
+        Ok(()) => {
+            state.superblock = next;
+            Ok(())
+        }
+        Err(_) => {
+            failures.note_disk();
+            state.counters.disk_errors += 1;
+            Err(Status::DiskError)
+        }
     }
-    vec![result; requests.len()]
 }
 
 fn trim_compress_queue(state: &mut State, compress: bool) {

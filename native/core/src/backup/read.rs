@@ -114,10 +114,7 @@ impl Shared {
                 return ReplicaBytes { buffer, length }.verified(certified.checksum);
             }
             let (place, codec, stored) = (replica.place, replica.codec, replica.stored);
-            place
-                .extent()
-                .pieces()
-                .for_each(|piece| state.frames.pin(piece.frame));
+            state.pin(place);
             let home = place.extent().home.frame;
             Location {
                 place,
@@ -130,9 +127,7 @@ impl Shared {
         };
         let result = read_from_disk(&self.file, &self.pool, &location);
         let mut state = self.state.lock();
-        for piece in location.place.extent().pieces() {
-            state.frames.unpin(piece.frame);
-        }
+        state.unpin(location.place);
         if result.is_err() {
             state.counters.read_errors += 1;
         }

@@ -91,6 +91,7 @@ pub(super) fn scan(file: &FrameFile, pool: &Arc<BufferPool>, state: &mut State) 
     if !places.is_empty() {
         state.jobs.push_back(Job::Free {
             places,
+            incomplete: false,
             done: Box::new(drop),
         });
     }
@@ -170,7 +171,7 @@ impl Scan<'_> {
     }
 
     /// Takes the units of all directories and adds their replicas. Returns what they supersede.
-    fn keep_tenants(&self, state: &mut State, shared: &[SharedFound]) -> Vec<Place> {
+    fn keep_tenants(&self, state: &mut State, shared: &[SharedFound]) -> Vec<(ReplicaKey, Place)> {
         let mut places = Vec::new();
         // Homes first: a directory is surer of its own frame than another one of it.
         for found in shared {
@@ -319,7 +320,7 @@ impl Candidate {
 }
 
 /// Adds a replica; of two with the same key the better one stays. Returns the place of the other.
-fn keep_best(state: &mut State, found: &Candidate) -> Option<Place> {
+fn keep_best(state: &mut State, found: &Candidate) -> Option<(ReplicaKey, Place)> {
     let rival = state.replicas.get(&found.key).map(|rival| Candidate {
         key: found.key,
         certified: rival.certified.expect("found with a certificate"),
@@ -334,7 +335,7 @@ fn keep_best(state: &mut State, found: &Candidate) -> Option<Place> {
         .as_ref()
         .is_some_and(|rival| rival.rank() >= found.rank())
     {
-        return Some(found.place);
+        return Some((found.key, found.place));
     }
     let replica = Replica {
         id: state.new_replica_id(),
@@ -349,11 +350,13 @@ fn keep_best(state: &mut State, found: &Candidate) -> Option<Place> {
         stored: found.stored,
         memory: None,
         waiting: Vec::new(),
+        lost: false,
+        rotten: false,
         from_restart: true,
         replaced: None,
     };
     state.replicas.insert(found.key, replica);
-    rival.map(|rival| rival.place)
+    rival.map(|rival| (rival.key, rival.place))
 }
 
 /// The certificate of a frame that holds nothing.

@@ -155,7 +155,7 @@ pub fn split(
         };
         for index in into {
             lengths[index] += end - offset;
-            checksums[index].add(&entry);
+            checksums[index].add(entry.checksum());
         }
         routes.push(Route {
             start: offset as u32,

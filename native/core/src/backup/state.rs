@@ -93,6 +93,10 @@ pub(super) struct Replica {
     pub memory: Option<OpenMemory>,
     /// Tokens that wait for the next flush of this replica.
     pub waiting: Vec<u64>,
+    /// A write of it failed: it takes no more, and stays as it is until it is freed.
+    pub lost: bool,
+    /// Its bytes on disk are not those of its certificate.
+    pub rotten: bool,
     pub from_restart: bool,
     /// The replica from before a restart that this one replaces when it is durable.
     pub replaced: Option<Box<Replica>>,
@@ -105,6 +109,11 @@ impl Replica {
             Some(_) => Some(self),
             None => self.replaced.as_deref(),
         }
+    }
+
+    /// On disk only, and never changed again.
+    pub fn at_rest(&self) -> bool {
+        self.durable_closed && self.memory.is_none()
     }
 
     /// `ahead`: more may be acknowledged before the next slot.
@@ -131,9 +140,10 @@ pub(super) struct FlushPlan {
 
 /// Work of the I/O thread that is not a write of a master.
 pub(super) enum Job {
-    /// Frees what lies in these places.
+    /// Frees what lies in these places; `incomplete`: copies of it are left elsewhere.
     Free {
-        places: Vec<Place>,
+        places: Vec<(ReplicaKey, Place)>,
+        incomplete: bool,
         done: Completion,
     },
     /// The image of a closed replica is flushed: makes it the replica.
@@ -194,11 +204,18 @@ pub(super) struct Counters {
     pub compressed: u64,
     pub compression_skipped: u64,
     pub compression_saved_bytes: u64,
+    /// Frames whose disk failed under a write of the I/O thread or a read of the scrub.
+    pub frames_failed: u32,
+    pub scrubbed_bytes: u64,
+    pub scrub_passes: u64,
+    pub rot_found: u64,
 }
 
 pub(super) struct State {
     pub replicas: BTreeMap<ReplicaKey, Replica>,
     pub frames: FrameTable,
+    /// Replicas of which bytes are left on disk that could not be freed.
+    pub unfreed: BTreeSet<ReplicaKey>,
     pub fenced: BTreeSet<u64>,
     pub superblock: Superblock,
     pub dirty: BTreeSet<ReplicaKey>,
@@ -222,6 +239,7 @@ impl State {
         Self {
             replicas: BTreeMap::new(),
             frames: FrameTable::new(frames_max),
+            unfreed: BTreeSet::new(),
             fenced: superblock.fenced.iter().copied().collect(),
             superblock,
             dirty: BTreeSet::new(),
@@ -291,6 +309,15 @@ impl State {
     ) -> Option<FlushPlan> {
         let ahead = self.acknowledges_ahead && !self.stopping && !self.fenced.contains(&key.0);
         let replica = self.replicas.get_mut(&key)?;
+        if replica.lost {
+            done.extend(
+                replica
+                    .waiting
+                    .drain(..)
+                    .map(|token| (token, Status::DiskError)),
+            );
+            return None;
+        }
         if !replica.needs_slot(ahead) {
             done.extend(replica.waiting.drain(..).map(|token| (token, Status::Ok)));
             return None;
@@ -308,6 +335,12 @@ impl State {
         let buffer = Arc::clone(&memory.buffer);
         let (id, frame, primary) = (replica.id, replica.place.whole(), replica.primary);
         let flushed_blocks = memory.flushed_blocks;
+        let (slot, sequence) = if data_only {
+            (0, 0)
+        } else {
+            self.frames.next_slot(frame)
+        };
+        // Last of what can fail: a token that is neither here nor in the plan is never answered.
         let tokens = if replica.closed && !closing {
             Vec::new()
         } else {
@@ -317,29 +350,14 @@ impl State {
             self.mark_dirty(key, now);
             self.urgent = true;
         }
-        let (slot, sequence) = if data_only {
-            (0, 0)
+        let state = if closing {
+            FrameState::Closed
+        } else if ahead {
+            FrameState::Ahead
         } else {
-            self.frames.next_slot(frame)
+            FrameState::Open
         };
-        let certificate = CertificateBlock {
-            sequence,
-            master_id: key.0,
-            segment_id: key.1,
-            epoch: certified.epoch,
-            length: certified.length,
-            checksum: certified.checksum,
-            state: if closing {
-                FrameState::Closed
-            } else if ahead {
-                FrameState::Ahead
-            } else {
-                FrameState::Open
-            },
-            primary,
-            codec: Codec::Raw,
-            stored: certified.length,
-        };
+        let certificate = certificate_of(key, certified, state, primary, sequence);
         Some(FlushPlan {
             key,
             id,
@@ -355,14 +373,18 @@ impl State {
     }
 
     /// The group with this plan is durable, or it failed and the replica is lost.
-    pub fn apply_flush(&mut self, plan: FlushPlan, done: &mut Vec<(u64, Status)>) {
+    pub fn apply_flush(&mut self, plan: &mut FlushPlan, done: &mut Vec<(u64, Status)>) {
+        let status = if plan.failed {
+            Status::DiskError
+        } else {
+            Status::Ok
+        };
+        done.extend(plan.tokens.drain(..).map(|token| (token, status)));
         if plan.failed {
-            done.extend(plan.tokens.iter().map(|&token| (token, Status::DiskError)));
             self.frames.latch_bad(plan.frame);
             self.lose_replica(plan.key, plan.id, done);
             return;
         }
-        done.extend(plan.tokens.iter().map(|&token| (token, Status::Ok)));
         if !plan.data_only {
             self.frames.frame_mut(plan.frame).newest_slot = plan.slot;
         }
@@ -406,7 +428,8 @@ impl State {
         };
         if let Some(replaced) = replica.replaced.take() {
             self.jobs.push_back(Job::Free {
-                places: vec![replaced.place],
+                places: vec![(plan.key, replaced.place)],
+                incomplete: false,
                 done: Box::new(drop),
             });
         }
@@ -420,39 +443,26 @@ impl State {
             });
         }
     }
+}
 
-    fn lose_replica(&mut self, key: ReplicaKey, id: u64, done: &mut Vec<(u64, Status)>) {
-        self.counters.disk_errors += 1;
-        if self.replicas.get(&key).is_none_or(|found| found.id != id) {
-            return;
-        }
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return;
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::DiskError)),
-        );
-        if let Some(replaced) = replica.replaced.take() {
-            self.replicas.insert(key, *replaced);
-        }
-    }
-
-    /// Forgets a replica; returns the places to free.
-    pub fn forget_replica(&mut self, key: ReplicaKey, done: &mut Vec<(u64, Status)>) -> Vec<Place> {
-        self.dirty.remove(&key);
-        let Some(mut replica) = self.replicas.remove(&key) else {
-            return Vec::new();
-        };
-        done.extend(
-            replica
-                .waiting
-                .drain(..)
-                .map(|token| (token, Status::ReplicaUnknown)),
-        );
-        let replaced = replica.replaced.take().map(|replaced| replaced.place);
-        std::iter::once(replica.place).chain(replaced).collect()
+/// Of a replica that has a frame for itself.
+fn certificate_of(
+    key: ReplicaKey,
+    certified: Certified,
+    state: FrameState,
+    primary: bool,
+    sequence: u64,
+) -> CertificateBlock {
+    CertificateBlock {
+        sequence,
+        master_id: key.0,
+        segment_id: key.1,
+        epoch: certified.epoch,
+        length: certified.length,
+        checksum: certified.checksum,
+        state,
+        primary,
+        codec: Codec::Raw,
+        stored: certified.length,
     }
 }

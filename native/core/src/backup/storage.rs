@@ -7,13 +7,14 @@
 use crate::backup::compressor;
 use crate::backup::digest::Digest;
 use crate::backup::frame_file::{Faults, FrameFile};
-use crate::backup::frame_table::FrameUse;
 use crate::backup::io_thread;
 use crate::backup::recovery::{PieceWaiter, Recoveries};
 use crate::backup::restart;
+use crate::backup::scrub;
 use crate::backup::segment_buffer::BufferPool;
 use crate::backup::split::Partition;
 use crate::backup::state::{JOBS_MAX, Job, Replica, ReplicaKey, State};
+use crate::backup::stats;
 use crate::backup::superblock::{
     CLUSTER_ID_BYTES, FENCED_MAX, Identity, Superblock, SuperblockFiles,
 };
@@ -59,6 +60,8 @@ pub struct BackupOptions {
     pub compress: bool,
     /// Bytes of split pieces that are kept for recovery masters.
     pub piece_cache_bytes: usize,
+    /// Closed replicas are read again and verified at this rate; 0: never.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// Why a storage could not be opened.
@@ -90,6 +93,19 @@ pub struct ReplicaReport {
     pub from_restart: bool,
     /// Open, and that process may have acknowledged more than it had flushed when it ended.
     pub doubtful: bool,
+    /// Its bytes on disk are not those of its certificate.
+    pub rotten: bool,
+}
+
+/// What a backup can take at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// A frame that may still be created is free.
+    pub free_frames: usize,
+    /// Received and not yet durable.
+    pub queued_bytes: u64,
+    /// Nothing is written any more; replicas are read as far as they can be.
+    pub disk_failed: bool,
 }
 
 /// What the threads share.
@@ -103,6 +119,7 @@ pub(super) struct Shared {
     pub state: Mutex<State>,
     pub io_wake: Condvar,
     pub compress_wake: Condvar,
+    pub scrub_wake: Condvar,
     pub pool: Arc<BufferPool>,
     sink: Mutex<Sink>,
     /// Holds the lock on the directory until `close`.
@@ -200,6 +217,7 @@ impl BackupStorage {
             state: Mutex::new(state),
             io_wake: Condvar::new(),
             compress_wake: Condvar::new(),
+            scrub_wake: Condvar::new(),
             pool,
             sink: Mutex::new(Sink::default()),
             directory: Mutex::new(Some(directory)),
@@ -221,6 +239,10 @@ impl BackupStorage {
         if self.shared.options.compress {
             let shared = Arc::clone(&self.shared);
             self.spawn("backup-lz4", move || compressor::run(&shared))?;
+        }
+        if self.shared.options.scrub_bytes_per_second > 0 {
+            let shared = Arc::clone(&self.shared);
+            self.spawn("backup-scrub", move || scrub::run(&shared))?;
         }
         for _ in 0..crate::backup::recovery::WORKERS {
             let recoveries = Arc::clone(&self.recoveries);
@@ -277,6 +299,7 @@ impl BackupStorage {
                 primary: replica.primary,
                 from_restart: replica.from_restart,
                 doubtful: replica.from_restart && replica.durable_ahead,
+                rotten: replica.rotten,
             }
         };
         visible.map(report).collect()
@@ -321,13 +344,23 @@ impl BackupStorage {
         self.shared.sink.lock().receiver = None;
     }
 
-    /// (free frames, queued bytes); a frame that may still be created is free.
-    pub fn load(&self) -> (usize, u64) {
+    /// What it can take at present.
+    pub fn load(&self) -> Load {
         let state = self.shared.state.lock();
-        (state.frames.free_count(), state.queued_bytes())
+        Load {
+            free_frames: if state.stopping {
+                0
+            } else {
+                state.frames.free_count()
+            },
+            queued_bytes: state.queued_bytes(),
+            // A storage that stopped by itself writes nothing either.
+            disk_failed: state.frames.failed() || state.counters.panics > 0,
+        }
     }
 
-    /// Frees replicas; unknown ones are fine. `done` runs when that is durable.
+    /// Frees replicas; unknown ones are fine. `done` runs when that is durable; with `DiskError`
+    /// they are forgotten here, but bytes of them may be on disk and come back with a restart.
     pub fn free(&self, master_id: u64, segment_ids: &[u64], done: Completion) {
         let mut finished = Vec::new();
         let refused = {
@@ -343,13 +376,21 @@ impl BackupStorage {
                     },
                 ))
             } else {
-                let mut places = Vec::new();
-                for &segment_id in segment_ids {
-                    places.extend(state.forget_replica((master_id, segment_id), &mut finished));
+                let (mut places, mut incomplete) = (Vec::new(), false);
+                for key in segment_ids
+                    .iter()
+                    .map(|&segment_id| (master_id, segment_id))
+                {
+                    incomplete |= state.unfreed.contains(&key);
+                    places.extend(state.forget_replica(key, &mut finished));
                 }
                 state.tokens_waiting -= finished.len();
-                self.shared
-                    .queue_job(&mut state, Job::Free { places, done })
+                let job = Job::Free {
+                    places,
+                    incomplete,
+                    done,
+                };
+                self.shared.queue_job(&mut state, job)
             }
         };
         refuse(refused);
@@ -448,42 +489,9 @@ impl BackupStorage {
 
     /// Gauges and counters by name.
     pub fn stats(&self) -> BTreeMap<&'static str, f64> {
-        let mut stats = BTreeMap::new();
-        {
-            let state = self.shared.state.lock();
-            let counters = &state.counters;
-            stats.insert("framesCreated", state.frames.created() as f64);
-            stats.insert("framesFree", state.frames.free_count() as f64);
-            stats.insert("framesBad", state.frames.count(FrameUse::Bad) as f64);
-            let prewriting = state.frames.count(FrameUse::Prewriting);
-            stats.insert("framesShared", state.frames.shared.count() as f64);
-            let units = f64::from(state.frames.shared.free_units());
-            stats.insert("sharedUnitsFree", units);
-            stats.insert("framesPrewriting", prewriting as f64);
-            stats.insert("framesBadAtRestart", counters.bad_at_restart as f64);
-            stats.insert("framesTornAtRestart", counters.torn_at_restart as f64);
-            let images_bad = counters.images_bad_at_restart;
-            stats.insert("imagesBadAtRestart", images_bad as f64);
-            stats.insert("replicas", state.replicas.len() as f64);
-            stats.insert("fencedMasters", state.fenced.len() as f64);
-            stats.insert("queuedBytes", state.queued_bytes() as f64);
-            stats.insert("flushGroups", counters.flush_groups as f64);
-            stats.insert("flushedWrites", counters.flushed_writes as f64);
-            stats.insert("flushedBytes", counters.flushed_bytes as f64);
-            stats.insert("diskErrors", counters.disk_errors as f64);
-            stats.insert("readErrors", counters.read_errors as f64);
-            stats.insert("panics", counters.panics as f64);
-            stats.insert("compressedReplicas", counters.compressed as f64);
-            stats.insert("compressionSkipped", counters.compression_skipped as f64);
-            stats.insert(
-                "compressionSavedBytes",
-                counters.compression_saved_bytes as f64,
-            );
-        }
-        stats.insert(
-            "directIo",
-            f64::from(u8::from(self.shared.file.is_direct())),
-        );
+        let mut stats = stats::of_state(&self.shared.state.lock());
+        let direct = self.shared.file.is_direct();
+        stats.insert("directIo", f64::from(u8::from(direct)));
         self.recoveries.add_stats(&mut stats);
         stats
     }
@@ -498,6 +506,7 @@ impl BackupStorage {
         }
         self.shared.io_wake.notify_all();
         self.shared.compress_wake.notify_all();
+        self.shared.scrub_wake.notify_all();
         self.recoveries.stop();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {

@@ -136,6 +136,9 @@ impl State {
             .replicas
             .get_mut(&write.key)
             .expect("found or opened above");
+        if replica.lost {
+            return Err(Status::DiskError);
+        }
         let waits = if replica.closed {
             check_repeated_close(replica, &write)?;
             !replica.durable_closed
@@ -196,6 +199,8 @@ impl State {
                 flushed_blocks: 0,
             }),
             waiting: Vec::new(),
+            lost: false,
+            rotten: false,
             from_restart: false,
             replaced,
         };

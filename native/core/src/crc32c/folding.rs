@@ -21,6 +21,8 @@ const FOUR_BYTES_MIN: usize = 512;
 const BLOCK_BYTES: usize = 64;
 /// The hardware's own prefetch stops at the end of a page.
 const AHEAD_BYTES: usize = 1024;
+/// Of short parts in a row, whose users come back to each of them: so far behind lie the next ones.
+const PARTS_AHEAD_BYTES: usize = 8 << 10;
 /// exclusive or of three operands.
 const XOR3: i32 = 0x96;
 
@@ -58,7 +60,14 @@ impl Wide {
     #[inline(always)]
     pub(super) fn update(self, state: u32, bytes: &[u8]) -> u32 {
         // SAFETY: a `Wide` exists only where the features were detected.
-        unsafe { update(state, bytes) }
+        unsafe { update::<AHEAD_BYTES>(state, bytes) }
+    }
+
+    /// The checksum of each part.
+    #[inline(always)]
+    pub(super) fn each(self, parts: &[&[u8]], checksums: &mut [u32]) {
+        // SAFETY: as above.
+        unsafe { each(parts, checksums) }
     }
 }
 
@@ -102,10 +111,9 @@ fn load(block: &[u8; BLOCK_BYTES]) -> __m512i {
 }
 
 #[inline(always)]
-fn prefetch_ahead(block: &[u8; BLOCK_BYTES]) {
-    let address = block.as_ptr().wrapping_add(AHEAD_BYTES).cast();
+fn prefetch(address: *const u8) {
     // SAFETY: a prefetch never faults, wherever it points.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }
 
 /// `onto` plus the accumulator moved ahead.
@@ -117,15 +125,29 @@ fn fold(accumulator: __m512i, multipliers: __m512i, onto: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<XOR3>(low, high, onto)
 }
 
+/// One function, so that the multipliers stay in registers from one part to the next.
 #[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
-fn update(state: u32, bytes: &[u8]) -> u32 {
+fn each(parts: &[&[u8]], checksums: &mut [u32]) {
+    for (part, checksum) in parts.iter().zip(checksums) {
+        if part.len() < FOUR_BYTES_MIN {
+            for block in part.chunks(BLOCK_BYTES) {
+                prefetch(block.as_ptr().wrapping_add(PARTS_AHEAD_BYTES));
+            }
+        }
+        *checksum = !update::<PARTS_AHEAD_BYTES>(!0, part);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
+fn update<const AHEAD_BYTES: usize>(state: u32, bytes: &[u8]) -> u32 {
     if bytes.len() < FOLD_BYTES_MIN {
         return serial(state, bytes);
     }
     let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
     let before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state.cast_signed()));
     let (mut accumulator, blocks) = if bytes.len() >= FOUR_BYTES_MIN {
-        four(before, blocks)
+        four::<AHEAD_BYTES>(before, blocks)
     } else {
         (_mm512_xor_si512(before, load(&blocks[0])), &blocks[1..])
     };
@@ -139,14 +161,17 @@ fn update(state: u32, bytes: &[u8]) -> u32 {
 /// Folds all whole groups of four blocks; returns their sum and the blocks behind them.
 #[inline]
 #[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
-fn four(before: __m512i, blocks: &[[u8; BLOCK_BYTES]]) -> (__m512i, &[[u8; BLOCK_BYTES]]) {
+fn four<const AHEAD_BYTES: usize>(
+    before: __m512i,
+    blocks: &[[u8; BLOCK_BYTES]],
+) -> (__m512i, &[[u8; BLOCK_BYTES]]) {
     let (groups, rest) = blocks.as_chunks::<4>();
     let [a, b, c, d] = &groups[0];
     let mut sums = [_mm512_xor_si512(before, load(a)), load(b), load(c), load(d)];
     let by_4_blocks = all_lanes(BY_4_BLOCKS);
     for group in &groups[1..] {
         for block in group {
-            prefetch_ahead(block);
+            prefetch(block.as_ptr().wrapping_add(AHEAD_BYTES));
         }
         sums[0] = fold(sums[0], by_4_blocks, load(&group[0]));
         sums[1] = fold(sums[1], by_4_blocks, load(&group[1]));

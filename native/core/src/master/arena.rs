@@ -31,7 +31,9 @@ struct Seglet {
     segment_id: AtomicU64,
     /// Log position of the seglet's first byte, or `SIDE_POSITION`.
     position: AtomicU64,
-    /// Bytes of dead objects that start here.
+    /// The first seglet of its run.
+    first: AtomicUsize,
+    /// In the first seglet of a run: bytes of dead objects in the whole run.
     dead_bytes: AtomicU64,
 }
 
@@ -55,6 +57,8 @@ pub struct Arena {
     blocks: Mutex<Blocks>,
     /// Changed under the lock of `blocks` only.
     free_count: AtomicUsize,
+    /// Changed likewise.
+    taken_count: AtomicU64,
 }
 
 /// A run of seglets of one segment, given back when it is dropped: whoever holds it may read it.
@@ -64,6 +68,14 @@ pub struct Extent {
     pub offset: usize,
     /// Whole seglets.
     pub capacity: usize,
+}
+
+impl Extent {
+    /// Bytes of dead objects in it.
+    pub fn dead_bytes(&self) -> u64 {
+        let first = &self.arena.seglets[self.offset / SEGLET_BYTES];
+        first.dead_bytes.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Extent {
@@ -92,6 +104,7 @@ impl Arena {
                 free: (0..count).rev().collect(),
             }),
             free_count: AtomicUsize::new(count),
+            taken_count: AtomicU64::new(0),
         })
     }
 
@@ -102,6 +115,7 @@ impl Arena {
         }
         let index = blocks.free.pop().ok_or(Status::OutOfMemory)?;
         self.free_count.store(blocks.free.len(), Ordering::Relaxed);
+        self.taken_count.fetch_add(1, Ordering::Relaxed);
         blocks.all[index].filling = filling;
         Ok(index * SEGMENT_BYTES)
     }
@@ -156,6 +170,7 @@ impl Arena {
         for (step, seglet) in self.seglets[first..first + count].iter().enumerate() {
             let start = position.map_or(SIDE_POSITION, |at| at + (step * SEGLET_BYTES) as u64);
             seglet.position.store(start, Ordering::Relaxed);
+            seglet.first.store(first, Ordering::Relaxed);
             seglet.dead_bytes.store(0, Ordering::Relaxed);
             seglet.segment_id.store(segment_id, Ordering::Release);
         }
@@ -194,6 +209,11 @@ impl Arena {
     /// Free blocks.
     pub fn free_blocks(&self) -> usize {
         self.free_count.load(Ordering::Relaxed)
+    }
+
+    /// Blocks taken, ever: the clock by which segments age.
+    pub fn taken_blocks(&self) -> u64 {
+        self.taken_count.load(Ordering::Relaxed)
     }
 
     /// All blocks.
@@ -254,7 +274,7 @@ impl Arena {
     ///
     /// # Safety
     /// `offset` came from a hash table slot or a segment of which nothing was freed since.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn entry(&self, offset: usize) -> EntryView<'_> {
         // SAFETY: a published entry has at least its header.
         let header = unsafe { self.published(offset, HEADER_BYTES) };
@@ -287,18 +307,13 @@ impl Arena {
     /// Counts an object as dead.
     #[inline]
     pub fn count_dead(&self, offset: usize, entry_bytes: usize) {
-        let seglet = &self.seglets[offset / SEGLET_BYTES];
-        seglet
+        // One counter for a run: the writer has it in its cache, the cleaner reads few of them.
+        let first = self.seglets[offset / SEGLET_BYTES]
+            .first
+            .load(Ordering::Relaxed);
+        self.seglets[first]
             .dead_bytes
             .fetch_add(entry_bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes of dead objects in the `capacity` bytes of whole seglets from `offset` on.
-    pub fn dead_bytes_of(&self, offset: usize, capacity: usize) -> u64 {
-        let first = offset / SEGLET_BYTES;
-        let seglets = &self.seglets[first..first + capacity / SEGLET_BYTES];
-        let dead = |seglet: &Seglet| seglet.dead_bytes.load(Ordering::Relaxed);
-        seglets.iter().map(dead).sum()
     }
 
     /// Bytes of dead objects in all used seglets.

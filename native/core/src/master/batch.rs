@@ -1,96 +1,160 @@
-//! Looks up the operations of a message some at a time, so that their cache misses overlap.
+//! Fetches what the next operations of a message need while one is executed: their cache misses
+//! overlap with each other and with work.
 //!
 //! Rule: what is found here is a guess, made before the operations in front of it are executed:
-//! [`Planned::current`] looks again unless the slot is as it was. Entries stay where they are while
-//! the message runs, since its thread is pinned (`epoch`).
+//! [`Planned::current`] looks the key up unless the slot is as it was. Entries stay where they are
+//! while the message runs, since its thread is pinned (`epoch`).
 
-use super::hash_table::prefetch;
+use super::hash_table::{Slot, prefetch};
 use super::message::{Operation, OperationKind};
 use super::objects::{Current, Objects};
-use crate::key_hash::key_hash;
+use crate::key_hash::key_hashes;
 
-/// Operations whose cache misses overlap.
-const OPERATIONS: usize = 32;
+/// Operations that take each step together. A prefetch holds up what follows until its page is
+/// translated; those that follow each other closely are translated at the same time.
+const GROUP: usize = 16;
+/// Operations on their way: a group is executed while the buckets of the next are fetched.
+const RING: usize = 2 * GROUP;
 const LINE_BYTES: usize = 64;
-/// Lines of an entry that are fetched before anybody knows its length: header and key.
-const LINES_FIRST: usize = 2;
-/// Most lines that are fetched for a read; the processor fetches what follows by itself.
-const LINES_MAX: usize = 16;
+/// Header and a short key.
+const ENTRY_BYTES_MIN: usize = 64;
+/// Most bytes of an entry to fetch; the processor fetches what follows by itself.
+const ENTRY_BYTES_MAX: usize = 1024;
 
-/// An operation that was looked up.
+/// An operation on its way.
+#[derive(Clone, Copy)]
 pub struct Planned<'a, 'o> {
     /// What to do.
     pub operation: Operation<'a>,
     /// Of its key.
     pub hash: u64,
-    found: Option<Current<'o>>,
+    candidate: Option<(Slot<'o>, usize)>,
 }
 
 impl<'o> Planned<'_, 'o> {
     /// The newest entry of the key.
-    #[inline]
+    #[inline(always)]
     pub fn current(&self, objects: &'o Objects) -> Option<Current<'o>> {
-        match self.found {
-            Some(found) if found.slot.unchanged() => Some(found),
-            _ => objects.find(self.hash, self.operation.table_id, self.operation.key),
+        let Operation { table_id, key, .. } = self.operation;
+        if let Some((slot, offset)) = self.candidate
+            && slot.unchanged()
+            && let Some(entry) = objects.entry_of(offset, table_id, key)
+        {
+            return Some(Current {
+                slot,
+                offset,
+                entry,
+            });
         }
+        objects.find(self.hash, table_id, key)
     }
 }
 
-/// Operations that are executed next.
-pub struct Batch<'a, 'o> {
-    planned: Vec<Planned<'a, 'o>>,
+/// The operations of a message on their way.
+pub struct Pipeline<'a, 'o, I> {
+    objects: &'o Objects,
+    operations: I,
+    ring: Vec<Planned<'a, 'o>>,
+    /// Operations whose buckets were asked for.
+    hashed: usize,
+    /// Operations whose entries were asked for.
+    located: usize,
+    /// Operations handed out.
+    taken: usize,
+    /// Bytes to fetch of an entry that is read.
+    entry_bytes: usize,
 }
 
-impl<'a, 'o> Batch<'a, 'o> {
-    /// Room for the batches of a message of `count` operations.
-    pub fn new(count: usize) -> Self {
+impl<'a, 'o, I: Iterator<Item = Operation<'a>>> Pipeline<'a, 'o, I> {
+    /// For a message of `count` operations whose reads will probably find entries of `entry_bytes`.
+    /// Nothing is fetched before `next`.
+    pub fn new(objects: &'o Objects, operations: I, count: usize, entry_bytes: usize) -> Self {
         Self {
-            planned: Vec::with_capacity(count.min(OPERATIONS)),
+            objects,
+            operations,
+            ring: Vec::with_capacity(count.min(RING)),
+            hashed: 0,
+            located: 0,
+            taken: 0,
+            entry_bytes: entry_bytes.clamp(ENTRY_BYTES_MIN, ENTRY_BYTES_MAX),
         }
     }
 
-    /// Looks up the next operations; none at the end.
+    /// The next operation to be executed.
     #[inline]
-    pub fn next(
-        &mut self,
-        objects: &'o Objects,
-        operations: &mut impl Iterator<Item = Operation<'a>>,
-    ) -> &[Planned<'a, 'o>] {
-        self.planned.clear();
-        for operation in operations.take(OPERATIONS) {
-            let hash = key_hash(operation.table_id, operation.key);
-            objects.table.prefetch_bucket(hash);
-            self.planned.push(Planned {
-                operation,
-                hash,
-                found: None,
-            });
-        }
-        for planned in &self.planned {
-            objects.table.candidates(planned.hash, |offset| {
-                prefetch_lines(objects, offset, 0, LINES_FIRST);
-            });
-        }
-        for planned in &mut self.planned {
-            let Operation { table_id, key, .. } = planned.operation;
-            planned.found = objects.find(planned.hash, table_id, key);
-            if let Some(found) = &planned.found
-                && planned.operation.kind == OperationKind::Read
-            {
-                let within = found.offset % LINE_BYTES;
-                let lines = (within + found.entry.total_bytes()).div_ceil(LINE_BYTES);
-                prefetch_lines(objects, found.offset, LINES_FIRST, lines.min(LINES_MAX));
+    pub fn next(&mut self) -> Option<&Planned<'a, 'o>> {
+        if self.taken == self.located {
+            self.advance();
+            if self.taken == self.located {
+                return None;
             }
         }
-        &self.planned
+        self.taken += 1;
+        Some(&self.ring[(self.taken - 1) % RING])
     }
-}
 
-#[inline(always)]
-fn prefetch_lines(objects: &Objects, offset: usize, first: usize, end: usize) {
-    let start = objects.arena.pointer(offset);
-    for line in first..end {
-        prefetch(start.wrapping_add(line * LINE_BYTES));
+    /// Fetches the entries of the next group and the buckets of the one behind. The first entries
+    /// are used at once: to wait a group longer for them gained nothing.
+    fn advance(&mut self) {
+        if self.hashed == self.located {
+            self.fetch_buckets();
+        }
+        self.fetch_entries();
+        self.fetch_buckets();
+    }
+
+    fn fetch_buckets(&mut self) {
+        let mut keys: [(u64, &[u8]); GROUP] = [(0, &[]); GROUP];
+        let mut hashes = [0; GROUP];
+        let mut count = 0;
+        for (key, operation) in keys.iter_mut().zip(&mut self.operations) {
+            *key = (operation.table_id, operation.key);
+            let planned = Planned {
+                operation,
+                hash: 0,
+                candidate: None,
+            };
+            match self.ring.get_mut((self.hashed + count) % RING) {
+                Some(place) => *place = planned,
+                None => self.ring.push(planned),
+            }
+            count += 1;
+        }
+        key_hashes(&keys[..count], &mut hashes[..count]);
+        for hash in &hashes[..count] {
+            self.objects.table.prefetch_bucket(*hash);
+        }
+        for hash in &hashes[..count] {
+            self.ring[self.hashed % RING].hash = *hash;
+            self.hashed += 1;
+        }
+    }
+
+    fn fetch_entries(&mut self) {
+        let mut starts = [(std::ptr::null::<u8>(), 0); GROUP];
+        let mut count = 0;
+        while self.located < self.hashed {
+            let planned = &mut self.ring[self.located % RING];
+            planned.candidate = self.objects.table.candidate(planned.hash);
+            self.located += 1;
+            if let Some((_, offset)) = planned.candidate {
+                let bytes = match planned.operation.kind {
+                    OperationKind::Read => self.entry_bytes,
+                    _ => ENTRY_BYTES_MIN,
+                };
+                let within = offset % LINE_BYTES;
+                let start = self.objects.arena.pointer(offset - within);
+                starts[count] = (start, (within + bytes).div_ceil(LINE_BYTES));
+                count += 1;
+            }
+        }
+        for (start, _) in &starts[..count] {
+            prefetch(*start);
+        }
+        for (start, lines) in &starts[..count] {
+            for line in 1..*lines {
+                prefetch(start.wrapping_add(line * LINE_BYTES));
+            }
+        }
     }
 }

@@ -12,13 +12,14 @@
 
 use std::collections::VecDeque;
 
-use super::batch::{Batch, Planned};
+use super::batch::{Pipeline, Planned};
+use super::hash_table::prefetch;
 use super::log::{Log, Purpose};
 use super::message::{Operation, OperationKind, Reply, Request, reject};
 use super::objects::{Current, Objects, PresentSegments};
 use super::prior_segments::PriorSegments;
 use super::segment::Append;
-use super::tablets::Tablets;
+use super::tablets::{Tablets, Tally};
 use super::unacked_rpc_results::{Duplicate, RpcResult, UnackedRpcResults};
 use crate::entry::{EntryHeader, EntryType, EntryView, VALUE_BYTES_MAX};
 use crate::key_hash::{key_hash, slot};
@@ -27,6 +28,9 @@ use crate::status::Status;
 const RETRY_WINDOW_MS: u16 = 20;
 const RETRY_MEMORY_MS: u16 = 200;
 const RETRY_CLEANER_MS: u16 = 2;
+const LINE_BYTES: usize = 64;
+/// How far behind the log's end its memory is fetched; what is longer the processor fetches itself.
+const APPEND_AHEAD_BYTES: usize = 1024;
 
 /// What a message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +82,10 @@ pub struct Serving {
     /// By end position.
     pending_tombstones: VecDeque<PendingTombstone>,
     present: PresentSegments,
+    /// Empty between messages.
+    tally: Tally,
+    /// Bytes of the entry that was read last: what the next reads will probably want.
+    read_bytes: usize,
 }
 
 struct Outcome<'a> {
@@ -166,36 +174,31 @@ impl Serving {
         self.counters.messages += 1;
         self.results
             .begin(request.client_id, request.ack_id, now_ms);
-        let mut operations = request.operations();
-        let mut batch = Batch::new(request.count);
+        let (count, read_bytes) = (request.count, self.read_bytes);
+        let mut pipeline = Pipeline::new(objects, request.operations(), count, read_bytes);
         let mut position = 0;
         let mut full = false;
-        loop {
-            let planned = batch.next(objects, &mut operations);
-            if planned.is_empty() {
-                break;
+        while let Some(planned) = pipeline.next() {
+            let mut outcome = Outcome::failed(Status::Retry);
+            if !full {
+                outcome = self.operation(objects, planned, now_ms);
+                full = !reply.has_room(outcome.value.len());
             }
-            for planned in planned {
-                let mut outcome = Outcome::failed(Status::Retry);
-                if !full {
-                    outcome = self.operation(objects, planned, now_ms);
-                    full = !reply.has_room(outcome.value.len());
-                }
-                if full {
-                    reply.push(Status::Retry, 0, 0, &[]);
-                } else {
-                    position = position.max(outcome.position);
-                    let Outcome {
-                        status,
-                        retry_after_ms,
-                        version,
-                        value,
-                        ..
-                    } = outcome;
-                    reply.push(status, retry_after_ms, version, value);
-                }
+            if full {
+                reply.push(Status::Retry, 0, 0, &[]);
+            } else {
+                position = position.max(outcome.position);
+                let Outcome {
+                    status,
+                    retry_after_ms,
+                    version,
+                    value,
+                    ..
+                } = outcome;
+                reply.push(status, retry_after_ms, version, value);
             }
         }
+        self.tally.flush(&self.tablets);
         let position = if position > self.durable { position } else { 0 };
         Ok(Executed {
             reply_bytes: reply.finish(),
@@ -217,8 +220,8 @@ impl Serving {
             return Outcome::failed(Status::ValueTooLarge);
         }
         if operation.kind == OperationKind::Read {
-            return match self.check_tablet(operation, planned.hash) {
-                Ok(()) => self.read(objects, planned),
+            return match self.served(operation, planned.hash) {
+                Ok(_) => self.read(objects, planned),
                 Err(status) => Outcome::failed(status),
             };
         }
@@ -250,11 +253,15 @@ impl Serving {
         }
     }
 
-    fn check_tablet(&self, operation: &Operation<'_>, hash: u64) -> Result<(), Status> {
-        match self.tablets.find(operation.table_id, slot(hash)) {
-            Some(tablet) if tablet.ready() => Ok(()),
-            _ => Err(Status::UnknownTablet),
-        }
+    /// The place of the tablet, if it is served.
+    #[inline]
+    fn served(&self, operation: &Operation<'_>, hash: u64) -> Result<usize, Status> {
+        let place = self
+            .tally
+            .place(&self.tablets, operation.table_id, slot(hash));
+        place
+            .filter(|place| self.tablets.at(*place).ready())
+            .ok_or(Status::UnknownTablet)
     }
 
     fn read<'a>(&mut self, objects: &'a Objects, planned: &Planned<'_, 'a>) -> Outcome<'a> {
@@ -268,6 +275,7 @@ impl Serving {
         match (current, version, status) {
             (Some(current), Some(version), None) => {
                 let value = current.entry.value();
+                self.read_bytes = current.entry.total_bytes();
                 Outcome {
                     status: Status::Ok,
                     retry_after_ms: 0,
@@ -291,7 +299,7 @@ impl Serving {
         timestamp: u32,
     ) -> Result<RpcResult, Status> {
         let (operation, hash) = (&planned.operation, planned.hash);
-        self.check_tablet(operation, hash)?;
+        let tablet = self.served(operation, hash)?;
         loop {
             let current = planned.current(objects);
             let version = object_version(&current);
@@ -308,9 +316,9 @@ impl Serving {
                     position,
                 });
             }
-            let done = match current {
-                Some(dead) if remove => self.remove(objects, operation, hash, &dead, timestamp)?,
-                current => self.write(objects, operation, hash, current, timestamp)?,
+            let done = match &current {
+                Some(dead) if remove => self.remove(objects, planned, tablet, dead, timestamp)?,
+                current => self.write(objects, planned, tablet, current.as_ref(), timestamp)?,
             };
             if let Some(result) = done {
                 return Ok(result);
@@ -322,20 +330,19 @@ impl Serving {
     fn write(
         &mut self,
         objects: &Objects,
-        operation: &Operation<'_>,
-        hash: u64,
-        current: Option<Current<'_>>,
+        planned: &Planned<'_, '_>,
+        tablet: usize,
+        current: Option<&Current<'_>>,
         timestamp: u32,
     ) -> Result<Option<RpcResult>, Status> {
-        let dead = current.as_ref().filter(|current| current.is_object());
+        let operation = &planned.operation;
+        let dead = current.filter(|current| current.is_object());
         let version = match dead {
             Some(dead) => dead.entry.version() + 1,
             None => objects.allocate_version(),
         };
         assert!(
-            current
-                .as_ref()
-                .is_none_or(|current| version > current.entry.version()),
+            current.is_none_or(|current| version > current.entry.version()),
             "versions never go back"
         );
         // Dead versions before a tombstone are guarded by that one, which stays in the log.
@@ -357,10 +364,10 @@ impl Serving {
         let entries = [object, guard.unwrap_or(object)];
         let entries = &entries[..1 + usize::from(!guarded.is_empty())];
         let offset = self.prepare(objects, entries, Purpose::Write)?;
-        match &current {
+        match current {
             Some(current) if !current.slot.replace(offset) => return Ok(None),
             Some(_) => {}
-            None => objects.table.insert(hash, offset)?,
+            None => objects.table.insert(planned.hash, offset)?,
         }
         self.log.publish(objects, entries);
         let dead_bytes = dead.map_or(0, |dead| {
@@ -370,7 +377,7 @@ impl Serving {
         });
         let records = i64::from(dead.is_none());
         let bytes = object.bytes() as i64 - dead_bytes;
-        self.count(operation.table_id, hash, records, bytes);
+        self.tally.count(&self.tablets, tablet, records, bytes);
         self.counters.writes += 1;
         Ok(Some(RpcResult {
             status: Status::Ok,
@@ -383,8 +390,8 @@ impl Serving {
     fn remove(
         &mut self,
         objects: &Objects,
-        operation: &Operation<'_>,
-        hash: u64,
+        planned: &Planned<'_, '_>,
+        tablet: usize,
         dead: &Current<'_>,
         timestamp: u32,
     ) -> Result<Option<RpcResult>, Status> {
@@ -410,12 +417,12 @@ impl Serving {
         objects.set_full(false);
         let bytes = dead.entry.total_bytes();
         objects.arena.count_dead(dead.offset, bytes);
-        self.count(operation.table_id, hash, -1, -(bytes as i64));
+        self.tally.count(&self.tablets, tablet, -1, -(bytes as i64));
         self.counters.removes += 1;
         let position = self.log.appended_position();
         let pending = PendingTombstone {
             end_position: position,
-            hash,
+            hash: planned.hash,
             offset,
             version,
         };
@@ -441,20 +448,26 @@ impl Serving {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
+        if !self.log.has_room(entries) {
+            // The next head begins with what the tablets weigh.
+            self.tally.flush(&self.tablets);
+        }
         let prepared = self.log.prepare(objects, &self.tablets, entries, purpose);
-        prepared.map_err(|status| match status {
+        let offset = prepared.map_err(|status| match status {
             // The cleaner will make room.
             Status::OutOfMemory if !objects.full() => Status::Retry,
             status => status,
-        })
-    }
-
-    fn count(&self, table_id: u64, hash: u64, records: i64, bytes: i64) {
-        let tablet = self
-            .tablets
-            .find(table_id, slot(hash))
-            .expect("the tablet was checked");
-        tablet.count(records, bytes);
+        })?;
+        // The lines of the entries after the next: a store that misses the cache holds up others.
+        let bytes = entries.iter().map(Append::bytes).sum::<usize>();
+        let ahead = objects
+            .arena
+            .pointer(offset)
+            .wrapping_add(APPEND_AHEAD_BYTES);
+        for at in (0..bytes.min(APPEND_AHEAD_BYTES)).step_by(LINE_BYTES) {
+            prefetch(ahead.wrapping_add(at));
+        }
+        Ok(offset)
     }
 
     /// Whether the table may still refer to tombstones.

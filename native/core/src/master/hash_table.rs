@@ -4,8 +4,9 @@
 //! (offset / 8 + 1). When the last slot's chain bit is set, it names an overflow bucket instead.
 //! Whether an entry found by tag has the wanted key is the caller's test.
 //!
-//! Every change of a slot is a compare-and-swap from the word that was seen. Who may do what at
-//! the same time:
+//! Every change of a slot is a compare-and-swap from the word that was seen, but for one: while no
+//! replay runs, nobody else touches a vacant slot, and the serving thread just stores into it. Who
+//! may do what at the same time:
 //! - one *serving thread*, under the serving lock: `find` + [`Slot::replace`], `insert`, `erase`,
 //!   `retain`, `begin_replay`, `end_replay`;
 //! - one *cleaner thread*: `relocate`, `refers_to`;
@@ -23,10 +24,18 @@
 //! they see is the same, one wins it, and the other looks at it again. An unlinked bucket is reused
 //! once no `relocate` can still be walking through it, so that no swap strays.
 
+mod first_empty;
 mod memory;
+mod prefetch;
 pub mod report;
+mod scan;
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod wide;
 
+use self::first_empty::first_empty;
 use self::memory::Buckets;
+pub use self::prefetch::prefetch;
+use self::scan::{entries_with, vacant};
 use crate::status::Status;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering, fence};
@@ -149,55 +158,6 @@ fn is_entry(word: u64) -> bool {
     word & CHAIN == 0 && word & REFERENCE_MASK != 0
 }
 
-/// The first empty slot of a bucket in which no word has the tag. Looks at all slots without
-/// branches: how many are used is what no processor can guess.
-#[inline(always)]
-fn first_empty(bucket: &Bucket, tag: u64) -> Option<&AtomicU64> {
-    let (mut empty, mut same) = (0u32, 0u32);
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        empty |= u32::from(seen == 0) << number;
-        same |= u32::from(seen & TAG_MASK == tag && seen != 0) << number;
-    }
-    if same == 0 && empty != 0 {
-        Some(&bucket[empty.trailing_zeros() as usize])
-    } else {
-        None
-    }
-}
-
-/// The words of a bucket, and which of them are entries with the tag. Finds them without branches,
-/// see `first_empty`.
-#[inline(always)]
-fn entries_with(bucket: &Bucket, tag: u64) -> ([u64; SLOTS], impl Iterator<Item = usize>) {
-    let mut words = [0; SLOTS];
-    let mut same = 0u32;
-    for (number, word) in bucket.iter().enumerate() {
-        let seen = word.load(Ordering::Acquire);
-        words[number] = seen;
-        same |= u32::from((seen & TAG_MASK == tag) & is_entry(seen)) << number;
-    }
-    let numbers = std::iter::from_fn(move || {
-        let number = same.trailing_zeros() as usize;
-        same &= same.wrapping_sub(1);
-        (number < SLOTS).then_some(number)
-    });
-    (words, numbers)
-}
-
-/// Fetches a cache line ahead of its use.
-#[inline(always)]
-pub fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
 impl HashTable {
     /// A table for a log of `arena_bytes`, and twice as many overflow buckets, whose pages cost
     /// nothing until they are used.
@@ -246,11 +206,12 @@ impl HashTable {
         prefetch(std::ptr::from_ref(self.bucket(self.index(hash))).cast());
     }
 
-    /// Calls `each` with the offsets of the first bucket's entries that may have this hash.
-    #[inline]
-    pub fn candidates(&self, hash: u64, mut each: impl FnMut(usize)) {
-        let (words, numbers) = entries_with(self.bucket(self.index(hash)), tag(hash));
-        numbers.for_each(|number| each(decode(words[number])));
+    /// Slot and offset of what may be the entry of this hash: one with its tag in the first bucket.
+    /// A guess for whoever looks again.
+    #[inline(always)]
+    pub fn candidate(&self, hash: u64) -> Option<(Slot<'_>, usize)> {
+        let (word, seen) = scan::tagged(self.bucket(self.index(hash)), tag(hash))?;
+        Some((Slot { word, seen }, decode(seen)))
     }
 
     /// Slot and offset of the entry with this hash that `matches` accepts.
@@ -284,10 +245,28 @@ impl HashTable {
         self.slot_of(hash, offset).is_some()
     }
 
+    /// The slot that refers to `offset`, without a guess at each: the whole word is known.
     #[inline]
     fn slot_of(&self, hash: u64, offset: usize) -> Option<Slot<'_>> {
-        let found = self.find(hash, |candidate| candidate == offset)?;
-        Some(found.0)
+        let seen = tag(hash) | encode(offset);
+        let mut index = self.index(hash);
+        loop {
+            let bucket = self.bucket(index);
+            let mut same = 0u32;
+            for (number, word) in bucket.iter().enumerate() {
+                same |= u32::from(word.load(Ordering::Acquire) == seen) << number;
+            }
+            if same != 0 {
+                let word = &bucket[same.trailing_zeros() as usize];
+                return Some(Slot { word, seen });
+            }
+            // Later than the words: what the chain has taken from here is found there.
+            let last = bucket[LAST].load(Ordering::Acquire);
+            if last & CHAIN == 0 {
+                return None;
+            }
+            index = (last & REFERENCE_MASK) as usize;
+        }
     }
 
     /// Lets the table refer to the copy of an entry instead of the entry; for the cleaner thread.
@@ -318,15 +297,22 @@ impl HashTable {
         let mut index = self.index(hash);
         loop {
             let bucket = self.bucket(index);
-            let claimed = bucket.iter().any(|word| {
-                let seen = word.load(Ordering::Relaxed);
-                matches!(seen, 0 | GRAVE) && swap(word, seen, new)
-            });
-            if claimed {
-                self.count_inserted(1);
-                return Ok(());
+            if let Some((word, seen)) = vacant(bucket) {
+                if !self.replaying() {
+                    // Only replay threads compete for it: no need to wait until the stores before
+                    // this one, of an entry's bytes, are in the cache.
+                    word.store(new, Ordering::Release);
+                    let entries = self.entries.load(Ordering::Relaxed);
+                    self.entries.store(entries + 1, Ordering::Relaxed);
+                    return Ok(());
+                }
+                if swap(word, seen, new) {
+                    self.count_inserted(1);
+                    return Ok(());
+                }
+            } else {
+                index = self.next_bucket(bucket)?;
             }
-            index = self.next_bucket(bucket)?;
         }
     }
 
@@ -441,17 +427,19 @@ impl HashTable {
         }
     }
 
+    /// Whether replay threads may insert; for the serving thread.
+    #[inline]
+    pub fn replaying(&self) -> bool {
+        self.replays.load(Ordering::Relaxed) > 0
+    }
+
     #[inline]
     fn vacated(&self) -> u64 {
-        if self.replays.load(Ordering::Relaxed) > 0 {
-            GRAVE
-        } else {
-            0
-        }
+        if self.replaying() { GRAVE } else { 0 }
     }
 
     fn unlink_if_empty(&self, previous: usize, index: usize) {
-        if self.replays.load(Ordering::Relaxed) > 0 {
+        if self.replaying() {
             return;
         }
         let vacant = |word: &AtomicU64| matches!(word.load(Ordering::Relaxed), 0 | GRAVE);

@@ -2,10 +2,10 @@
 //!
 //! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
 //! names every segment of the log, itself included; side segments enter the log only through the
-//! digest of the head that is opened next. The last blocks of memory are a reserve: one for a
-//! head that must be opened, two for survivors of the cleaner, one for removes. Writes take a block
-//! only beyond the reserve, and only while so little is alive that the cleaner can make room for
-//! the tombstones of all of it.
+//! digest of the head that is opened next. The last blocks of memory are a reserve: one for a head
+//! that must be opened (with backups), two for survivors of the cleaner, one for removes. Writes
+//! take a block only beyond the reserve, and only while so little is alive that the cleaner can
+//! make room for the tombstones of all of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,11 +16,43 @@ use super::tablets::Tablets;
 use crate::entry::{EntryHeader, EntryType};
 use crate::status::Status;
 
-/// Blocks that writes and side segments leave alone.
+/// Blocks that side segments leave alone.
 pub const RESERVE_BLOCKS: usize = 4;
-/// Blocks that the cleaner leaves alone.
-pub const HEAD_RESERVE_BLOCKS: usize = 1;
-const REMOVE_KEEPS_BLOCKS: usize = RESERVE_BLOCKS - 1;
+
+/// Who leaves how many blocks alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// Writes.
+    pub writes: usize,
+    /// Removes.
+    pub removes: usize,
+    /// The cleaner.
+    pub cleaner: usize,
+}
+
+impl Reserve {
+    /// For a log on backups.
+    pub const REPLICATED: Self = Self {
+        writes: RESERVE_BLOCKS,
+        removes: RESERVE_BLOCKS - 1,
+        cleaner: 1,
+    };
+    /// Without backups no pass needs a head to come into force: the blocks of the cleaner are the
+    /// last ones.
+    pub const ALONE: Self = Self {
+        writes: RESERVE_BLOCKS - 1,
+        removes: RESERVE_BLOCKS - 2,
+        cleaner: 0,
+    };
+
+    fn of(&self, purpose: Purpose) -> usize {
+        match purpose {
+            Purpose::Write => self.writes,
+            Purpose::Remove => self.removes,
+            Purpose::Head => 0,
+        }
+    }
+}
 
 /// Why memory is asked for; decides how much of the reserve may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,16 +63,6 @@ pub enum Purpose {
     Remove,
     /// A head that must be opened: may take all.
     Head,
-}
-
-impl Purpose {
-    fn keep_free(self) -> usize {
-        match self {
-            Self::Write => RESERVE_BLOCKS,
-            Self::Remove => REMOVE_KEEPS_BLOCKS,
-            Self::Head => 0,
-        }
-    }
 }
 
 /// The log of a master.
@@ -83,6 +105,13 @@ impl Log {
             .prepare(entries))
     }
 
+    /// Whether `prepare` would not roll over.
+    #[inline]
+    pub fn has_room(&self, entries: &[Append<'_>]) -> bool {
+        let total = entries.iter().map(Append::bytes).sum();
+        self.head.as_ref().is_some_and(|head| head.fits(total))
+    }
+
     /// Publishes what the last `prepare` wrote.
     pub fn publish(&self, objects: &Objects, entries: &[Append<'_>]) {
         let head = self.head.as_ref().expect("a prepared append has its head");
@@ -106,7 +135,7 @@ impl Log {
         timestamp: u32,
     ) -> Result<Arc<Segment>, Status> {
         let position = Some(self.appended_position());
-        let head = objects.open_segment(position, purpose.keep_free(), timestamp)?;
+        let head = objects.open_segment(position, objects.reserve.of(purpose), timestamp)?;
         assert!(
             self.segments.last() < Some(&head.id),
             "a head is younger than the log"
@@ -115,7 +144,6 @@ impl Log {
         self.heads.push(head.id);
         self.write_opening(&head, objects, tablets, timestamp);
         if let Some(previous) = self.head.replace(Arc::clone(&head)) {
-            previous.set_timestamp(timestamp);
             previous.close();
             previous.set_cleanable(true);
         }

@@ -37,7 +37,7 @@ use self::cleaner::passes::Listener;
 use self::epoch::Pin;
 use self::execute::{Executed, Serving};
 use self::hash_table::prefetch;
-use self::log::{Purpose, RESERVE_BLOCKS};
+use self::log::Purpose;
 use self::message::{OperationKind, Request};
 use self::objects::Objects;
 use self::recovery::Recovery;
@@ -155,14 +155,15 @@ impl Master {
         let blocks = memory_bytes / SEGMENT_BYTES;
         let log_segments_max = (blocks as f64 * disk_expansion_factor) as usize;
         let participants = REPLAY_PARTICIPANT + replay_threads;
+        let objects = Objects::new(server_id, memory_bytes, participants, replicated)?;
         let master = Arc::new(Self {
-            objects: Objects::new(server_id, memory_bytes, participants, replicated)?,
+            wanted_blocks: cleaner::wanted_blocks(blocks, objects.reserve.writes),
+            objects,
             pool: WorkerPool::new(replay_threads)?,
             replay_threads,
             closed: AtomicBool::new(false),
             touched_bytes: AtomicUsize::new(0),
             log_segments_max: replicated.then_some(log_segments_max),
-            wanted_blocks: cleaner::wanted_blocks(blocks),
             cleaner: CleanerState::default(),
             serving: Mutex::default(),
         });
@@ -476,7 +477,7 @@ impl Master {
             ),
             ("segmentsUsed", self.objects.segment_count() as u64),
             ("segmentsFree", arena.free_blocks() as u64),
-            ("segmentsReserved", RESERVE_BLOCKS as u64),
+            ("segmentsReserved", self.objects.reserve.writes as u64),
             ("buckets", table.buckets() as u64),
             ("overflowBuckets", table.overflow_buckets() as u64),
             ("appendedPosition", serving.log.appended_position()),
@@ -486,7 +487,7 @@ impl Master {
             ("savedResults", serving.results.results() as u64),
             (
                 "memoryShort",
-                u64::from(arena.free_blocks() < RESERVE_BLOCKS),
+                u64::from(arena.free_blocks() < self.objects.reserve.writes),
             ),
             ("memoryFull", u64::from(self.objects.full())),
             ("messages", counters.messages),

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::arena::Arena;
 use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
-use super::log::RESERVE_BLOCKS;
+use super::log::Reserve;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::little_endian::u64_at;
@@ -84,6 +84,8 @@ pub struct Objects {
     pub log_id: u64,
     /// Log memory.
     pub arena: Arc<Arena>,
+    /// Blocks of it that are kept.
+    pub reserve: Reserve,
     /// From key hash to newest entry.
     pub table: HashTable,
     /// All segments in memory: of the log, of side logs, survivors, and those that were cleaned
@@ -122,6 +124,11 @@ impl Objects {
         Ok(Self {
             log_id,
             arena: Arc::new(Arena::new(memory_bytes)?),
+            reserve: if replicated {
+                Reserve::REPLICATED
+            } else {
+                Reserve::ALONE
+            },
             table: HashTable::new(memory_bytes)?,
             segments: Mutex::new(BTreeMap::new()),
             segments_generation: AtomicU64::new(1),
@@ -307,7 +314,7 @@ impl Objects {
 
     /// Whether so much is alive that cleaning would cost more than it is worth.
     pub fn overfull(&self, live_bytes: u64) -> bool {
-        let blocks = self.arena.blocks() - RESERVE_BLOCKS - OPEN_BLOCKS;
+        let blocks = self.arena.blocks() - self.reserve.writes - OPEN_BLOCKS;
         live_bytes as f64 > FULL_SHARE * (blocks * SEGMENT_BYTES) as f64
     }
 
@@ -356,25 +363,36 @@ impl Objects {
     /// The newest entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, table_id: u64, key: &[u8]) -> Option<Current<'_>> {
-        let mut entry = None;
+        let mut found = None;
         let (slot, offset) = self.table.find(hash, |offset| {
-            // SAFETY: the offset comes from a slot; segments are freed under the rules above.
-            let candidate = unsafe { self.arena.entry(offset) };
-            let same = candidate.table_id() == table_id && same_key(candidate.key(), key);
-            entry = Some(candidate);
-            same
+            found = self.entry_of(offset, table_id, key);
+            found.is_some()
         })?;
         Some(Current {
             slot,
             offset,
-            entry: entry?,
+            entry: found?,
         })
     }
 
-    /// The next version of a key that the table does not know.
+    /// The entry that a slot refers to, if it has this key.
+    #[inline(always)]
+    pub fn entry_of(&self, offset: usize, table_id: u64, key: &[u8]) -> Option<EntryView<'_>> {
+        // SAFETY: the offset comes from a slot; segments are freed under the rules above.
+        let entry = unsafe { self.arena.entry(offset) };
+        (entry.table_id() == table_id && same_key(entry.key(), key)).then_some(entry)
+    }
+
+    /// The next version of a key that the table does not know; for the serving thread.
     #[inline]
     pub fn allocate_version(&self) -> u64 {
-        self.safe_version.fetch_add(1, Ordering::Relaxed)
+        if self.table.replaying() {
+            return self.safe_version.fetch_add(1, Ordering::Relaxed);
+        }
+        // Nobody else raises it: no need to wait for the stores before this one.
+        let version = self.safe_version.load(Ordering::Relaxed);
+        self.safe_version.store(version + 1, Ordering::Relaxed);
+        version
     }
 
     /// No version below `version` is allocated any more.

@@ -18,7 +18,7 @@ use crate::entry::{
 };
 use crate::status::Status;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 const MARK_BYTES: usize = 256 << 10;
 /// Bytes of the entry that each segment begins with.
@@ -90,8 +90,8 @@ pub struct Segment {
     marks: Mutex<Vec<Certificate>>,
     /// Its entries belong to the log, and nobody but the cleaner will take them out of the table.
     cleanable: AtomicBool,
-    /// Seconds since 1970: how young the youngest entries are.
-    timestamp: AtomicU32,
+    /// Blocks that had been taken when it was opened: tells its age.
+    born: u64,
     /// Bytes of tombstones, dead or not.
     tombstone_bytes: AtomicU64,
     /// Segments that had left the log when its tombstones were last known to be needed.
@@ -123,7 +123,7 @@ impl Segment {
             opening_bytes: AtomicUsize::new(0),
             marks: Mutex::new(Vec::new()),
             cleanable: AtomicBool::new(false),
-            timestamp: AtomicU32::new(timestamp),
+            born: arena.taken_blocks(),
             tombstone_bytes: AtomicU64::new(0),
             released_before: AtomicU64::new(0),
         };
@@ -171,7 +171,7 @@ impl Segment {
             opening_bytes: AtomicUsize::new(SEGMENT_HEADER_BYTES),
             marks: Mutex::new(Vec::new()),
             cleanable: AtomicBool::new(self.cleanable()),
-            timestamp: AtomicU32::new(self.timestamp()),
+            born: self.born,
             tombstone_bytes: AtomicU64::new(tombstone_bytes),
             released_before: AtomicU64::new(released),
             pieces,
@@ -188,14 +188,9 @@ impl Segment {
         self.cleanable.store(cleanable, Ordering::Release);
     }
 
-    /// Seconds since 1970 of its youngest entries.
-    pub fn timestamp(&self) -> u32 {
-        self.timestamp.load(Ordering::Relaxed)
-    }
-
-    /// Sets what `timestamp` says.
-    pub fn set_timestamp(&self, timestamp: u32) {
-        self.timestamp.store(timestamp, Ordering::Relaxed);
+    /// See the field.
+    pub fn born(&self) -> u64 {
+        self.born
     }
 
     /// Bytes of tombstones, dead or not.
@@ -222,13 +217,7 @@ impl Segment {
 
     /// Bytes of entries that nobody knows to be dead.
     pub fn live_bytes(&self) -> u64 {
-        let dead = |piece: &Piece| {
-            let Extent {
-                offset, capacity, ..
-            } = *piece.extent;
-            self.arena.dead_bytes_of(offset, capacity)
-        };
-        let dead: u64 = self.pieces.iter().map(dead).sum();
+        let dead: u64 = self.pieces.iter().map(|one| one.extent.dead_bytes()).sum();
         (self.appended() as u64).saturating_sub(dead)
     }
 

@@ -109,12 +109,33 @@ impl Tablets {
     /// The tablet of a key, ready or not.
     #[inline]
     pub fn find(&self, table_id: u64, slot: u32) -> Option<&Arc<Tablet>> {
+        let place = self.place(table_id, slot, 0)?;
+        Some(&self.sorted[place])
+    }
+
+    /// Place of the tablet of a key, which stays until a tablet is inserted or removed. `guess` is
+    /// looked at first: the operations of a message are often about one tablet.
+    #[inline]
+    pub fn place(&self, table_id: u64, slot: u32, guess: usize) -> Option<usize> {
+        let guessed = self.sorted.get(guess);
+        if guessed.is_some_and(|tablet| tablet.range.contains(table_id, slot)) {
+            return Some(guess);
+        }
         let key = (table_id, slot);
         let behind = self
             .sorted
             .partition_point(|tablet| (tablet.range.table_id, tablet.range.start_slot) <= key);
-        let tablet = self.sorted.get(behind.checked_sub(1)?)?;
-        tablet.range.contains(table_id, slot).then_some(tablet)
+        let place = behind.checked_sub(1)?;
+        self.sorted[place]
+            .range
+            .contains(table_id, slot)
+            .then_some(place)
+    }
+
+    /// The tablet at a place.
+    #[inline]
+    pub fn at(&self, place: usize) -> &Tablet {
+        &self.sorted[place]
     }
 
     /// The tablet with exactly this range.
@@ -162,6 +183,45 @@ impl Tablets {
     /// In order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Tablet>> {
         self.sorted.iter()
+    }
+}
+
+/// What the operations of a message have changed in the counters of one tablet at a time. Others
+/// count too, so that each addition waits for the stores before it: it pays to add once.
+#[derive(Default)]
+pub struct Tally {
+    place: usize,
+    records: i64,
+    bytes: i64,
+}
+
+impl Tally {
+    /// Where the tablet of an operation is; the one before is the guess.
+    #[inline]
+    pub fn place(&self, tablets: &Tablets, table_id: u64, slot: u32) -> Option<usize> {
+        tablets.place(table_id, slot, self.place)
+    }
+
+    /// Adds to the live objects and their entries' bytes of the tablet at `place`.
+    #[inline]
+    pub fn count(&mut self, tablets: &Tablets, place: usize, records: i64, bytes: i64) {
+        if place != self.place {
+            self.flush(tablets);
+            self.place = place;
+        }
+        self.records += records;
+        self.bytes += bytes;
+    }
+
+    /// Tells the tablet. Before anybody reads the counters of a whole message, and before tablets
+    /// come or go.
+    #[inline]
+    pub fn flush(&mut self, tablets: &Tablets) {
+        let (records, bytes) = (self.records, self.bytes);
+        if (records, bytes) != (0, 0) {
+            tablets.sorted[self.place].count(records, bytes);
+            (self.records, self.bytes) = (0, 0);
+        }
     }
 }
 

@@ -185,7 +185,7 @@ impl Verification<'_> {
             // SAFETY: the piece keeps its extent, and its bytes are published.
             let bytes = unsafe { self.objects.arena.published(start, piece.bytes) };
             let found = self.entries(segment, start, bytes, number == 0)?;
-            let counted = self.objects.arena.dead_bytes_of(start, capacity);
+            let counted = piece.extent.dead_bytes();
             if counted > found {
                 return Err(Violation::DeadBytes {
                     segment_id,

@@ -109,6 +109,7 @@ pub fn options(directory: &Directory, frames_max: u32, compress: bool) -> Backup
         flush_interval: Duration::from_millis(5),
         compress,
         piece_cache_bytes: 1 << 30,
+        scrub_bytes_per_second: 0,
     }
 }
 

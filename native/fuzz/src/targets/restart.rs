@@ -223,7 +223,7 @@ fn run(base: &Base, input: &[u8]) {
     }
     check_untouched(base, &storage, &damage, forged);
     // Fences that were forged may forbid any master but not all.
-    let free = storage.load().0;
+    let free = storage.load().free_frames;
     let bytes = noise(600);
     let body = Write::certified((1 << 40, 1), &bytes, 0, flag::OPEN).body();
     match storage.write(&body, 1) {

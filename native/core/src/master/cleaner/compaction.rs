@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use super::cleanable;
 use super::policy::{Candidate, choose_block, expected_live_bytes};
-use super::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
+use super::relocation::{Live, Order, Survey, prefetch_entries, stretch};
 use crate::entry::{SEGLET_BYTES, SEGMENT_BYTES};
 use crate::master::arena::Extent;
-use crate::master::log::HEAD_RESERVE_BLOCKS;
 use crate::master::objects::Objects;
 use crate::master::segment::{Piece, SEGMENT_HEADER_BYTES, Segment};
 
@@ -46,7 +45,7 @@ impl Filler {
     /// ever become free again.
     pub fn prepare(&mut self, objects: &Objects) {
         if self.next.is_none() {
-            self.next = objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok();
+            self.next = objects.arena.begin_filling(objects.reserve.cleaner).ok();
         }
     }
 
@@ -95,7 +94,7 @@ impl Filler {
                 let Extent {
                     offset, capacity, ..
                 } = *piece.extent;
-                let dead = objects.arena.dead_bytes_of(offset, capacity);
+                let dead = piece.extent.dead_bytes();
                 let live = (piece.bytes as u64).saturating_sub(dead) as f64 * share;
                 let weight = weights.entry(offset / SEGMENT_BYTES).or_default();
                 weight.live += (live as u64).next_multiple_of(SEGLET_BYTES as u64);
@@ -111,7 +110,7 @@ impl Filler {
             .map(|(block, weight)| Candidate {
                 index: *block,
                 live_bytes: weight.live,
-                age_s: 0,
+                age: 0,
             })
             .collect();
         choose_block(&candidates, live_share_max)
@@ -132,18 +131,10 @@ impl Filler {
                 pieces.push(piece);
                 continue;
             }
-            let mut found = Found::default();
-            survey.scan(segment.id, &piece, &mut found);
-            dropped += found.tombstone_bytes_dropped;
+            let (live, tombstone_bytes) = survey.collect(segment.id, &piece);
+            dropped += tombstone_bytes;
             let header = (number == 0).then_some(&piece);
-            let all = self.move_piece(
-                objects,
-                survey,
-                segment.id,
-                header,
-                &found.live,
-                &mut pieces,
-            );
+            let all = self.move_piece(objects, survey, segment.id, header, &live, &mut pieces);
             if !all {
                 // Out of memory: what is left in it stays where it is.
                 pieces.push(piece);
@@ -218,7 +209,8 @@ impl Filler {
         let left = self.block.map_or(0, |_| SEGMENT_BYTES - self.filled);
         if left < least {
             let fresh = self.next.take();
-            let fresh = fresh.or_else(|| objects.arena.begin_filling(HEAD_RESERVE_BLOCKS).ok())?;
+            let fresh =
+                fresh.or_else(|| objects.arena.begin_filling(objects.reserve.cleaner).ok())?;
             if let Some(full) = self.block.replace(fresh) {
                 objects.arena.end_filling(full);
             }
@@ -259,18 +251,20 @@ impl Run {
 
     /// Moves entries as long as they fit; returns how many.
     fn take_in(&mut self, objects: &Objects, survey: &Survey<'_>, entries: &[Live]) -> usize {
-        for (start, batch) in (0..).step_by(BATCH).zip(entries.chunks(BATCH)) {
-            let relocation = objects.table.begin_relocation();
-            for (index, live) in (start..).zip(batch) {
-                if self.extent.capacity - self.used < live.bytes() {
-                    return index;
-                }
-                prefetch_ahead(objects, entries, index);
-                // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
-                let out = unsafe { objects.arena.unpublished(self.end(), live.bytes()) };
-                self.used += survey.relocate(&relocation, live, self.end(), out);
+        let mut taken = 0;
+        loop {
+            let rest = &entries[taken..];
+            let (count, bytes) = stretch(rest, self.extent.capacity - self.used);
+            if count == 0 {
+                return taken;
             }
+            prefetch_entries(objects, &rest[count..]);
+            // SAFETY: the run belongs to the cleaner; nothing behind `used` is published.
+            let out = unsafe { objects.arena.unpublished(self.end(), bytes) };
+            self.used += survey
+                .relocate(&rest[..count], Order::Any, self.end(), out)
+                .bytes;
+            taken += count;
         }
-        entries.len()
     }
 }

@@ -12,6 +12,8 @@ mod compaction;
 pub mod passes;
 mod policy;
 mod relocation;
+mod streaming;
+mod survivors;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,9 +29,9 @@ pub use self::policy::wanted_blocks;
 use self::policy::{
     Candidate, LIVE_SHARE_MAX, Pressure, Work, choose_segments, expected_live_bytes,
 };
-use self::relocation::{BATCH, Found, Live, Survey, prefetch_ahead};
+use self::relocation::{Live, Survey};
+use self::survivors::Survivors;
 use super::Master;
-use super::log::HEAD_RESERVE_BLOCKS;
 use super::objects::Objects;
 use super::segment::{SEGMENT_HEADER_BYTES, Segment};
 use crate::entry::SEGMENT_BYTES;
@@ -41,6 +43,8 @@ const PASS_BYTES_REPLICATED: u64 = 10 * SEGMENT_BYTES as u64;
 const PASS_BYTES_ALONE: u64 = SEGMENT_BYTES as u64;
 /// Segments that are searched in a pass without backups: a write may wait for its end.
 const PASS_SEGMENTS_ALONE: usize = 4;
+/// Blocks that surely take what a pass without backups moves, be the entries as long as may be.
+const STREAM_BLOCKS: usize = 2;
 /// Fuller blocks are compacted only when a pass over segments does not help.
 const EASY_LIVE_SHARE_MAX: f64 = 0.9;
 /// Most survivors of a pass.
@@ -152,15 +156,6 @@ struct Cleaner {
     filler: Filler,
 }
 
-/// Segments to which a pass moves entries.
-struct Survivors<'a> {
-    master: &'a Master,
-    /// Reserved before the pass began, so that a tablet that comes later is younger than all.
-    ids: std::ops::Range<u64>,
-    open: Option<Arc<Segment>>,
-    opened: Vec<Arc<Segment>>,
-}
-
 impl Cleaner {
     /// Does one piece of work; how long to wait before the next, if at all.
     fn step(&mut self, master: &Master) -> Option<Duration> {
@@ -168,7 +163,7 @@ impl Cleaner {
         let waiting = objects.reclaim();
         let state = &master.cleaner;
         let pressure = Pressure {
-            blocks: objects.arena.blocks(),
+            wanted_blocks: master.wanted_blocks,
             free_blocks: objects.arena.free_blocks() + objects.retired_blocks(),
             log_segments: objects.segment_count() - state.passes.log_segments_less(),
             log_segments_max: master.log_segments_max,
@@ -216,59 +211,42 @@ impl Cleaner {
         let room = objects
             .arena
             .free_blocks()
-            .saturating_sub(HEAD_RESERVE_BLOCKS);
-        // A pass may need one block more than it has full ones to write.
-        let Some(blocks) = room.checked_sub(1) else {
+            .saturating_sub(objects.reserve.cleaner);
+        let Some(chosen) = choose(master, room) else {
             return false;
         };
-        let live_max = (blocks.clamp(1, SURVIVORS_MAX - 1) * SEGMENT_BYTES) as u64;
-        let pass_max = if replicated {
-            PASS_BYTES_REPLICATED
-        } else {
-            PASS_BYTES_ALONE
-        };
-        let Ok((_, durable)) = master.survey() else {
-            return false;
-        };
-        let segments = cleanable(objects, durable);
-        let candidates = weigh(objects, &segments);
-        let mut chosen = choose_segments(&candidates, live_max.min(pass_max));
-        if !replicated {
-            chosen.truncate(PASS_SEGMENTS_ALONE);
-        }
-        if chosen.is_empty() || (replicated && !pays(&segments, &candidates, &chosen)) {
-            return false;
-        }
         // Before the tablets are looked at: those that come later are younger than all survivors.
         let ids = objects.reserve_survivor_ids(room.min(SURVIVORS_MAX) as u64);
         let Ok((tablets, _)) = master.survey() else {
             return false;
         };
         let survey = Survey::new(objects, tablets);
-        let (chosen, mut found) = search(&survey, &segments, &chosen, room);
+        if !replicated && room >= STREAM_BLOCKS {
+            let mut survivors = Survivors::new(master, ids, self.open.take());
+            let moved = survivors.take_segments(&survey, &chosen);
+            return moved.is_some() && self.finish(master, survivors, &chosen);
+        }
+        let (chosen, mut live) = search(&survey, &chosen, room);
         if chosen.is_empty() {
             return false;
         }
-        found.live.sort_by_key(|live| live.timestamp);
-        let mut survivors = Survivors {
-            master,
-            ids,
-            open: self.open.take(),
-            opened: Vec::new(),
-        };
-        let Some(moved) = survivors.take_in(&survey, &found.live) else {
-            return false;
-        };
-        state.bytes_copied.fetch_add(moved, Ordering::Relaxed);
-        for segment in &chosen {
-            segment.set_cleanable(false);
-        }
-        state.count(&chosen, &survivors.opened);
-        self.finish(master, survivors, &chosen);
-        true
+        live.sort_by_key(|live| live.timestamp);
+        let mut survivors = Survivors::new(master, ids, self.open.take());
+        let moved = survivors.take_sorted(&survey, &live);
+        moved.is_some() && self.finish(master, survivors, &chosen)
     }
 
-    fn finish(&mut self, master: &Master, survivors: Survivors<'_>, cleaned: &[Arc<Segment>]) {
+    /// Gives the cleaned segments up, or into the care of replication. True: something was done.
+    fn finish(
+        &mut self,
+        master: &Master,
+        survivors: Survivors<'_>,
+        cleaned: &[Arc<Segment>],
+    ) -> bool {
+        for segment in cleaned {
+            segment.set_cleanable(false);
+        }
+        master.cleaner.count(cleaned, &survivors);
         let opened: Vec<u64> = survivors.opened.iter().map(|segment| segment.id).collect();
         let cleaned: Vec<u64> = cleaned.iter().map(|segment| segment.id).collect();
         if master.replicated() {
@@ -276,10 +254,11 @@ impl Cleaner {
                 last.close();
             }
             master.cleaner.passes.begin(opened, cleaned);
-            return;
+            return true;
         }
         self.open = survivors.open;
         master.exchange_segments(&opened, &cleaned);
+        true
     }
 
     fn compact(&mut self, master: &Master, live_share_max: f64) -> bool {
@@ -317,15 +296,16 @@ impl CleanerState {
         ]
     }
 
-    fn count(&self, cleaned: &[Arc<Segment>], opened: &[Arc<Segment>]) {
+    fn count(&self, cleaned: &[Arc<Segment>], survivors: &Survivors<'_>) {
         let before: usize = cleaned.iter().map(|segment| segment.capacity()).sum();
-        let after = opened.len() * SEGMENT_BYTES;
-        let freed = before.saturating_sub(after) as u64;
+        let opened = survivors.opened.len();
+        let freed = before.saturating_sub(opened * SEGMENT_BYTES) as u64;
+        self.bytes_copied
+            .fetch_add(survivors.bytes_moved, Ordering::Relaxed);
         self.bytes_freed.fetch_add(freed, Ordering::Relaxed);
         self.segments_cleaned
             .fetch_add(cleaned.len() as u64, Ordering::Relaxed);
-        self.survivors
-            .fetch_add(opened.len() as u64, Ordering::Relaxed);
+        self.survivors.fetch_add(opened as u64, Ordering::Relaxed);
     }
 }
 
@@ -364,7 +344,7 @@ fn cleanable(objects: &Objects, durable: u64) -> Vec<Arc<Segment>> {
 }
 
 fn weigh(objects: &Objects, segments: &[Arc<Segment>]) -> Vec<Candidate> {
-    let now = segments.iter().map(|segment| segment.timestamp()).max();
+    let now = objects.arena.taken_blocks();
     let count = objects.segment_count();
     let weigh = |(index, segment): (usize, &Arc<Segment>)| Candidate {
         index,
@@ -374,7 +354,7 @@ fn weigh(objects: &Objects, segments: &[Arc<Segment>]) -> Vec<Candidate> {
             objects.released().saturating_sub(segment.released_before()),
             count,
         ),
-        age_s: u64::from(now.unwrap_or(0).saturating_sub(segment.timestamp())),
+        age: now.saturating_sub(segment.born()),
     };
     segments.iter().enumerate().map(weigh).collect()
 }
@@ -388,22 +368,52 @@ fn pays(segments: &[Arc<Segment>], candidates: &[Candidate], chosen: &[usize]) -
     chosen.len() > taken || memory / SEGMENT_BYTES > taken
 }
 
+/// The segments of the next pass, if it pays.
+fn choose(master: &Master, room: usize) -> Option<Vec<Arc<Segment>>> {
+    let (_, durable) = master.survey().ok()?;
+    let objects = &master.objects;
+    let segments = cleanable(objects, durable);
+    let candidates = weigh(objects, &segments);
+    // A pass may need one block more than it has full ones to write.
+    let blocks = room.checked_sub(1)?.clamp(1, SURVIVORS_MAX - 1);
+    let live_max = (blocks * SEGMENT_BYTES) as u64;
+    let chosen = if master.replicated() {
+        let chosen = choose_segments(&candidates, live_max.min(PASS_BYTES_REPLICATED));
+        if !pays(&segments, &candidates, &chosen) {
+            return None;
+        }
+        chosen
+    } else {
+        let mut chosen = choose_segments(&candidates, live_max.min(PASS_BYTES_ALONE));
+        chosen.truncate(PASS_SEGMENTS_ALONE);
+        // Tombstones may turn out to be needed: they count in full here.
+        let mut total = 0;
+        let mut fits = |index: &usize| {
+            total += segments[*index].live_bytes();
+            total <= PASS_BYTES_ALONE
+        };
+        let count = chosen.iter().take_while(|one| fits(one)).count();
+        chosen.truncate(count.max(1));
+        chosen
+    };
+    let segment = |index: &usize| Arc::clone(&segments[*index]);
+    (!chosen.is_empty()).then(|| chosen.iter().map(segment).collect())
+}
+
 /// Finds what is alive in as many of the chosen segments as `blocks` can surely take.
 fn search(
     survey: &Survey<'_>,
-    segments: &[Arc<Segment>],
-    chosen: &[usize],
+    chosen: &[Arc<Segment>],
     blocks: usize,
-) -> (Vec<Arc<Segment>>, Found) {
-    let mut found = Found::default();
+) -> (Vec<Arc<Segment>>, Vec<Live>) {
+    let mut all = Vec::new();
     let (mut taken, mut total, mut longest) = (Vec::new(), 0usize, 0usize);
-    for index in chosen {
-        let segment = &segments[*index];
-        let before = found.live.len();
+    for segment in chosen {
+        let before = all.len();
         for piece in segment.pieces() {
-            survey.scan(segment.id, &piece, &mut found);
+            all.append(&mut survey.collect(segment.id, &piece).0);
         }
-        for live in &found.live[before..] {
+        for live in &all[before..] {
             total += live.bytes();
             longest = longest.max(live.bytes());
         }
@@ -411,63 +421,10 @@ fn search(
         let room = blocks * (SEGMENT_BYTES - SEGMENT_HEADER_BYTES - longest);
         if total > room {
             assert!(!taken.is_empty() || blocks < 2, "one segment fits into two");
-            found.live.truncate(before);
+            all.truncate(before);
             break;
         }
         taken.push(Arc::clone(segment));
     }
-    (taken, found)
-}
-
-impl Survivors<'_> {
-    /// Moves the entries, in order; returns the bytes written, None once the master is closed.
-    fn take_in(&mut self, survey: &Survey<'_>, entries: &[Live]) -> Option<u64> {
-        let objects = &self.master.objects;
-        let mut moved = 0;
-        for (start, batch) in (0..).step_by(BATCH).zip(entries.chunks(BATCH)) {
-            let relocation = objects.table.begin_relocation();
-            for (index, live) in (start..).zip(batch) {
-                prefetch_ahead(objects, entries, index);
-                let survivor = self.survivor(live)?;
-                let used = survivor.append_if(live.bytes(), |target, out| {
-                    survey.relocate(&relocation, live, target, out)
-                });
-                moved += used as u64;
-                if used > 0 && live.tombstone() {
-                    survivor.count_tombstone(used, objects.released());
-                }
-            }
-            if let (Some(open), Some(last)) = (&self.open, batch.last()) {
-                open.set_timestamp(last.timestamp.max(open.timestamp()));
-            }
-        }
-        Some(moved)
-    }
-
-    fn survivor(&mut self, live: &Live) -> Option<&Segment> {
-        let fits = |open: &Arc<Segment>| open.fits(live.bytes());
-        if !self.open.as_ref().is_some_and(fits) {
-            let fresh = self.open_survivor(live.timestamp)?;
-            self.opened.push(Arc::clone(&fresh));
-            if let Some(full) = self.open.replace(fresh) {
-                full.close();
-                full.set_cleanable(!self.master.replicated());
-            }
-        }
-        self.open.as_deref()
-    }
-
-    /// The pass was made to fit, but heads that must be opened may have come before: then it waits,
-    /// since what is half moved cannot be left.
-    fn open_survivor(&mut self, timestamp: u32) -> Option<Arc<Segment>> {
-        let id = self.ids.next().expect("an id for each survivor");
-        let objects = &self.master.objects;
-        while !self.master.is_closed() {
-            match objects.open_segment_as(id, None, 0, timestamp) {
-                Ok(fresh) => return Some(fresh),
-                Err(_) => std::thread::sleep(READERS_WAIT),
-            }
-        }
-        None
-    }
+    (taken, all)
 }

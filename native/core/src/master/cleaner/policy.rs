@@ -5,21 +5,20 @@
 //! and costs no replication: so it goes first as long as the backups have frames to spare.
 
 use crate::entry::SEGMENT_BYTES;
-use crate::master::log::RESERVE_BLOCKS;
 
 /// Fuller segments and blocks are not worth the copy.
 pub const LIVE_SHARE_MAX: f64 = 0.98;
 /// Share of the segments that backups may hold from which on they are cleaned.
 const LOG_SHARE_MAX: f64 = 0.9;
 /// Blocks that are made free beyond the reserve: 1 of so many.
-const LEAD_SHARE: usize = 64;
+const LEAD_SHARE: usize = 40;
 const LEAD_BLOCKS_MIN: usize = 2;
 
 /// How much room there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Pressure {
-    /// All blocks of log memory.
-    pub blocks: usize,
+    /// Blocks of log memory that should be free.
+    pub wanted_blocks: usize,
     /// Those that are free, or will be when readers have gone on.
     pub free_blocks: usize,
     /// Segments that the log will have when all passes under way are done.
@@ -35,8 +34,8 @@ pub struct Candidate {
     pub index: usize,
     /// Bytes that must be copied, as far as anybody knows.
     pub live_bytes: u64,
-    /// Seconds since its youngest entries were written.
-    pub age_s: u64,
+    /// Blocks that were taken since it was opened.
+    pub age: u64,
 }
 
 /// What to do.
@@ -51,14 +50,14 @@ pub enum Work {
 }
 
 /// Blocks that should be free: writers take them while the next ones are made.
-pub fn wanted_blocks(blocks: usize) -> usize {
-    RESERVE_BLOCKS + LEAD_BLOCKS_MIN.max(blocks / LEAD_SHARE)
+pub fn wanted_blocks(blocks: usize, reserve: usize) -> usize {
+    reserve + LEAD_BLOCKS_MIN.max(blocks / LEAD_SHARE)
 }
 
 impl Pressure {
     /// Memory is short.
     pub fn memory_low(&self) -> bool {
-        self.free_blocks < wanted_blocks(self.blocks)
+        self.free_blocks < self.wanted_blocks
     }
 
     /// Frames on backups are short.
@@ -100,7 +99,7 @@ fn live_share(candidate: &Candidate) -> f64 {
 /// Free space gained, weighted by how long it is likely to stay, per byte copied.
 fn benefit(candidate: &Candidate) -> f64 {
     let share = live_share(candidate).max(0.001);
-    (1.0 - share).max(0.0) * (candidate.age_s + 1) as f64 / share
+    (1.0 - share).max(0.0) * (candidate.age + 1) as f64 / share
 }
 
 /// The segments to clean together, best first: no more than `live_bytes_max` to copy, but one in
@@ -138,11 +137,11 @@ pub fn choose_block(candidates: &[Candidate], live_share_max: f64) -> Option<usi
 mod tests {
     use super::*;
 
-    fn candidate(index: usize, live_share: f64, age_s: u64) -> Candidate {
+    fn candidate(index: usize, live_share: f64, age: u64) -> Candidate {
         Candidate {
             index,
             live_bytes: (SEGMENT_BYTES as f64 * live_share) as u64,
-            age_s,
+            age,
         }
     }
 
@@ -163,7 +162,7 @@ mod tests {
     #[test]
     fn compaction_first_as_long_as_frames_last() {
         let mut pressure = Pressure {
-            blocks: 128,
+            wanted_blocks: 6,
             free_blocks: 20,
             log_segments: 100,
             log_segments_max: Some(256),

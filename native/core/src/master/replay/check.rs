@@ -6,20 +6,21 @@
 use std::sync::Arc;
 
 use super::ReplayWorker;
-use crate::entry::{
-    EntryType, EntryView, HEADER_BYTES, PieceChecksum, VALUE_BYTES_MAX, VERSION_MAX, detach,
-};
+use crate::crc32c::crc32c_each;
+use crate::entry::{EntryType, EntryView, PieceChecksum, VALUE_BYTES_MAX, VERSION_MAX, detach};
 use crate::key_hash::{key_hashes, slot};
 use crate::little_endian::u64_at;
 use crate::master::tablets::Tablet;
 use crate::status::Status;
 
-/// Entries that are verified before they are hashed; they stay in the first-level cache.
-const BATCH: usize = 16;
+/// Entries that are verified before they are hashed.
+const BATCH: usize = 32;
+/// Where a batch ends, so that it stays in the first-level cache.
+const BATCH_BYTES: usize = 8 << 10;
 const TOMBSTONE: u32 = 1 << 31;
 
 /// An entry that pass two puts into the table.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Parsed {
     /// Of its key.
     pub hash: u64,
@@ -45,16 +46,11 @@ impl Parsed {
     }
 }
 
-/// An entry that was verified and is to be hashed.
-#[derive(Clone, Copy, Default)]
-struct Candidate {
-    table_id: u64,
-    at: u32,
-    key_start: u32,
-    key_bytes: u32,
-    total_bytes: u32,
-    /// `TOMBSTONE` or 0.
-    tombstone: u32,
+/// What `walk` has come by.
+struct Walked {
+    count: usize,
+    /// Bits that are set behind the entries, where none may be.
+    padding: u64,
 }
 
 /// See the file's head.
@@ -94,110 +90,120 @@ impl<'a> Check<'a> {
     /// # Errors
     /// `ChecksumMismatch`, `InvalidArgument` (entries of other tablets or types).
     pub fn advance(&mut self, room: &mut [u8], end: usize) -> Result<(), Status> {
-        let mut batch = [Candidate::default(); BATCH];
         loop {
-            let count = self.verify(room, end, &mut batch)?;
-            self.note(room, &batch[..count])?;
-            if count < BATCH {
+            let start = self.at;
+            let mut batch = [EntryView::default(); BATCH];
+            let Walked { count, padding } = self.walk(&room[..end], &mut batch);
+            let batch = &batch[..count];
+            self.verify(batch, padding)?;
+            let attached = self.note(start, batch)?;
+            if attached {
+                detach_all(&mut room[start..self.at]);
+            }
+            if count == 0 {
                 return Ok(());
             }
         }
     }
 
-    /// Verifies entries up to a batch of those that are to be indexed. Apart from `note`, since
-    /// sums of neighbours overlap, but not across a hash.
-    fn verify(
-        &mut self,
-        room: &mut [u8],
-        end: usize,
-        batch: &mut [Candidate; BATCH],
-    ) -> Result<usize, Status> {
-        let mut count = 0;
-        while count < BATCH {
-            let at = self.at;
-            if at + HEADER_BYTES > end {
-                break;
-            }
-            let behind = at + EntryView::length(&room[at..at + HEADER_BYTES]).next_multiple_of(8);
-            if behind > end {
-                break;
-            }
-            let entry = EntryView::parse(&room[at..behind])?;
-            entry.verify()?;
-            let used = entry.bytes().len();
-            let padding_bytes = behind - at - used;
-            if padding_bytes > 0 && u64_at(room, behind - 8) >> (64 - 8 * padding_bytes) != 0 {
-                return Err(Status::ChecksumMismatch);
-            }
-            self.checksum.add(&entry);
-            self.more = entry.more();
-            self.at = behind;
-            if let Some(candidate) = self.candidate(at, &entry)? {
-                batch[count] = candidate;
-                count += 1;
-            }
-            if entry.is_attached() {
-                // Its segments are another log's, and the piece is applied whole or not.
-                detach(&mut room[at..at + used]);
-            }
-        }
-        Ok(count)
-    }
-
-    /// What is to be known of an entry if it is to be indexed.
-    #[inline(always)]
-    fn candidate(&mut self, at: usize, entry: &EntryView<'_>) -> Result<Option<Candidate>, Status> {
-        // Else a version that follows would begin again at 0.
-        if entry.version() > VERSION_MAX {
-            return Err(Status::InvalidArgument);
-        }
-        let tombstone = match entry.entry_type() {
-            EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => 0,
-            EntryType::Tombstone if entry.value().is_empty() => TOMBSTONE,
-            EntryType::SafeVersion => {
-                self.safe_version = self.safe_version.max(entry.version());
-                return Ok(None);
-            }
-            EntryType::Padding => return Ok(None),
-            _ => return Err(Status::InvalidArgument),
-        };
-        self.safe_version = self.safe_version.max(entry.version() + 1);
-        Ok(Some(Candidate {
-            table_id: entry.table_id(),
-            at: at as u32,
-            key_start: (at + HEADER_BYTES + entry.prior_count() * 8) as u32,
-            key_bytes: entry.key().len() as u32,
-            total_bytes: entry.total_bytes() as u32,
-            tombstone,
-        }))
-    }
-
-    /// Notes a batch for pass two.
+    /// Finds the next entries that are whole, by lengths that may yet prove wrong. Where one is
+    /// not, `finish` finds that the piece has not come to its end.
     #[inline]
-    fn note(&mut self, room: &[u8], batch: &[Candidate]) -> Result<(), Status> {
-        let mut keys = [(0, &room[..0]); BATCH];
-        for (key, candidate) in keys.iter_mut().zip(batch) {
-            let start = candidate.key_start as usize;
-            let bytes = &room[start..start + candidate.key_bytes as usize];
-            *key = (candidate.table_id, bytes);
+    fn walk<'r>(&mut self, room: &'r [u8], batch: &mut [EntryView<'r>; BATCH]) -> Walked {
+        let (mut at, mut count, mut padding) = (self.at, 0, 0);
+        let stop = at + BATCH_BYTES;
+        while at < stop
+            && let Some(place) = batch.get_mut(count)
+            && let Ok(entry) = EntryView::parse(&room[at..])
+        {
+            let total_bytes = entry.total_bytes();
+            let behind = at + total_bytes;
+            if behind > room.len() {
+                break;
+            }
+            // Of what the last word holds, that behind the entry; nothing if it ends there.
+            let used_bits = 63 - 8 * (total_bytes - entry.bytes().len());
+            padding |= u64_at(room, behind - 8) >> used_bits >> 1;
+            *place = entry;
+            count += 1;
+            at = behind;
+        }
+        self.at = at;
+        Walked { count, padding }
+    }
+
+    /// Compares checksums. Apart from `note`, since sums of neighbours overlap, but not across a
+    /// hash.
+    #[inline]
+    fn verify(&mut self, batch: &[EntryView<'_>], padding: u64) -> Result<(), Status> {
+        let mut covered = [&[][..]; BATCH];
+        for (covered, entry) in covered.iter_mut().zip(batch) {
+            *covered = entry.covered();
+        }
+        let mut checksums = [0; BATCH];
+        let checksums = &mut checksums[..batch.len()];
+        crc32c_each(&covered[..batch.len()], checksums);
+        let stored = batch.iter().map(EntryView::checksum);
+        let differing = stored
+            .zip(&*checksums)
+            .fold(0, |differing, (stored, found)| differing | (stored ^ found));
+        if differing != 0 || padding != 0 {
+            return Err(Status::ChecksumMismatch);
+        }
+        self.checksum.add_all(checksums);
+        Ok(())
+    }
+
+    /// Notes a batch for pass two; says whether some of its entries name segments or belong to
+    /// longer appends.
+    #[inline]
+    fn note(&mut self, start: usize, batch: &[EntryView<'_>]) -> Result<bool, Status> {
+        let mut keys = [(0, &[][..]); BATCH];
+        for (key, entry) in keys.iter_mut().zip(batch) {
+            *key = (entry.table_id(), entry.key());
         }
         let mut hashes = [0; BATCH];
         key_hashes(&keys[..batch.len()], &mut hashes[..batch.len()]);
-        self.parsed.reserve(BATCH);
-        for (candidate, hash) in batch.iter().zip(hashes) {
-            let tablet = self.find_tablet(candidate.table_id, slot(hash))?;
-            if candidate.tombstone == 0 {
-                let sum = &mut self.sums[tablet];
-                sum.0 += 1;
-                sum.1 += i64::from(candidate.total_bytes);
+        let mut noted = [Parsed::default(); BATCH];
+        let mut count = 0;
+        let (mut at, mut attached, mut safe_version) = (start, false, self.safe_version);
+        for ((entry, (table_id, _)), hash) in batch.iter().zip(keys).zip(hashes) {
+            let total_bytes = entry.total_bytes();
+            let version = entry.version();
+            attached |= entry.is_attached();
+            // Else a version that follows would begin again at 0.
+            if version > VERSION_MAX {
+                return Err(Status::InvalidArgument);
             }
-            self.parsed.push(Parsed {
-                hash,
-                offset: candidate.at,
-                tablet_and_type: tablet as u32 | candidate.tombstone,
-            });
+            let tombstone = match entry.entry_type() {
+                EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => Some(0),
+                EntryType::Tombstone if entry.value().is_empty() => Some(TOMBSTONE),
+                EntryType::SafeVersion | EntryType::Padding => None,
+                _ => return Err(Status::InvalidArgument),
+            };
+            if let Some(tombstone) = tombstone {
+                safe_version = safe_version.max(version + 1);
+                let tablet = self.find_tablet(table_id, slot(hash))?;
+                if tombstone == 0 {
+                    let sum = &mut self.sums[tablet];
+                    sum.0 += 1;
+                    sum.1 += total_bytes as i64;
+                }
+                noted[count] = Parsed {
+                    hash,
+                    offset: at as u32,
+                    tablet_and_type: tablet as u32 | tombstone,
+                };
+                count += 1;
+            } else if entry.entry_type() == EntryType::SafeVersion {
+                safe_version = safe_version.max(version);
+            }
+            at += total_bytes;
         }
-        Ok(())
+        self.parsed.extend_from_slice(&noted[..count]);
+        self.safe_version = safe_version;
+        self.more = batch.last().map_or(self.more, EntryView::more);
+        Ok(attached)
     }
 
     /// Neighbours are often of one tablet.
@@ -227,5 +233,19 @@ impl<'a> Check<'a> {
             return Err(Status::ChecksumMismatch);
         }
         Ok(self.safe_version)
+    }
+}
+
+/// See [`detach`].
+#[cold]
+fn detach_all(entries: &mut [u8]) {
+    let mut at = 0;
+    while at < entries.len() {
+        let entry = EntryView::parse(&entries[at..]).expect("entries that were verified parse");
+        let (used, total_bytes) = (entry.bytes().len(), entry.total_bytes());
+        if entry.is_attached() {
+            detach(&mut entries[at..at + used]);
+        }
+        at += total_bytes;
     }
 }

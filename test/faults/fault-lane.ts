@@ -1,0 +1,367 @@
+/**
+ * A cluster under checked load to which one case after the other of the catalogue is done: arm a
+ * process, bring it to the step, see that the fault strikes, start again what has ended, and look
+ * whether the cluster is whole and nothing that was acknowledged is missing.
+ *
+ * Processes are armed while they run, by a file of each (REKINDLE_FAULT_FILE), and disarmed before
+ * anything is started again. A case that goes wrong costs the lane its cluster: the next case gets
+ * a new one.
+ */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
+import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
+import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
+import { type Client, connect } from '../../src/client/index.js';
+import { LocalCluster } from '../../src/cluster/local-cluster.js';
+import type { ProcessExit } from '../../src/cluster/managed-process.js';
+import { RekindleError } from '../../src/rpc/errors.js';
+import { hashKey } from '../../src/rpc/key-hash.js';
+import type { Case, Provocation } from './catalogue.js';
+
+const SERVERS = 5;
+const MEMORY_BYTES = 128 * 2 ** 20;
+const SPAN = 15;
+const ATTEMPTS = 3;
+const STRUCK_TIMEOUT_MS = 15_000;
+const WHOLE_TIMEOUT_MS = 60_000;
+/** Several tablets a server: dead versions take memory in a recovery, too much for one master. */
+const FILLER_SPAN = 4 * SERVERS;
+const FILLER_KEYS = 8;
+const FILLERS_AT_ONCE = 4;
+const FILLER_BYTES = 900_000;
+const WATCH_MS = 100;
+const DISK_FAULT_MS = 1_500;
+const EIO = 5;
+const COORDINATOR = 'coordinator';
+const ZOMBIE_EXIT_CODE = 3;
+
+interface World {
+  directory: string;
+  cluster: LocalCluster;
+  client: Client;
+  load: CheckedLoad;
+  files: FaultFiles;
+  layer: DiskLayer;
+  exits: ProcessExit[];
+}
+
+export class FaultLane {
+  #world: World | undefined;
+  #tables = 0;
+  /** Turns, so that cases hit different servers. */
+  #turn = 0;
+
+  async close(): Promise<void> {
+    const world = this.#world;
+    this.#world = undefined;
+    if (world === undefined) return;
+    world.load.end();
+    await world.client.close();
+    await world.cluster.stop();
+    rmSync(world.directory, { recursive: true, force: true });
+  }
+
+  /** Rejects with what was not as it must be. */
+  async play(each: Case): Promise<void> {
+    this.#world ??= await begin();
+    const world = this.#world;
+    try {
+      await this.#play(world, each);
+    } catch (error) {
+      process.stderr.write(`${world.cluster.logTails(12)}\n`);
+      await this.close();
+      throw error;
+    }
+  }
+
+  async #play(world: World, each: Case): Promise<void> {
+    const { row } = each;
+    const violationsBefore = world.load.checker.violationCount;
+    world.exits.length = 0;
+    let struck = false;
+    for (let attempt = 0; attempt < ATTEMPTS && !struck; attempt++) {
+      const victim = await busiestServer(world);
+      const names = this.#targets(each, victim);
+      const before = names.map((name) => world.layer.struck(name));
+      for (const name of names) await arm(world, name, each);
+      const strikes = (): boolean =>
+        names.some((name, index) => hasStruck(world, name, each, before[index] ?? 0));
+      await this.#provoke(world, row.by, victim, strikes);
+      struck = strikes();
+      // The report comes a moment before the end.
+      const ending = struck && mustEnd(each);
+      if (ending) await untilTrue(() => world.exits.length > 0, STRUCK_TIMEOUT_MS);
+      await disarm(world, names, each);
+      await restartAll(world);
+    }
+    if (!struck) throw new Error(`${row.name} was not passed`);
+    await whole(world);
+    checkEnds(world, each);
+    await world.load.readAll();
+    const { violations, violationCount } = world.load.checker;
+    if (violationCount > violationsBefore) throw new Error(violations.slice(-5).join('\n'));
+  }
+
+  /** Whom to arm: a process that is not the one that is killed anyway, one only if it will die. */
+  #targets({ row, kind }: Case, victim: number): string[] {
+    if (row.at === COORDINATOR) return [COORDINATOR];
+    const others = Array.from({ length: SERVERS }, (_, index) => index).filter(
+      // The cleaner's steps are those of the master that has the load.
+      (index) => (row.name.startsWith('clean-') ? index === victim : index !== victim),
+    );
+    // An open replica that is lost takes its backup from the candidates of that segment: always the
+    // same one, or the cases together would take more than R = 3 leaves room for.
+    if (row.name.includes('BACKUP_WRITE') && (kind === 'error' || kind === 'corrupt')) {
+      return others.slice(-1).map(nameOf);
+    }
+    const dies = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
+    const chosen = dies ? [others[this.#turn++ % others.length] ?? 0] : others;
+    return chosen.map(nameOf);
+  }
+
+  async #provoke(
+    world: World,
+    by: Provocation,
+    victim: number,
+    struck: () => boolean,
+  ): Promise<void> {
+    switch (by) {
+      case 'load':
+        await untilTrue(struck, STRUCK_TIMEOUT_MS);
+        return;
+      case 'heads':
+        return openHeads(world, victim, struck, `filler-${this.#tables++}`);
+      case 'table':
+        return useTable(world, `passing-${this.#tables++}`, struck);
+      case 'server-crash':
+        await world.cluster.killServer(victim);
+        await recovered(world, SERVERS - 1, struck);
+        await restartAll(world);
+        await untilTrue(struck, STRUCK_TIMEOUT_MS / 3);
+        return;
+      case 'zombie':
+        world.cluster.pauseServer(victim);
+        await recovered(world, SERVERS - 1, struck);
+        world.cluster.resumeServer(victim);
+        await untilTrue(() => !world.cluster.isRunning(victim), STRUCK_TIMEOUT_MS);
+        return;
+      case 'client': {
+        await using client = await connect(world.cluster.url);
+        await tolerate(client.table('load').get('some key'));
+      }
+    }
+  }
+}
+
+function nameOf(index: number): string {
+  return `server-${index + 1}`;
+}
+
+/** What the disk layer does for the rows that are steps of a disk; `ms` of a delay. */
+const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
+  'disk-write': (ms) => (ms > 0 ? { writeDelayMs: ms } : { writeErrno: EIO }),
+  'disk-flush': (ms) => (ms > 0 ? { flushDelayMs: ms } : { flushErrno: EIO }),
+  'disk-read': () => ({ readErrno: EIO }),
+  'disk-grow': () => ({ full: 1 }),
+};
+
+async function arm({ files, layer }: World, name: string, { row, fault }: Case): Promise<void> {
+  const disk = DISK_FAULTS[row.name];
+  if (disk === undefined) await files.arm(name, `${row.name}=${fault}`);
+  else layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+}
+
+function hasStruck({ files, layer }: World, name: string, each: Case, before: number): boolean {
+  return each.row.name in DISK_FAULTS
+    ? layer.struck(name) > before
+    : files.hasStruck(name, each.row.name, each.kind);
+}
+
+/** A disk fault lasts a while; then the disk is replaced, and the process starts on the new one. */
+async function disarm(world: World, names: readonly string[], { row, kind }: Case): Promise<void> {
+  const { cluster, files, layer } = world;
+  if (row.name in DISK_FAULTS) await delay(DISK_FAULT_MS);
+  for (const name of names) {
+    files.disarm(name);
+    layer.setFault(name, {});
+    const index = cluster.processes().findIndex((each) => each.name === name) - 1;
+    if (row.name in DISK_FAULTS && kind === 'error') await cluster.killServer(index);
+  }
+}
+
+async function begin(): Promise<World> {
+  const directory = mkdtempSync(join(tmpdir(), 'rekindle-faults-'));
+  const exits: ProcessExit[] = [];
+  const files = new FaultFiles(directory);
+  const layer = new DiskLayer(diskLayerLibrary(), directory);
+  const cluster = await LocalCluster.create({
+    dataDirectory: directory,
+    servers: SERVERS,
+    memoryBytes: MEMORY_BYTES,
+    // As few segments as memory holds: then they are cleaned, not compacted.
+    serverArguments: ['--disk-expansion', '1'],
+    onUnexpectedExit: (exit) => exits.push(exit),
+    environmentOf: (name) => ({ ...files.environmentOf(name), ...layer.environmentOf(name) }),
+  });
+  try {
+    await cluster.startAll();
+    const client = await connect(cluster.url, { timeoutMs: 60_000 });
+    const table = await client.createTable('load', { span: SPAN });
+    const load = new CheckedLoad(table, LIGHT_LOAD, 1);
+    load.start();
+    return { directory, cluster, client, load, files, layer, exits };
+  } catch (error) {
+    await cluster.stop();
+    throw error;
+  }
+}
+
+/** The one that owns most tablets: its death is a recovery by several masters. */
+async function busiestServer({ cluster, client }: World): Promise<number> {
+  const { tables } = await client.status();
+  const counts = new Map<number, number>();
+  for (const { serverId } of tables.flatMap(({ tablets }) => tablets)) {
+    const index = cluster.indexOf(serverId);
+    if (index !== undefined) counts.set(index, (counts.get(index) ?? 0) + 1);
+  }
+  return [...counts].sort(([, left], [, right]) => right - left)[0]?.[0] ?? 0;
+}
+
+/** Errors that the SDK throws on purpose are what a fault may look like to a client. */
+async function tolerate(operation: Promise<unknown>): Promise<boolean> {
+  try {
+    await operation;
+    return true;
+  } catch (error) {
+    if (error instanceof RekindleError) return false;
+    throw error;
+  }
+}
+
+/** Large values for one server: a few are a segment, and make the cleaner work. */
+async function openHeads(
+  { client, cluster }: World,
+  owner: number,
+  struck: () => boolean,
+  tableName: string,
+): Promise<void> {
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  const value = Buffer.alloc(FILLER_BYTES, 7);
+  const table = await client.createTable(tableName, { span: FILLER_SPAN });
+  const { tables } = await client.status();
+  const { tableId, tablets } = tables.find(({ name }) => name === tableName) ?? {};
+  const own = (tablets ?? []).filter(({ serverId }) => serverId === cluster.serverId(owner));
+  const keys = Array.from({ length: 1_000 }, (_, index) => `filler-${index}`).filter((key) => {
+    const slot = hashKey(tableId ?? 0, Buffer.from(key));
+    return own.some(({ startSlot, endSlot }) => startSlot <= slot && slot <= endSlot);
+  });
+  const write = async (writer: number): Promise<void> => {
+    for (let i = writer; !struck() && performance.now() < end; i += FILLERS_AT_ONCE) {
+      await tolerate(table.put(keys[i % FILLER_KEYS] ?? 'filler', value));
+    }
+  };
+  await Promise.all(Array.from({ length: FILLERS_AT_ONCE }, (_, writer) => write(writer)));
+  await untilDropped(client, tableName);
+}
+
+/** With the armed process dead the drop may have to wait for its restart: not here. */
+async function untilDropped(client: Client, tableName: string): Promise<void> {
+  await tolerate(client.dropTable(tableName, { timeoutMs: 5_000 }));
+}
+
+async function useTable(world: World, tableName: string, struck: () => boolean): Promise<void> {
+  const { client, cluster } = world;
+  const steps = [
+    () => client.createTable(tableName, { span: SERVERS, timeoutMs: 20_000 }),
+    () => client.table(tableName).put('key', 'value'),
+    () => client.dropTable(tableName, { timeoutMs: 20_000 }),
+  ];
+  for (const act of steps) {
+    const done = tolerate(act());
+    // A coordinator that died is needed for the answer, and struck is struck.
+    await Promise.race([
+      done,
+      untilTrue(() => struck() && !cluster.coordinatorIsRunning(), 60_000),
+    ]);
+    if (!cluster.coordinatorIsRunning()) await restartAll(world);
+    await done;
+  }
+}
+
+/** The dead server has been recovered, or the fault has ended a process that this needs. */
+async function recovered(world: World, servers: number, struck: () => boolean): Promise<void> {
+  const { client, exits } = world;
+  await waitFor('a recovery, or its end', WHOLE_TIMEOUT_MS, async () => {
+    if (struck() && exits.length > 0) return true;
+    const status = await client.status({ timeoutMs: 2_000 });
+    const up = status.servers.filter((server) => server.status === 'up').length;
+    return up <= servers && up === status.servers.length ? true : undefined;
+  });
+}
+
+/** What ends only now (a master that learns that it was declared dead) is started again too. */
+async function whole(world: World): Promise<void> {
+  const { client, cluster } = world;
+  let over = false;
+  const watch = async (): Promise<void> => {
+    for (; !over; await delay(WATCH_MS)) {
+      if (cluster.processes().some(({ pid }) => pid === undefined)) await restartAll(world);
+    }
+  };
+  const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
+    over = true;
+  });
+  try {
+    await Promise.all([wait, watch()]);
+  } catch (error) {
+    const { servers, tables, recoveries } = await client.status();
+    const tablets = tables.flatMap((table) => table.tablets.filter((t) => t.status !== 'normal'));
+    const running = recoveries.filter(({ state }) => state !== 'done');
+    throw new Error(JSON.stringify({ servers, tablets, running }), { cause: error });
+  }
+}
+
+/**
+ * Starts what does not run; a coordinator that ends meanwhile too, for which servers that start
+ * would wait. Disarmed first: a process reads its faults when it starts.
+ */
+async function restartAll({ cluster, files }: World): Promise<void> {
+  const startCoordinator = async (): Promise<void> => {
+    if (cluster.coordinatorIsRunning()) return;
+    files.disarm(COORDINATOR);
+    await cluster.restartCoordinator();
+  };
+  await startCoordinator();
+  for (const { name, pid } of cluster.processes()) if (pid === undefined) files.disarm(name);
+  let started = false;
+  const servers = cluster.startAll().finally(() => {
+    started = true;
+  });
+  const watch = async (): Promise<void> => {
+    while (!started) {
+      await startCoordinator();
+      await delay(WATCH_MS);
+    }
+  };
+  await Promise.all([servers, watch()]);
+}
+
+/** A crash ends the process that was armed; nothing else ends one, but what the row names. */
+function checkEnds({ exits }: World, { row, kind }: Case): void {
+  const unexpected = exits.filter(({ name, code, signal }) => {
+    if (code === ZOMBIE_EXIT_CODE && row.by === 'zombie') return false;
+    if (kind === 'crash') return signal !== 'SIGKILL';
+    return !(row.ends.includes(kind) && (name === COORDINATOR) === (row.at === COORDINATOR));
+  });
+  const shown = unexpected.map(({ name, code, signal }) => `${name} ended with ${signal ?? code}`);
+  if (shown.length > 0) throw new Error(shown.join(', '));
+  if (mustEnd({ row, kind }) && exits.length === 0) throw new Error('no process has ended');
+}
+
+function mustEnd({ row, kind }: Pick<Case, 'row' | 'kind'>): boolean {
+  return kind === 'crash' || row.ends.includes(kind);
+}
