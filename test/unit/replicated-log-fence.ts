@@ -1,6 +1,7 @@
 /**
  * A master of replicated-log-world.ts that is being recovered and does not know it: some disks are
- * fenced, the coordinator takes nothing from it any more. Judges its lease holders (docs/leases.md).
+ * fenced, the coordinator takes nothing from it any more. Judges its lease holders
+ * (docs/leases.md).
  */
 import assert from 'node:assert/strict';
 import type { World } from './replicated-log-world.js';
