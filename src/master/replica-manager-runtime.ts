@@ -86,18 +86,18 @@ export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, p
   return header;
 }
 
-/** Of a BACKUP_WRITE reply; one without the field grants nothing. */
-function leaseMsOf(reply: Uint8Array): number {
-  if (reply.length < leaseOffset + 4) return 0;
-  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
-  return view.getUint32(leaseOffset, true);
-}
-
 /** The reply to BACKUP_WRITE; a short one says nothing about the backup. */
 function decodeLoad(reply: Uint8Array): BackupLoad | undefined {
   if (reply.length < 8) return undefined;
   const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
   return { freeFrames: view.getUint32(0, true), queuedKib: view.getUint32(4, true) };
+}
+
+/** Of a BACKUP_WRITE reply; one without the field grants nothing. */
+function leaseMsOf(reply: Uint8Array): number {
+  if (reply.length < leaseOffset + 4) return 0;
+  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
+  return view.getUint32(leaseOffset, true);
 }
 
 function stopping(): RekindleError {

@@ -277,11 +277,12 @@ function randomWorld(random: () => number) {
     const first = below(backups);
     for (let r = 0; r < replicas; r += 1) {
       const backup = (first + r) % backups;
+      const [alive, remembers] = [below(3) > 0, below(3) > 0];
       if (id < headId) shapes[backup]?.push([id, 100]);
-      else if (below(3) > 0) {
+      else if (alive) {
         shapes[backup]?.push([id, acknowledged + below(5), 'open', epoch]);
         digests[backup] = [id, ids, epoch];
-      } else if (below(3) > 0) {
+      } else if (remembers) {
         // Killed in mode `replicated`: perhaps a prefix, perhaps nothing at all.
         shapes[backup]?.push([id, below(acknowledged + 5), 'doubtful', epoch]);
         digests[backup] = [id, ids, epoch];
