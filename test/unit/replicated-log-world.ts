@@ -524,37 +524,6 @@ export class World {
     return true;
   }
 
-  /** Crashed, for all that the coordinator knows: these disks are fenced, if they are enough. */
-  fence(disks: Disk[]): boolean {
-    if (this.recover(disks) === null) return false;
-    this.fenced = new Set(disks.map(({ serverId }) => serverId));
-    return true;
-  }
-
-  /** One step of a master that does not know what happened to it. */
-  stepFenced(): void {
-    this.nowMs += 5 + this.below(30);
-    const dice = this.random();
-    if (dice < 0.2) this.append();
-    else if (dice < 0.25) this.openHead();
-    else if (dice < 0.3) this.crash();
-    else if (dice < 0.4) this.pushList();
-    else if (dice < 0.45) this.storeRecoveryInfo();
-    else if (dice < 0.7 && this.requests.length > 0) {
-      const [write] = this.requests.splice(this.below(this.requests.length), 1);
-      if (write !== undefined) this.deliver(write);
-    } else this.answer(this.below(Math.max(1, this.answers.length)));
-    this.apply({ kind: 'tick' });
-  }
-
-  checkLeaseHolders(): boolean {
-    const { leaseHolders } = this.manager;
-    if (leaseHolders === null) return false;
-    const fenced = leaseHolders.filter((serverId) => this.fenced?.has(serverId));
-    assert.ok(fenced.length > 0, `none of the lease holders ${leaseHolders} is fenced`);
-    return true;
-  }
-
   checkSides(): void {
     for (const { id, side } of this.segments.values()) {
       if (!side || this.manager.segment(id)?.closeCommitted !== true) continue;

@@ -1,6 +1,7 @@
 /** Random histories of a replicated log (replicated-log-world.ts), judged after every step. */
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { checkLeaseHolders, fence, stepFenced } from './replicated-log-fence.js';
 import { World } from './replicated-log-world.js';
 
 test('a complete recovery covers every durable byte, in random histories', () => {
@@ -50,13 +51,13 @@ test('a recovery that is complete has fenced one of the lease holders, for ever'
       for (let step = 0; step < 800 && world.fenced === null; step += 1) {
         world.step();
         const chosen = [...world.disks.values()].filter(() => world.random() < 0.4);
-        if (step > 100 && world.random() < 0.05) world.fence(chosen);
+        if (step > 100 && world.random() < 0.05) fence(world, chosen);
       }
       if (world.fenced === null) continue;
       fences += 1;
       for (let step = 0; step < 300; step += 1) {
-        world.stepFenced();
-        if (world.checkLeaseHolders()) holding += 1;
+        stepFenced(world);
+        if (checkLeaseHolders(world)) holding += 1;
       }
     } catch (error) {
       console.error(`repeat: REKINDLE_SEED=${seed} node --test ${import.meta.filename}`);
