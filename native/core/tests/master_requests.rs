@@ -184,6 +184,27 @@ fn a_full_store_says_no_and_still_removes() {
 }
 
 #[test]
+fn who_writes_little_does_not_wait_for_who_writes_much() {
+    // With backups, and nobody here who ends a pass of the cleaner: memory stays short.
+    let master = master(64 << 20);
+    master.take_tablet(WHOLE).expect("taken");
+    let mut client = Client::new(&master, 1);
+    let value = vec![7; 100_000];
+    let mut written = 0u64;
+    while client.write(&(written % 8).to_le_bytes(), &value).status == 0 {
+        written += 1;
+    }
+    assert!(written > 200, "some blocks are for writes: {written}");
+    let bulk = |client: &mut Client| client.write(b"bulk", &value).status;
+    assert_eq!(bulk(&mut client), Status::Retry as u16);
+    for key in 0..1_000u32 {
+        let small = client.write(&key.to_le_bytes(), b"small").status;
+        assert_eq!(small, 0, "{key}");
+    }
+    assert_eq!(bulk(&mut client), Status::Retry as u16);
+}
+
+#[test]
 fn a_dropped_tablet_is_gone_and_a_closed_master_refuses() {
     let master = master(64 << 20);
     master.take_tablet(WHOLE).expect("taken");

@@ -28,6 +28,8 @@ use crate::status::Status;
 const RETRY_WINDOW_MS: u16 = 20;
 const RETRY_MEMORY_MS: u16 = 200;
 const RETRY_CLEANER_MS: u16 = 2;
+/// Larger messages are bulk, see `Purpose::BulkWrite`.
+const SMALL_MESSAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 64;
 /// How far behind the log's end its memory is fetched; what is longer the processor fetches itself.
 const APPEND_AHEAD_BYTES: usize = 1024;
@@ -86,6 +88,8 @@ pub struct Serving {
     tally: Tally,
     /// Bytes of the entry that was read last: what the next reads will probably want.
     read_bytes: usize,
+    /// Of the message under way.
+    write_purpose: Purpose,
 }
 
 struct Outcome<'a> {
@@ -172,6 +176,11 @@ impl Serving {
         let request = Request::parse(body)?;
         let mut reply = Reply::new(reply, request.count)?;
         self.counters.messages += 1;
+        self.write_purpose = if body.len() > SMALL_MESSAGE_BYTES {
+            Purpose::BulkWrite
+        } else {
+            Purpose::Write
+        };
         self.results
             .begin(request.client_id, request.ack_id, now_ms);
         let (count, read_bytes) = (request.count, self.read_bytes);
@@ -363,7 +372,7 @@ impl Serving {
         let guard = dead.map(|dead| tombstone_of(&dead.entry, guarded, timestamp));
         let entries = [object, guard.unwrap_or(object)];
         let entries = &entries[..1 + usize::from(!guarded.is_empty())];
-        let offset = self.prepare(objects, entries, Purpose::Write)?;
+        let offset = self.prepare(objects, entries, self.write_purpose)?;
         match current {
             Some(current) if !current.slot.replace(offset) => return Ok(None),
             Some(_) => {}

@@ -19,6 +19,10 @@ use crate::status::Status;
 /// Blocks that side segments leave alone.
 pub const RESERVE_BLOCKS: usize = 4;
 
+/// The end of the last head that writes may have is for small messages: while the cleaner makes
+/// room, who writes much waits for it, and who writes little does not wait for him.
+const SMALL_WRITES_BYTES: usize = 512 << 10;
+
 /// Who leaves how many blocks alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserve {
@@ -47,7 +51,7 @@ impl Reserve {
 
     fn of(&self, purpose: Purpose) -> usize {
         match purpose {
-            Purpose::Write => self.writes,
+            Purpose::Write | Purpose::BulkWrite => self.writes,
             Purpose::Remove => self.removes,
             Purpose::Head => 0,
         }
@@ -55,10 +59,13 @@ impl Reserve {
 }
 
 /// Why memory is asked for; decides how much of the reserve may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {
     /// A write: leaves the reserve alone.
+    #[default]
     Write,
+    /// One of a large message: also leaves the end of the last head alone.
+    BulkWrite,
     /// A remove: may take one block of the reserve.
     Remove,
     /// A head that must be opened: may take all.
@@ -90,13 +97,22 @@ impl Log {
         purpose: Purpose,
     ) -> Result<usize, Status> {
         let total = entries.iter().map(Append::bytes).sum();
+        let mut kept = false;
         if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
-            return Ok(head.prepare(entries));
+            kept = purpose == Purpose::BulkWrite
+                && head.free_bytes() < SMALL_WRITES_BYTES + total
+                && !objects.can_open(objects.reserve.writes);
+            if !kept {
+                return Ok(head.prepare(entries));
+            }
         }
-        if purpose == Purpose::Write
+        if matches!(purpose, Purpose::Write | Purpose::BulkWrite)
             && objects.overfull(tablets.iter().map(|one| one.bytes()).sum())
         {
             objects.set_full(true);
+            return Err(Status::OutOfMemory);
+        }
+        if kept {
             return Err(Status::OutOfMemory);
         }
         let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);

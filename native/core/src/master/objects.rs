@@ -150,6 +150,14 @@ impl Objects {
         self.epochs.pin(participant)
     }
 
+    /// Whether `open_segment` would find a block.
+    pub fn can_open(&self, keep_free: usize) -> bool {
+        if self.arena.free_blocks() <= keep_free {
+            self.reclaim();
+        }
+        self.arena.free_blocks() > keep_free
+    }
+
     /// Opens a segment of the log (with its position) or of a side log, leaving `keep_free`
     /// blocks.
     ///
@@ -161,12 +169,9 @@ impl Objects {
         keep_free: usize,
         timestamp: u32,
     ) -> Result<Arc<Segment>, Status> {
-        if self.arena.free_blocks() <= keep_free {
-            self.reclaim();
-            if self.arena.free_blocks() <= keep_free {
-                // Refusals cost no ids.
-                return Err(Status::OutOfMemory);
-            }
+        if !self.can_open(keep_free) {
+            // Refusals cost no ids.
+            return Err(Status::OutOfMemory);
         }
         let id = self.reserve_segment_ids(1).start;
         self.open_segment_as(id, position, keep_free, timestamp)
