@@ -457,7 +457,7 @@ impl Serving {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        if !self.log.has_room(entries) {
+        if !self.log.has_room(objects, entries, purpose) {
             // The next head begins with what the tablets weigh.
             self.tally.flush(&self.tablets);
         }

@@ -21,7 +21,7 @@ pub const RESERVE_BLOCKS: usize = 4;
 
 /// The end of the last head that writes may have is for small messages: while the cleaner makes
 /// room, who writes much waits for it, and who writes little does not wait for him.
-const SMALL_WRITES_BYTES: usize = 512 << 10;
+const SMALL_WRITES_BYTES: usize = 128 << 10;
 
 /// Who leaves how many blocks alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub enum Purpose {
     /// A write: leaves the reserve alone.
     #[default]
     Write,
-    /// One of a large message: also leaves the end of the last head alone.
+    /// One of a large message: also leaves the end of a head alone when memory is short.
     BulkWrite,
     /// A remove: may take one block of the reserve.
     Remove,
@@ -96,23 +96,13 @@ impl Log {
         entries: &[Append<'_>],
         purpose: Purpose,
     ) -> Result<usize, Status> {
-        let total = entries.iter().map(Append::bytes).sum();
-        let mut kept = false;
-        if let Some(head) = self.head.as_ref().filter(|head| head.fits(total)) {
-            kept = purpose == Purpose::BulkWrite
-                && head.free_bytes() < SMALL_WRITES_BYTES + total
-                && !objects.can_open(objects.reserve.writes);
-            if !kept {
-                return Ok(head.prepare(entries));
-            }
+        if let Some(head) = self.head_for(objects, entries, purpose) {
+            return Ok(head.prepare(entries));
         }
         if matches!(purpose, Purpose::Write | Purpose::BulkWrite)
             && objects.overfull(tablets.iter().map(|one| one.bytes()).sum())
         {
             objects.set_full(true);
-            return Err(Status::OutOfMemory);
-        }
-        if kept {
             return Err(Status::OutOfMemory);
         }
         let timestamp = entries.first().map_or(0, |entry| entry.header.timestamp);
@@ -121,11 +111,27 @@ impl Log {
             .prepare(entries))
     }
 
+    /// The head, if `prepare` would not roll over.
+    #[inline]
+    fn head_for(
+        &self,
+        objects: &Objects,
+        entries: &[Append<'_>],
+        purpose: Purpose,
+    ) -> Option<&Arc<Segment>> {
+        let total = entries.iter().map(Append::bytes).sum();
+        let head = self.head.as_ref().filter(|head| head.fits(total))?;
+        // Of two blocks that are left the cleaner may take one.
+        let kept = purpose == Purpose::BulkWrite
+            && head.free_bytes() < SMALL_WRITES_BYTES + total
+            && !objects.can_open(objects.reserve.writes + 1);
+        (!kept).then_some(head)
+    }
+
     /// Whether `prepare` would not roll over.
     #[inline]
-    pub fn has_room(&self, entries: &[Append<'_>]) -> bool {
-        let total = entries.iter().map(Append::bytes).sum();
-        self.head.as_ref().is_some_and(|head| head.fits(total))
+    pub fn has_room(&self, objects: &Objects, entries: &[Append<'_>], purpose: Purpose) -> bool {
+        self.head_for(objects, entries, purpose).is_some()
     }
 
     /// Publishes what the last `prepare` wrote.
