@@ -11,7 +11,7 @@ import { writeFileSync } from 'node:fs';
 import { type Client, connect } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { formatBytes, formatCount, formatMs } from '../src/ops/text-table.js';
-import { invariant } from '../src/rpc/errors.js';
+import { invariant, RekindleError } from '../src/rpc/errors.js';
 import type { Durability, RecoveryReport } from '../src/rpc/messages.js';
 import {
   serverStats,
@@ -59,6 +59,10 @@ const MEMORY_EXTRA_BYTES = 192 * 2 ** 20;
 
 export async function runRecoveryBench(options: RecoveryBenchOptions): Promise<BenchResult> {
   const { bytes, servers, durability, quick, peer } = options;
+  if (options.valueBytes.length > 1 && options.svg?.includes('{size}') === false) {
+    const problem = 'two timelines do not fit into one file; write {size} into the name of --svg';
+    throw new RekindleError('INVALID_ARGUMENT', problem);
+  }
   const metrics: Metric[] = [];
   const texts = [machineLine()];
   let wrong = 0;
