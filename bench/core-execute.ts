@@ -10,6 +10,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { MasterCore } from '../src/native/contract.js';
 import { loadAddon } from '../src/native/index.js';
 import { RekindleError } from '../src/rpc/errors.js';
+import { median } from './concurrency.js';
 import { CoreDialogue, type Figure, runCore } from './core-binary.js';
 
 const OBJECTS = 1_000_000;
@@ -128,11 +129,6 @@ async function slices(node: NodeSide, core: CoreDialogue, work: Work): Promise<S
     if (index > 0) taken.push(slice);
   }
   return taken;
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return ((sorted[(sorted.length - 1) >> 1] ?? 0) + (sorted[sorted.length >> 1] ?? 0)) / 2;
 }
 
 function figures(work: Work, taken: readonly Slice[]): Figure[] {

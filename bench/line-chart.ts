@@ -2,6 +2,7 @@
  * A line chart as SVG: some series of (x, y) over two logarithmic axes. It draws what it is given;
  * points at or below `yMin` lie on the lower edge.
  */
+import { svgText } from './svg.js';
 
 export interface Series {
   name: string;
@@ -77,9 +78,8 @@ function tickText(tick: number): string {
 }
 
 function text(x: number, y: number, content: string, anchor: string, size = 12): string {
-  const safe = content.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
   const place = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}"`;
-  return `<text ${place} font-size="${size}">${safe}</text>`;
+  return `<text ${place} font-size="${size}">${svgText(content)}</text>`;
 }
 
 function rule(x1: number, y1: number, x2: number, y2: number): string {

@@ -8,9 +8,11 @@
  * probability C(f, R) / C(N, R); `1 - (1 - that)^groups` takes groups for independent, which
  * segments placed at random are, and copysets nearly: the trials say how nearly.
  */
+
 import { writeFileSync } from 'node:fs';
 import { updateCopysets } from '../src/coordinator/copysets.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
+import { randomStream } from './dataset.js';
 import { lineChart, type Series } from './line-chart.js';
 import { type BenchResult, type Metric, metric } from './report.js';
 
@@ -46,7 +48,8 @@ const segmentsTriedMax = 2_000_000;
 const colors = ['#c0392b', '#2471a3', '#1e8449'];
 
 export function runPlacementBench(options: PlacementBenchOptions): Promise<BenchResult> {
-  const random = mulberry32(options.seed);
+  const next = randomStream(options.seed);
+  const random = (): number => next() / 2 ** 32;
   const trials = options.quick ? 2_000 : 20_000;
   const sizes = (options.quick ? sizesQuick : sizesAll)
     .filter((servers) => servers > options.replicas)
@@ -57,17 +60,6 @@ export function runPlacementBench(options: PlacementBenchOptions): Promise<Bench
   const text = table(sizes, options, trials);
   const metrics = sizes.flatMap(metricsOf);
   return Promise.resolve({ name: 'placement', parameters, metrics, text, passed: agree(sizes) });
-}
-
-/** The seeded source of all chance here. */
-function mulberry32(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 function measure(

@@ -9,6 +9,7 @@ import { formatMs, textTable } from '../src/ops/text-table.js';
 import type { RecoveryReport } from '../src/rpc/messages.js';
 import type { ProcessUsage, Usage } from './process-usage.js';
 import { phaseTexts } from './recovery-table.js';
+import { svgText } from './svg.js';
 
 export interface TimelineBar {
   label: string;
@@ -129,11 +130,11 @@ export function timelineSvg(title: string, { bars, totalMs }: Timeline): string 
   const rects = bars.map(({ label, kind, fromMs, toMs }) => {
     const width = Math.max(1, x(toMs) - x(fromMs)).toFixed(1);
     const place = `x="${x(fromMs).toFixed(1)}" y="${y(label)}" width="${width}"`;
-    const hint = `<title>${escapeXml(label)}: ${kind}, ${formatMs(toMs - fromMs)}</title>`;
+    const hint = `<title>${svgText(label)}: ${kind}, ${formatMs(toMs - fromMs)}</title>`;
     return `<rect ${place} height="${ROW_PX - 6}" fill="${COLORS[kind]}">${hint}</rect>`;
   });
   const names = labels.map(
-    (label) => `<text x="8" y="${y(label) + ROW_PX - 10}">${escapeXml(label)}</text>`,
+    (label) => `<text x="8" y="${y(label) + ROW_PX - 10}">${svgText(label)}</text>`,
   );
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => {
     const anchor = share === 0 ? 'start' : 'end';
@@ -145,15 +146,11 @@ export function timelineSvg(title: string, { bars, totalMs }: Timeline): string 
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" ${size} font-family="sans-serif" font-size="12">`,
     '<rect width="100%" height="100%" fill="white"/>',
-    `<text x="8" y="18" font-weight="bold">${escapeXml(title)}</text>`,
+    `<text x="8" y="18" font-weight="bold">${svgText(title)}</text>`,
     ...rects,
     ...names,
     ...ticks,
     '</svg>',
     '',
   ].join('\n');
-}
-
-function escapeXml(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 }

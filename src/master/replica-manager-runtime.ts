@@ -86,18 +86,14 @@ export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, p
   return header;
 }
 
-/** The reply to BACKUP_WRITE; a short one says nothing about the backup. */
-function decodeLoad(reply: Uint8Array): BackupLoad | undefined {
-  if (reply.length < 8) return undefined;
+/** Of a reply to BACKUP_WRITE. One that ends early says nothing of the backup, grants nothing. */
+function decodeReply(reply: Uint8Array): { load: BackupLoad | undefined; leaseMs: number } {
   const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
-  return { freeFrames: view.getUint32(0, true), queuedKib: view.getUint32(4, true) };
-}
-
-/** Of a BACKUP_WRITE reply; one without the field grants nothing. */
-function leaseMsOf(reply: Uint8Array): number {
-  if (reply.length < leaseOffset + 4) return 0;
-  const view = new DataView(reply.buffer, reply.byteOffset, reply.byteLength);
-  return view.getUint32(leaseOffset, true);
+  const u32 = (offset: number): number => view.getUint32(offset, true);
+  return {
+    load: reply.length < leaseOffset ? undefined : { freeFrames: u32(0), queuedKib: u32(4) },
+    leaseMs: reply.length < leaseOffset + 4 ? 0 : u32(leaseOffset),
+  };
 }
 
 function stopping(): RekindleError {
@@ -372,7 +368,7 @@ export class ReplicaManagerRuntime {
     this.#inFlight.set(segmentId, (this.#inFlight.get(segmentId) ?? 0) + 1);
     let event: ReplicaManagerEvent;
     try {
-      event = { kind: 'acked', write, load: decodeLoad(await this.#call(write)) };
+      event = { kind: 'acked', write, load: await this.#call(write) };
     } catch (thrown) {
       const { code, message, details } = asRekindleError(thrown);
       event = { kind: 'failed', write, code, diskFailed: details?.diskFailed === true };
@@ -387,7 +383,7 @@ export class ReplicaManagerRuntime {
     this.scheduleFlush();
   }
 
-  async #call(write: SegmentWrite): Promise<Uint8Array> {
+  async #call(write: SegmentWrite): Promise<BackupLoad | undefined> {
     const link = this.#options.servers.linkTo(write.serverId);
     if (link === null) {
       throw new RekindleError('CONNECTION_LOST', `server ${write.serverId} is not in the list`);
@@ -401,9 +397,9 @@ export class ReplicaManagerRuntime {
     const answered = link.callBinary('BACKUP_WRITE', parts);
     // The flush that called us ends this turn already: waiting for the link's would cost another.
     link.flush();
-    const reply = await answered;
-    lease.granted(write.serverId, sentAtMs, leaseMsOf(reply));
-    return reply;
+    const { load, leaseMs } = decodeReply(await answered);
+    lease.granted(write.serverId, sentAtMs, leaseMs);
+    return load;
   }
 
   #endWrite(segmentId: number): void {
