@@ -138,10 +138,13 @@ fn threads_neither_miss_nor_double_an_entry() {
         for replay in replays {
             replay.join().expect("replayed");
         }
+        // On a busy machine the cleaner may not have had its turn yet.
+        while relocated.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
         ended.store(true, Ordering::Release);
     });
     table.end_replay();
-    assert!(relocated.load(Ordering::Relaxed) > 0);
     for key in 0..KEYS {
         let newest = offset_of(key, VERSIONS - 1);
         assert!(table.refers_to(spread(key), newest), "{key}");
