@@ -2,16 +2,17 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { parseConnectionString } from '../../src/client/connection-string.js';
 import { attemptMs, nextStep, waitMs } from '../../src/client/retry-policy.js';
 import { RpcTracker } from '../../src/client/rpc-tracker.js';
 import { backoffMs } from '../../src/rpc/backoff.js';
+import { parseConnectionString } from '../../src/rpc/connection-string.js';
 import { DeadlineSet } from '../../src/rpc/deadline-set.js';
 import { until } from './rpc-fixture.js';
 
 test('connection strings are understood', () => {
   assert.deepEqual(parseConnectionString('rekindle://a:1,b.example:65535,[::1]:7/'), {
     addresses: ['a:1', 'b.example:65535', '[::1]:7'],
+    service: null,
     clusterId: null,
     timeoutMs: null,
   });
