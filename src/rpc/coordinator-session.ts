@@ -142,8 +142,9 @@ export class CoordinatorSession {
   ): Promise<{ reply: ReplyOf<K> } | RekindleError> {
     const remainingMs = Math.max(1, deadlineMs - performance.now());
     const timeoutMs = Math.min(RPC[name].timeoutMs, remainingMs);
+    const { pool } = this.#options;
+    const link = pool.link(address);
     try {
-      const link = this.#options.pool.link(address);
       const reply = await this.#answer(link, name, request, {
         timeoutMs,
         ...(signal === undefined ? {} : { signal }),
@@ -154,6 +155,8 @@ export class CoordinatorSession {
       return { reply };
     } catch (thrown) {
       const error = asRekindleError(thrown);
+      // The pace is set here: a link that waits to reconnect would miss a coordinator that is back.
+      if (!link.connected && link.outstandingBytes === 0) pool.drop(address);
       if (error.code !== 'UNSUPPORTED_OPCODE') return error;
       const problem = `${address} answers, but it is not a coordinator of this version`;
       return new RekindleError('INVALID_ARGUMENT', problem, { cause: error });
