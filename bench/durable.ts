@@ -1,5 +1,5 @@
 /**
- * `rekindle bench durable`: operations a second of 100-byte objects with three replicas, one process
+ * `rekindle bench durable`: operations a second of 100-byte objects with three replicas; one process
  * as the client: single gets and puts at 1, 64 and 256 in flight, and batches of 100 with 16 in
  * flight. With a peer, every line is measured on all stores in turn, several rounds, median.
  *
