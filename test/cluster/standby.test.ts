@@ -11,10 +11,10 @@ import { Dataset } from '../../bench/dataset.js';
 import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster, type LocalClusterOptions } from '../../src/cluster/local-cluster.js';
+import { Sluggishness } from '../../src/ops/sluggishness.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { WsLinkPool } from '../../src/rpc/link-pool.js';
 import { patience } from '../../src/rpc/probe.js';
-import { Sluggishness } from '../../src/ops/sluggishness.js';
 import { EtcdCluster, withoutEtcd } from './etcd.js';
 
 const limits = { skip: withoutEtcd, timeout: 150_000 };

@@ -12,8 +12,8 @@ import {
   type ElectionEvent,
 } from '../../src/coordinator/election.js';
 import type {
-  Leadership,
   LeaderState,
+  Leadership,
 } from '../../src/coordinator/external-storage/external-storage.js';
 import type { ProbeOutcome } from '../../src/rpc/messages.js';
 
@@ -50,7 +50,11 @@ test('without a leader it campaigns at once, above every term that it has heard 
 test('two refusals prove the death of a process; one, or an answer in between, does not', () => {
   const election = new Election('a', 'a:1');
   assert.deepEqual(kinds(election.step(says(leaderOf('b', 5)), 0)), ['probe']);
-  const probed = (outcome: ProbeOutcome): ElectionEvent => ({ kind: 'probed', version: 5, outcome });
+  const probed = (outcome: ProbeOutcome): ElectionEvent => ({
+    kind: 'probed',
+    version: 5,
+    outcome,
+  });
   assert.deepEqual(election.step(probed('refused'), 1), []);
   assert.deepEqual(kinds(election.step(tick, 1 + refusalsApartMs)), ['probe']);
   assert.deepEqual(election.step(probed('alive'), 30), []);
