@@ -190,7 +190,10 @@ export class FailureMonitor {
         return this.link(server);
       },
     };
-    this.context.background(report(null, probe(target, timeoutMs)), 'probing a server');
+    this.context.background(
+      report(null, probe(target, timeoutMs, server.nonce)),
+      'probing a server',
+    );
     for (const witness of witnesses) {
       const answer = this.askWitness(witness, serverId);
       this.context.background(report(witness.serverId, answer), 'asking a witness');

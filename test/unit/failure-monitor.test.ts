@@ -7,12 +7,18 @@ import { test } from 'node:test';
 import type { CoordinatorContext } from '../../src/coordinator/context.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from '../../src/coordinator/failure-monitor.js';
 import { RekindleError } from '../../src/rpc/errors.js';
-import type { ProbeOutcome } from '../../src/rpc/messages.js';
+import { answerHello, PROTOCOL } from '../../src/rpc/handshake.js';
+import type { Hello, ProbeOutcome } from '../../src/rpc/messages.js';
 import { patience, probe } from '../../src/rpc/probe.js';
 import type { LinkPool, RpcLink } from '../../src/rpc/transport.js';
 import { until } from './rpc-fixture.js';
 
 type Behaviour = 'alive' | 'refused' | 'silent' | 'breaks';
+
+const HELLO: Hello = {
+  ...{ protocol: PROTOCOL, features: [], role: 'coordinator', clusterId: null },
+  ...{ serverId: null, expectServerId: null, credential: null },
+};
 
 class FakeLink {
   connected: boolean;
@@ -73,6 +79,21 @@ test('a connection that breaks during a probe says nothing: a fresh one is asked
   assert.equal(await probe(target(broken, new FakeLink(() => 'breaks')), 40), 'silent');
   // Timers of Node count whole milliseconds.
   assert.ok(performance.now() - startMs >= 35, 'silence is a time, not a failure');
+});
+
+test('a process that has not heard of its id yet is known by its nonce', async () => {
+  const startsAs = (nonce: string): FakeLink => {
+    const link = new FakeLink(() => 'alive');
+    link.call = async () => {
+      const identity = { role: 'server', clusterId: null, serverId: null, nonce } as const;
+      throw answerHello({ ...HELLO, expectServerId: 7 }, identity, []);
+    };
+    return link;
+  };
+  assert.equal(await probe(target(startsAs('mine')), 5_000, 'mine'), 'alive');
+  // Another process at the same address; and one who asks without knowing the nonce.
+  assert.equal(await probe(target(startsAs('other')), 20, 'mine'), 'silent');
+  assert.equal(await probe(target(startsAs('mine')), 20), 'silent');
 });
 
 test('patience grows with slowness beyond what is usual, up to two seconds', () => {
