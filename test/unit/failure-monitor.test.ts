@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { CoordinatorContext } from '../../src/coordinator/context.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from '../../src/coordinator/failure-monitor.js';
+import { ReachComplaints } from '../../src/coordinator/reach-complaints.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { answerHello, PROTOCOL } from '../../src/rpc/handshake.js';
 import type { Hello, ProbeOutcome } from '../../src/rpc/messages.js';
@@ -187,6 +188,24 @@ test('a server that only the coordinator cannot reach stays, with a warning', as
       /^server 2 does not answer the coordinator but/,
     );
   }
+});
+
+test('servers that do not reach one another are named once it lasts', () => {
+  const complaints = new ReachComplaints();
+  const up = (): boolean => true;
+  for (let nowMs = 0; nowMs <= 5_000; nowMs += 500) {
+    complaints.note(1, 2, nowMs);
+    // Late now and then is no complaint.
+    if (nowMs % 4_000 === 0) complaints.note(3, 2, nowMs);
+  }
+  const [warning, ...others] = complaints.warnings(up, 5_000);
+  assert.match(warning ?? '', /^server 1 does not reach server 2 \(for 5 s\)/);
+  assert.deepEqual(others, []);
+  assert.deepEqual(
+    complaints.warnings((serverId) => serverId !== 2, 5_000),
+    [],
+  );
+  assert.deepEqual(complaints.warnings(up, 8_000), []);
 });
 
 test('a coordinator that reaches nobody declares nobody, with a warning', async () => {
