@@ -52,9 +52,9 @@ export function coordinatorCommand(): Command {
     .addOption(
       option(
         '--replicas <n>',
-        'copies of every segment (default: as stored, or 3)',
+        'copies of every segment (default: as stored, or 3); 0: in one memory only',
         'REPLICAS',
-        integer(1, 8),
+        integer(0, 8),
       ),
     )
     .addOption(

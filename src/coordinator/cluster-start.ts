@@ -9,7 +9,7 @@ import { scatterWidthWrites } from './copyset-record.js';
 import { clusterWrite } from './server-list.js';
 
 export interface ClusterOptions {
-  /** Backups of every segment; 1 to 8, default 3. */
+  /** Backups of every segment; 1 to 8, default 3. 0: a server that ends takes its data along. */
   replicas?: number | undefined;
   /** Default `fsync`. */
   durability?: Durability | undefined;
@@ -41,10 +41,10 @@ export function decideStart(
 
 function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord {
   const replicas = options.replicas ?? 3;
-  if (!Number.isInteger(replicas) || replicas < 1 || replicas > REPLICAS_MAX) {
+  if (!Number.isInteger(replicas) || replicas < 0 || replicas > REPLICAS_MAX) {
     throw new RekindleError(
       'INVALID_ARGUMENT',
-      `replicas must be between 1 and ${REPLICAS_MAX}, not ${replicas}`,
+      `replicas must be between 0 and ${REPLICAS_MAX}, not ${replicas}`,
     );
   }
   return {
