@@ -37,8 +37,8 @@ export class ReachComplaints {
       .map(({ from, about, sinceMs }) => {
         const seconds = Math.round((nowMs - sinceMs) / 1_000);
         return (
-          `server ${from} does not reach server ${about} (for ${seconds} s): writes that need both ` +
-          'wait; is the network divided?'
+          `server ${from} does not reach server ${about} (for ${seconds} s): ` +
+          'writes that need both wait; is the network divided?'
         );
       });
   }
