@@ -1,7 +1,7 @@
 /**
- * `rekindle bench durable`: operations a second of 100-byte objects with three replicas; one process
- * as the client: single gets and puts at 1, 64 and 256 in flight, and batches of 100 with 16 in
- * flight. With a peer, every line is measured on all stores in turn, several rounds, median.
+ * `rekindle bench durable`: operations a second of 100-byte objects with three replicas, one
+ * process as the client: single gets and puts at 1, 64 and 256 in flight, and batches of 100 with
+ * 16 in flight. With a peer, every line is measured on all stores in turn, several rounds, median.
  *
  * Rekindle runs in both modes of durability; all processes share all cores. All stores are up all
  * the time; only one of them has work. Without replicas: throughput.ts.
