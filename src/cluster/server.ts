@@ -6,6 +6,7 @@
  * serve no more, let recoveries end, close connections, then storage, memory last, since sockets
  * send straight from it. A server that learns that it was declared crashed ends its process.
  */
+import { randomUUID } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
@@ -149,7 +150,11 @@ class Server implements RunningServer {
   readonly #replicationLinks: WsLinkPool;
   readonly #recoveryLinks: WsLinkPool;
   readonly #coordinator: CoordinatorSession;
-  #identity: EndpointIdentity = { role: 'server', clusterId: null, serverId: null };
+  readonly #nonce = randomUUID();
+  #identity: EndpointIdentity = {
+    ...{ role: 'server', clusterId: null, serverId: null },
+    nonce: this.#nonce,
+  };
   #backupCore: BackupCore | null = null;
   #masterCore: MasterCore | null = null;
   #backup: BackupService | null = null;
@@ -317,6 +322,7 @@ class Server implements RunningServer {
         master: this.#options.master !== false,
         backup: this.#options.backup !== false,
         memoryBytes,
+        nonce: this.#nonce,
       },
       this.#log,
       this.#abort.signal,

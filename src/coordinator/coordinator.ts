@@ -273,8 +273,8 @@ export class Coordinator implements CoordinatorContext {
     this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => this.verifyMembership(serverId));
     this.handle('GET_SERVER_LIST', () => ({ list: this.state.serverList() }));
     this.handle('ENLIST_SERVER', (request) => this.enlist(request));
-    this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }) => {
-      this.monitor.suspect(serverId, `a hint: ${reason.slice(0, 200)}`);
+    this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }, { peer }) => {
+      this.monitor.hinted(peer.serverId, serverId, reason);
       return {};
     });
     this.handle('SET_MASTER_RECOVERY_INFO', async (request) => {
