@@ -136,7 +136,7 @@ export class FaultLane {
       case 'heads':
         return openHeads(world, victim, struck, `filler-${this.#tables++}`);
       case 'table':
-        return useTable(world, `passing-${this.#tables++}`, struck);
+        return useTable(world, `passing-${this.#tables++}`);
       case 'server-crash':
         await world.cluster.killServer(victim);
         await recovered(world, SERVERS - 1, struck);
@@ -151,7 +151,7 @@ export class FaultLane {
         return;
       case 'client': {
         await using client = await connect(world.cluster.url);
-        await tolerate(client.table('load').get('some key'));
+        await survive(world, client.table('load').get('some key'));
       }
     }
   }
@@ -273,23 +273,25 @@ async function untilDropped(client: Client, tableName: string): Promise<void> {
   await tolerate(client.dropTable(tableName, { timeoutMs: 5_000 }));
 }
 
-async function useTable(world: World, tableName: string, struck: () => boolean): Promise<void> {
-  const { client, cluster } = world;
+async function useTable(world: World, tableName: string): Promise<void> {
+  const { client } = world;
   const steps = [
     () => client.createTable(tableName, { span: SERVERS, timeoutMs: 20_000 }),
     () => client.table(tableName).put('key', 'value'),
     () => client.dropTable(tableName, { timeoutMs: 20_000 }),
   ];
-  for (const act of steps) {
-    const done = tolerate(act());
-    // A coordinator that died is needed for the answer, and struck is struck.
-    await Promise.race([
-      done,
-      untilTrue(() => struck() && !cluster.coordinatorIsRunning(), 60_000),
-    ]);
-    if (!cluster.coordinatorIsRunning()) await restartAll(world);
-    await done;
-  }
+  for (const act of steps) await survive(world, act());
+}
+
+/** What has died of the fault may be needed for the answer, and struck is struck. */
+async function survive(world: World, operation: Promise<unknown>): Promise<void> {
+  let over = false;
+  const done = tolerate(operation).finally(() => {
+    over = true;
+  });
+  await untilTrue(() => over || world.exits.length > 0, WHOLE_TIMEOUT_MS);
+  if (world.exits.length > 0) await restartAll(world);
+  await done;
 }
 
 /** The dead server has been recovered, or the fault has ended a process that this needs. */
