@@ -1,8 +1,8 @@
 /**
  * Phase 3: cuts the tablets of a crashed master into partitions that are about equally heavy: one
  * per live master, or more where that would make them larger than a master should take at once, or
- * where much is to be recovered. Masters take theirs in turn, so half of the keys are served at half
- * of the time.
+ * where much is to be recovered. Masters take theirs in turn, so half of the keys are served at
+ * half of the time.
  * Weights come from the table statistics in the head of the log, which are as old
  * as that head, so they steer the balance and nothing else: every tablet is in exactly one
  * partition whatever they say.

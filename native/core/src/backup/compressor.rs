@@ -1,7 +1,7 @@
 //! Compresses closed replicas where a probe says that it pays, on a low-priority thread.
 //!
-//! While a recovery needs the processor nothing is compressed: making its copies small was a fifth of
-//! what it took. What was closed meanwhile is read from disk and compressed afterwards.
+//! While a recovery needs the processor nothing is compressed: making its copies small was a fifth
+//! of what it took. What was closed meanwhile is read from disk and compressed afterwards.
 //!
 //! Rule: the image is written to units that nothing on disk names and flushed here; the I/O thread
 //! then writes the directory that names it, flushes that, and only then frees the raw frame. A
