@@ -76,7 +76,8 @@ export function statusText(
   ]);
   const parts = [
     `cluster ${status.clusterId}  ${isHealthy(status) ? 'healthy' : 'DEGRADED'}`,
-    `replicas ${status.replicas}, durability ${status.durability}, state copies ${status.stateCopies}`,
+    `replicas ${status.replicas}, durability ${status.durability}, ` +
+      `state copies ${status.stateCopies}`,
     leaderText(status),
     '',
     textTable(['server', 'address', 'host', 'rack', 'roles', 'status', 'memory'], serverRows),
