@@ -23,12 +23,14 @@ import type { Addon, BackupCore, MasterCore } from '../native/contract.js';
 import { asNativeError, loadAddon } from '../native/index.js';
 import { createLog, type Log } from '../ops/log.js';
 import { Sluggishness } from '../ops/sluggishness.js';
+import { parseCoordinators } from '../rpc/connection-string.js';
+import { coordinatorAddresses } from '../rpc/coordinator-addresses.js';
+import { CoordinatorSession } from '../rpc/coordinator-session.js';
 import { RekindleError } from '../rpc/errors.js';
 import { WsLinkPool } from '../rpc/link-pool.js';
 import type { Durability, ServerList, ServerStats } from '../rpc/messages.js';
 import type { EndpointIdentity } from '../rpc/transport.js';
 import { UwsEndpoint } from '../rpc/uws-endpoint.js';
-import { CoordinatorSession } from './coordinator-session.js';
 import { CoordinatorStateCopy } from './coordinator-state-copy.js';
 import { callUntilAnswered, enlist } from './enlistment.js';
 import { HandlerTable } from './handler-table.js';
@@ -46,7 +48,7 @@ const framesMargin = 4 / 3;
 const zombieExitCode = 3;
 
 export interface ServerOptions {
-  /** `host:port` of the coordinator; several, separated by commas, are tried in turn. */
+  /** `host:port` of each coordinator, separated by commas, or `rekindle+srv://name`. */
   coordinator: string;
   /** Folder of this server alone: replicas, identity, copy of the coordinator's state. */
   dataDirectory: string;
@@ -176,7 +178,11 @@ class Server implements RunningServer {
     this.#controlLinks = new WsLinkPool({ identity });
     this.#replicationLinks = new WsLinkPool({ identity });
     this.#recoveryLinks = new WsLinkPool({ identity });
-    this.#coordinator = new CoordinatorSession(this.#controlLinks, options.coordinator);
+    this.#coordinator = new CoordinatorSession({
+      pool: this.#controlLinks,
+      addresses: coordinatorAddresses(parseCoordinators(options.coordinator)),
+      random: Math.random,
+    });
     this.#endpoint = new UwsEndpoint({
       identity: () => this.#identity,
       log: (level, message, fields) => this.#log[level](fields, message),

@@ -21,11 +21,15 @@ export interface ClusterOptions {
 
 export const REPLICAS_MAX = 8;
 
-/** `newClusterId` is used if there is no cluster yet. */
+/**
+ * `newClusterId` is used if there is no cluster yet. The term grows with each start, and is never
+ * below that of the leadership.
+ */
 export function decideStart(
   state: CoordinatorState,
   options: ClusterOptions,
   newClusterId: string,
+  leadershipTerm = 0,
 ): Decision<null> {
   const cluster = state.exists ? state.cluster : firstRecord(options, newClusterId);
   checkSame('replicas', options.replicas, cluster.replicas);
@@ -35,7 +39,8 @@ export function decideStart(
   const copysets = scatterWidthWrites(state, options.scatterWidth);
   // Who has the list must hear of other groups.
   const serverListVersion = cluster.serverListVersion + copysets.length;
-  const started = { ...cluster, term: cluster.term + 1, serverListVersion };
+  const term = Math.max(cluster.term + 1, leadershipTerm);
+  const started = { ...cluster, term, serverListVersion };
   return { writes: [clusterWrite(started), ...copysets], result: null };
 }
 
