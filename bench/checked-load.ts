@@ -32,9 +32,9 @@ export const HEAVY_LOAD: CheckedLoadShape = {
 
 /** Leaves most of the machine to what is done to the cluster meanwhile. */
 export const LIGHT_LOAD: CheckedLoadShape = {
-  writers: 16,
-  keysPerWriter: 16,
-  readers: 4,
+  writers: 8,
+  keysPerWriter: 32,
+  readers: 2,
   valueBytesMax: 4_000,
   writePauseMs: 20,
 };

@@ -94,7 +94,8 @@ export async function runColdStart(options: ColdStartOptions): Promise<BenchResu
     for (let round = 1; round <= options.rounds; round++) {
       world ??= await begin(options, random());
       const whole = await playRound(world, options, random, totals, round);
-      progress.advance(1);
+      const wholeMs = totals.wholeMs.at(-1) ?? 0;
+      progress.advance(1, whole ? `round ${round}: whole after ${formatMs(wholeMs)}` : undefined);
       if (totals.violations.length > 0) break;
       if (!whole) {
         await finish(world, totals);
@@ -232,7 +233,7 @@ function result(
   const flags = `${powerLoss ? ' --power-loss' : ''}${flushIgnored ? ' --flush-ignored' : ''}`;
   const repeat =
     `rekindle bench cold-start --rounds ${rounds} --seed ${seed} --servers ${servers} ` +
-    `--durability ${durability}${flags}`;
+    `--memory ${memoryBytes / 2 ** 20}MB --durability ${durability}${flags}`;
   const what = powerLoss ? 'power cut' : 'kill -9 of all';
   const text = [
     `bench cold-start: ${servers} servers, R = 3, ${durability}, ${what}, seed ${seed}, ` +

@@ -46,9 +46,14 @@ export function coreBinary(): string {
   throw new RekindleError('INTERNAL', `cargo could not build native/bench:\n${why}`);
 }
 
-/** Runs a subcommand to its end. */
-export async function runCore(path: string, commandArguments: string[]): Promise<Figure[]> {
-  const child = spawn(path, commandArguments, { stdio: ['ignore', 'pipe', 'inherit'] });
+/** Runs a subcommand to its end; `before` is put in front of the command (`taskset`). */
+export async function runCore(
+  path: string,
+  commandArguments: string[],
+  before: readonly string[] = [],
+): Promise<Figure[]> {
+  const [program = path, ...rest] = [...before, path, ...commandArguments];
+  const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'inherit'] });
   let output = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     output += text;

@@ -38,23 +38,30 @@ export interface DiskFault {
   full?: number;
 }
 
-/** Path of the library; built when its sources are newer, which cargo knows. */
+let built: string | undefined;
+
+/** Path of the library; built when its sources are newer, which cargo is asked once. */
 export function diskLayerLibrary(): string {
+  built ??= buildLibrary();
+  return built;
+}
+
+function buildLibrary(): string {
   if (process.platform !== 'linux') {
     throw new RekindleError('INVALID_ARGUMENT', 'the disk layer needs Linux');
   }
-  const built = spawnSync(
+  const { status, stdout, stderr, error } = spawnSync(
     'cargo',
     [...'build --release --quiet --message-format json --package'.split(' '), PACKAGE],
     { cwd: root, encoding: 'utf8', maxBuffer: 64 * 2 ** 20 },
   );
-  const library = built.stdout
+  const library = stdout
     ?.split('\n')
     .filter((line) => line.startsWith('{'))
     .map((line) => JSON.parse(line) as { target?: { name: string }; filenames?: string[] })
     .find(({ target }) => target?.name === 'rekindle_power_loss')?.filenames?.[0];
-  if (built.status === 0 && library !== undefined) return library;
-  const why = `${built.stderr ?? ''}${built.error?.message ?? ''}`.trim();
+  if (status === 0 && library !== undefined) return library;
+  const why = `${stderr ?? ''}${error?.message ?? ''}`.trim();
   throw new RekindleError('INTERNAL', `cargo could not build native/power-loss:\n${why}`);
 }
 

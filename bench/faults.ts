@@ -47,12 +47,13 @@ export interface FaultsOptions extends BenchOptions {
   network: boolean;
 }
 
+/** Leaves the processor to the processes that start again: a schedule is to be short. */
 const LOAD: CheckedLoadShape = {
-  writers: 16,
+  writers: 12,
   keysPerWriter: 16,
-  readers: 8,
+  readers: 4,
   valueBytesMax: 16_000,
-  writePauseMs: 2,
+  writePauseMs: 8,
 };
 const OPERATION_TIMEOUT_MS = 60_000;
 const WHOLE_TIMEOUT_MS = 60_000;
@@ -99,10 +100,9 @@ export async function runFaults(options: FaultsOptions): Promise<BenchResult> {
   for (let index = 0; index < options.schedules; index++) {
     const outcome = await playSchedule(options, first + index, library);
     outcomes.push(outcome);
-    progress.advance(1);
-    if (outcome.failures.length > 0) {
-      process.stderr.write(`${describeFailure(outcome, options)}\n`);
-    }
+    const failed = outcome.failures.length > 0;
+    progress.advance(1, failed ? undefined : describeSuccess(outcome));
+    if (failed) process.stderr.write(`${describeFailure(outcome, options)}\n`);
   }
   progress.stop();
   return result(options, first, outcomes, performance.now() - start);
@@ -319,6 +319,20 @@ function repeatCommand(options: FaultsOptions, seed: number, schedules: number):
     `rekindle bench faults --schedules ${schedules} --seed ${seed} --servers ${servers} ` +
     `--memory ${memoryBytes / 2 ** 20}MB --durability ${durability}` +
     `${disk ? '' : ' --no-disk'}${network ? ' --network' : ''}`
+  );
+}
+
+function describeSuccess({
+  seed,
+  events,
+  acknowledged,
+  reads,
+  longestMs,
+  wholeMs,
+}: Outcome): string {
+  return (
+    `seed ${seed}: ${events.length} faults, ${acknowledged} writes and ${reads} reads right, ` +
+    `the longest took ${formatMs(longestMs)}; whole ${formatMs(wholeMs)} after the last fault`
   );
 }
 

@@ -83,7 +83,7 @@ export async function runLatencyBench(options: LatencyBenchOptions): Promise<Ben
   const { servers, durability, memoryBytes, rate, quick } = options;
   const dataset = new Dataset('object', quick ? 20_000 : 200_000, 100);
   const durationMs = quick ? 5_000 : 30_000;
-  const store = await RekindleStore.start({ servers, durability, memoryBytes });
+  const store = await RekindleStore.start({ servers, replicas: 3, durability, memoryBytes });
   try {
     await writeDataset(store, dataset);
     const random = randomStream(1);

@@ -4,6 +4,7 @@
  */
 import { type Client, connect, type Table } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
+import { invariant } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { waitUntilTouched } from './cluster-health.js';
 
@@ -21,8 +22,15 @@ const TOUCH_TIMEOUT_MS = 120_000;
 
 export interface RekindleStoreOptions {
   servers: number;
+  replicas: number;
   durability: Durability;
   memoryBytes: number;
+  /** Put in front of the command of every process (`taskset`). */
+  command?: readonly string[];
+}
+
+function nameOf({ replicas, durability }: RekindleStoreOptions): string {
+  return replicas === 0 ? 'rekindle R=0' : `rekindle R=${replicas} ${durability}`;
 }
 
 export class RekindleStore implements ObjectStore {
@@ -39,17 +47,29 @@ export class RekindleStore implements ObjectStore {
   }
 
   static async start(options: RekindleStoreOptions): Promise<RekindleStore> {
-    const cluster = await LocalCluster.start({ ...options, replicas: 3 });
+    const { command = [], servers } = options;
+    const placement = () => ({ host: '127.0.0.1', command });
+    const cluster = await LocalCluster.start({ ...options, placement });
     try {
       const client = await connect(cluster.url, { timeoutMs: 30_000 });
       await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
-      const table = await client.createTable('bench', { span: options.servers });
-      return new RekindleStore(`rekindle R=3 ${options.durability}`, cluster, client, table);
+      const table = await client.createTable('bench', { span: servers });
+      return new RekindleStore(nameOf(options), cluster, client, table);
     } catch (error) {
       process.stderr.write(`${cluster.logTails()}\n`);
       await cluster.stop();
       throw error;
     }
+  }
+
+  /** Where the only server of this store is, and its table: for the native load generator. */
+  async direct(): Promise<{ address: string; tableId: number }> {
+    const { servers, tables } = await this.#client.status();
+    const [server] = servers;
+    const [table] = tables;
+    invariant(servers.length === 1 && server !== undefined, 'one server has all keys');
+    invariant(table !== undefined, 'the table was made at the start');
+    return { address: server.address, tableId: table.tableId };
   }
 
   get(key: string): Promise<Uint8Array | undefined> {

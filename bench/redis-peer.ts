@@ -26,12 +26,16 @@ export class RedisStore implements ObjectStore {
     this.#directory = directory;
   }
 
-  static async start(persistence: RedisPersistence): Promise<RedisStore> {
+  /** `before` is put in front of the server's command (`taskset`). */
+  static async start(
+    persistence: RedisPersistence,
+    before: readonly string[] = [],
+  ): Promise<RedisStore> {
     const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
     const durability = persistence === 'always' ? ['yes', 'always'] : ['no', 'no'];
     const [appendOnly, appendFsync] = durability as [string, string];
     const settings = ['--save', '', '--appendonly', appendOnly, '--appendfsync', appendFsync];
-    const server = await RedisServer.start(directory, settings);
+    const server = await RedisServer.start(directory, settings, before);
     try {
       const client = await server.client();
       const name = persistence === 'always' ? 'redis appendfsync always' : 'redis no persistence';
@@ -41,6 +45,10 @@ export class RedisStore implements ObjectStore {
       rmSync(directory, { recursive: true, force: true });
       throw error;
     }
+  }
+
+  get address(): string {
+    return `127.0.0.1:${this.#server.port}`;
   }
 
   async get(key: string): Promise<Uint8Array | undefined> {

@@ -31,12 +31,20 @@ export class RedisServer {
     this.#process.kill('SIGKILL');
   };
 
-  /** Resolves when the process is spawned; `client` and `answers` wait until it listens. */
-  static async start(directory: string, settings: readonly string[]): Promise<RedisServer> {
+  /**
+   * Resolves when the process is spawned; `client` and `answers` wait until it listens. `before` is
+   * put in front of the command (`taskset`).
+   */
+  static async start(
+    directory: string,
+    settings: readonly string[],
+    before: readonly string[] = [],
+  ): Promise<RedisServer> {
     const [port] = await freePorts(HOST, 1);
     invariant(port !== undefined, 'one port was asked for');
     const place = ['--bind', HOST, '--port', String(port), '--dir', directory];
-    const child = spawn('redis-server', [...place, ...settings], { stdio: 'ignore' });
+    const [program = '', ...rest] = [...before, 'redis-server', ...place, ...settings];
+    const child = spawn(program, rest, { stdio: 'ignore' });
     return new RedisServer(port, child);
   }
 

@@ -8,6 +8,7 @@ import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
+import { runDurableBench } from '../../bench/durable.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runPlacementBench } from '../../bench/placement.js';
@@ -84,13 +85,30 @@ function withDurability(command: Command): Command {
   );
 }
 
+interface PeerOptions extends CommonOptions {
+  peer?: 'redis';
+}
+
+function withPeer(command: Command): Command {
+  return command.option('--peer <name>', 'measure a peer on the same work: redis', parsePeer);
+}
+
 function throughputCommand(): Command {
-  return subcommand('throughput', 'operations a second, both modes of durability', '256MB')
-    .option('--peer <name>', 'measure a peer on the same work: redis', parsePeer)
-    .action((options: CommonOptions & { peer?: 'redis' }) =>
+  const command = new Command('throughput')
+    .description('operations a second of one server without replicas')
+    .option('--quick', 'at most a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .addOption(
+      option('--memory <size>', 'log memory', 'MEMORY', parseMemoryBytes).default(
+        parseMemoryBytes('2GB'),
+        '2GB',
+      ),
+    );
+  return withPeer(command)
+    .action((options: PeerOptions) =>
       run(() => {
-        const { servers, memory: memoryBytes, peer, quick = false } = options;
-        return report(options.json, runThroughputBench({ servers, memoryBytes, peer, quick }));
+        const { memory: memoryBytes, peer, quick = false } = options;
+        return report(options.json, runThroughputBench({ memoryBytes, peer, quick }));
       }),
     )
     .addHelpText(
@@ -100,7 +118,26 @@ Examples:
   $ rekindle bench throughput --quick
   $ rekindle bench throughput --peer redis --json throughput.json
 
---peer redis needs Debian's redis-server.`,
+--peer redis needs Debian's redis-server; a source checkout needs cargo for the load generator.`,
+    );
+}
+
+function durableCommand(): Command {
+  return withPeer(subcommand('durable', 'operations a second with three replicas', '256MB'))
+    .action((options: PeerOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, peer, quick = false } = options;
+        return report(options.json, runDurableBench({ servers, memoryBytes, peer, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench durable --quick
+  $ rekindle bench durable --peer redis --json durable.json
+
+Both modes of durability. --peer redis needs Debian's redis-server.`,
     );
 }
 
@@ -333,6 +370,7 @@ export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
     .addCommand(throughputCommand())
+    .addCommand(durableCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())

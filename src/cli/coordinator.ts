@@ -8,6 +8,7 @@ import {
   flag,
   integer,
   option,
+  parseAddress,
   parseDurability,
 } from './option-parsers.js';
 import {
@@ -24,12 +25,16 @@ interface CoordinatorCommandOptions extends ServiceOptions {
   allowSameHost?: boolean;
   scatterWidth?: number;
   restore?: string;
+  storage?: string;
+  advertise?: string;
 }
 
 async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
   watchParent(options);
   const coordinator = await startCoordinator({
-    dataDirectory: options.data,
+    ...(options.data === undefined ? {} : { dataDirectory: options.data }),
+    ...(options.storage === undefined ? {} : { storage: options.storage }),
+    ...(options.advertise === undefined ? {} : { advertise: options.advertise }),
     host: options.host,
     port: options.port,
     // Left out means as stored: a restart needs none of them.
@@ -43,18 +48,34 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     onFatal: () => process.exit(EXIT_FAILED),
   });
   const stop = (): Promise<void> => coordinator.stop();
-  return serve(options, { name: 'coordinator', port: coordinator.port, serverId: null, stop });
+  const name = coordinator.leads ? 'coordinator' : 'coordinator (standby)';
+  return serve(options, { name, port: coordinator.port, serverId: null, stop });
 }
 
 export function coordinatorCommand(): Command {
   const command = new Command('coordinator').description('run a coordinator');
-  return withServiceOptions(command, COORDINATOR_PORT_DEFAULT)
+  return withServiceOptions(command, COORDINATOR_PORT_DEFAULT, 'optional')
+    .addOption(
+      option(
+        '--storage <url>',
+        'instead of --data: etcd://host:port,…/prefix, etcds:// with TLS; one leads, others follow',
+        'STORAGE',
+      ),
+    )
+    .addOption(
+      option(
+        '--advertise <host:port>',
+        'where others reach it; default: --host and --port',
+        'ADVERTISE',
+        parseAddress,
+      ),
+    )
     .addOption(
       option(
         '--replicas <n>',
-        'copies of every segment (default: as stored, or 3)',
+        'copies of every segment (default: as stored, or 3); 0: in one memory only',
         'REPLICAS',
-        integer(1, 8),
+        integer(0, 8),
       ),
     )
     .addOption(
@@ -81,9 +102,11 @@ export function coordinatorCommand(): Command {
       `
 Examples:
   $ rekindle coordinator --data /var/lib/rekindle/coordinator
+  $ rekindle coordinator --storage etcd://10.0.0.1:2379,10.0.0.2:2379/rekindle --host 10.0.0.1
   $ rekindle coordinator --data /srv/new --restore /srv/server-1/coordinator-state.json
 
-Replicas, durability and --allow-same-host are fixed at the first start of a data folder; a restart
-need not repeat them.`,
+Replicas, durability and --allow-same-host are fixed at the first start of a cluster; a restart need
+not repeat them. The storage's URL takes user:password@ and ?ca=FILE&cert=FILE&key=FILE&
+passwordFile=FILE; REKINDLE_STORAGE keeps it out of the list of processes.`,
     );
 }

@@ -81,7 +81,7 @@ export function devCommand(): Command {
     .description('run a cluster on this machine')
     .addOption(option('--data <dir>', 'keep the data here (default: temporary)', 'DATA'))
     .addOption(option('--servers <n>', 'servers (default: 4)', 'SERVERS', integer(1, 64)))
-    .addOption(option('--replicas <n>', 'replicas (default: 3)', 'REPLICAS', integer(1, 8)))
+    .addOption(option('--replicas <n>', 'replicas (default: 3)', 'REPLICAS', integer(0, 8)))
     .addOption(
       option('--durability <mode>', 'fsync (default) or replicated', 'DURABILITY', parseDurability),
     )

@@ -7,19 +7,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, CommanderError } from 'commander';
-import { adminCommand } from './admin.js';
-import { benchCommand } from './bench.js';
 import { EXIT_FAILED, EXIT_OK, printError } from './command-runner.js';
-import { coordinatorCommand } from './coordinator.js';
-import { deleteCommand } from './delete.js';
-import { demoCommand } from './demo.js';
-import { devCommand } from './dev.js';
-import { getCommand } from './get.js';
-import { inspectCommand } from './inspect.js';
-import { putCommand } from './put.js';
-import { serverCommand } from './server.js';
-import { statusCommand } from './status.js';
-import { tableCommand } from './table.js';
 
 function packageVersion(): string {
   for (let folder = dirname(fileURLToPath(import.meta.url)); ; folder = dirname(folder)) {
@@ -33,7 +21,34 @@ function packageVersion(): string {
   }
 }
 
-function program(): Command {
+/** In the order in which they are shown. */
+const COMMANDS: Record<string, () => Promise<Command>> = {
+  dev: async () => (await import('./dev.js')).devCommand(),
+  coordinator: async () => (await import('./coordinator.js')).coordinatorCommand(),
+  server: async () => (await import('./server.js')).serverCommand(),
+  status: async () => (await import('./status.js')).statusCommand(),
+  inspect: async () => (await import('./inspect.js')).inspectCommand(),
+  table: async () => (await import('./table.js')).tableCommand(),
+  get: async () => (await import('./get.js')).getCommand(),
+  put: async () => (await import('./put.js')).putCommand(),
+  delete: async () => (await import('./delete.js')).deleteCommand(),
+  bench: async () => (await import('./bench.js')).benchCommand(),
+  demo: async () => (await import('./demo.js')).demoCommand(),
+  admin: async () => (await import('./admin.js')).adminCommand(),
+};
+
+/**
+ * The command that is named, alone, since a server would load all benchmarks otherwise; all of
+ * them for help, and for a word that is none of them.
+ */
+function commandsFor(words: readonly string[]): Promise<Command[]> {
+  const name = words.find((word) => !word.startsWith('-')) ?? '';
+  const named = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  const loads = named === undefined ? Object.values(COMMANDS) : [named];
+  return Promise.all(loads.map((load) => load()));
+}
+
+function program(commands: readonly Command[]): Command {
   const root = new Command('rekindle')
     .description('A durable key-value store that keeps all data in DRAM.')
     .version(packageVersion())
@@ -53,20 +68,6 @@ Examples:
 Options can be given as REKINDLE_<OPTION> in the environment, e.g. REKINDLE_URL.
 Exit codes: 0 yes, 1 no (absent, degraded, different), 2 the command failed.`,
     );
-  const commands = [
-    devCommand(),
-    coordinatorCommand(),
-    serverCommand(),
-    statusCommand(),
-    inspectCommand(),
-    tableCommand(),
-    getCommand(),
-    putCommand(),
-    deleteCommand(),
-    benchCommand(),
-    demoCommand(),
-    adminCommand(),
-  ];
   for (const command of commands) root.addCommand(inheriting(command));
   return root;
 }
@@ -86,7 +87,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 });
 
 try {
-  await program().exitOverride().parseAsync();
+  const commands = await commandsFor(process.argv.slice(2));
+  await program(commands).exitOverride().parseAsync();
 } catch (error) {
   if (error instanceof CommanderError) {
     process.exitCode = error.exitCode === 0 ? 0 : EXIT_FAILED;

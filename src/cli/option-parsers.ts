@@ -4,6 +4,8 @@
  * the option.
  */
 import { InvalidArgumentError, Option } from 'commander';
+import { parseCoordinators } from '../rpc/connection-string.js';
+import { asRekindleError } from '../rpc/errors.js';
 import type { Durability } from '../rpc/messages.js';
 
 export const URL_DEFAULT = 'rekindle://127.0.0.1:7411';
@@ -92,6 +94,16 @@ export function parseAddress(text: string): string {
     throw new InvalidArgumentError(`"${text}" is not an address; write host:port.`);
   }
   return text.trim();
+}
+
+/** host:port,host:port or rekindle+srv://name, as text. */
+export function parseCoordinatorPlace(text: string): string {
+  try {
+    parseCoordinators(text);
+    return text;
+  } catch (error) {
+    throw new InvalidArgumentError(asRekindleError(error).message);
+  }
 }
 
 export function parseDurability(text: string): Durability {

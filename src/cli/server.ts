@@ -3,8 +3,8 @@ import { Command } from 'commander';
 import { scrubBytesPerSecondDefault, startServer } from '../cluster/server.js';
 import {
   option,
-  parseAddress,
   parseBytes,
+  parseCoordinatorPlace,
   parseFactor,
   parseMemoryBytes,
 } from './option-parsers.js';
@@ -17,6 +17,7 @@ import {
 } from './service-lifetime.js';
 
 interface ServerCommandOptions extends ServiceOptions {
+  data: string;
   coordinator: string;
   memory: number;
   diskExpansion: number;
@@ -48,9 +49,12 @@ export function serverCommand(): Command {
   const command = new Command('server').description('run a storage server (master and backup)');
   return withServiceOptions(command, 0)
     .addOption(
-      option('--coordinator <host:port>', 'where to enlist', 'COORDINATOR', parseAddress).default(
-        '127.0.0.1:7411',
-      ),
+      option(
+        '--coordinator <host:port,…>',
+        'where to enlist: all coordinators, or rekindle+srv://name',
+        'COORDINATOR',
+        parseCoordinatorPlace,
+      ).default('127.0.0.1:7411'),
     )
     .addOption(
       option('--memory <size>', 'log memory', 'MEMORY', parseMemoryBytes).default(
@@ -84,6 +88,7 @@ export function serverCommand(): Command {
       `
 Examples:
   $ rekindle server --coordinator 127.0.0.1:7411 --data /var/lib/rekindle/1 --memory 4GB
+  $ rekindle server --coordinator 10.0.0.1:7411,10.0.0.2:7411 --data /srv/1
   $ REKINDLE_COORDINATOR=10.0.0.1:7411 rekindle server --data /srv/1 --host 10.0.0.2 --insecure`,
     );
 }

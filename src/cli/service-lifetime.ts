@@ -14,16 +14,21 @@ export interface LifetimeOptions {
 }
 
 export interface ServiceOptions extends LifetimeOptions {
-  data: string;
+  data?: string;
   host: string;
   port: number;
   insecure?: boolean;
 }
 
 /** Adds the options of `ServiceOptions`. */
-export function withServiceOptions(command: Command, portDefault: number): Command {
+export function withServiceOptions(
+  command: Command,
+  portDefault: number,
+  data: 'mandatory' | 'optional' = 'mandatory',
+): Command {
+  const folder = option('--data <dir>', 'its data folder', 'DATA');
   return command
-    .addOption(option('--data <dir>', 'its data folder', 'DATA').makeOptionMandatory())
+    .addOption(folder.makeOptionMandatory(data === 'mandatory'))
     .addOption(option('--host <address>', 'address to listen on', 'HOST').default('127.0.0.1'))
     .addOption(
       option('--port <n>', 'port to listen on, 0: any', 'PORT', integer(0, 65_535)).default(

@@ -70,6 +70,11 @@ function migrationRow(migration: MigrationReport): (string | number)[] {
   ];
 }
 
+function leaderText({ leader, term, standbys }: ClusterStatus): string {
+  const others = standbys.length === 0 ? 'no standby' : `standbys ${standbys.join(', ')}`;
+  return `coordinator ${leader} leads (term ${term}), ${others}`;
+}
+
 export function statusText(
   status: ClusterStatus,
   backups: BackupStatusByServer = new Map(),
@@ -86,7 +91,8 @@ export function statusText(
   const parts = [
     `cluster ${status.clusterId}  ${isHealthy(status) ? 'healthy' : 'DEGRADED'}`,
     `replicas ${status.replicas}, durability ${status.durability}, ` +
-      `coordinator term ${status.term}, state copies ${status.stateCopies}`,
+      `state copies ${status.stateCopies}`,
+    leaderText(status),
     '',
     textTable(['server', 'address', 'host', 'rack', 'roles', 'status', 'memory'], serverRows),
   ];

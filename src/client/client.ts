@@ -6,18 +6,19 @@
  * everything that is under way with `CLIENT_CLOSED`.
  */
 import { randomBytes, randomUUID } from 'node:crypto';
-import { RekindleError } from '../rpc/errors.js';
-import { WsLinkPool } from '../rpc/link-pool.js';
-import type { ClusterStatus, Hello, LossReport, TableInfo } from '../rpc/messages.js';
-import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
-import { bytes } from './codec.js';
 import {
   checkSignal,
   checkTimeoutMs,
   invalidArgument,
   parseConnectionString,
-} from './connection-string.js';
-import { CoordinatorSession } from './coordinator-session.js';
+} from '../rpc/connection-string.js';
+import { coordinatorAddresses, type ResolveSrv } from '../rpc/coordinator-addresses.js';
+import { CoordinatorSession } from '../rpc/coordinator-session.js';
+import { RekindleError } from '../rpc/errors.js';
+import { WsLinkPool } from '../rpc/link-pool.js';
+import type { ClusterStatus, Hello, LossReport, TableInfo } from '../rpc/messages.js';
+import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
+import { bytes } from './codec.js';
 import { OperationRouter } from './operation-router.js';
 import { type OperationOptions, Table } from './table.js';
 
@@ -30,6 +31,8 @@ export interface ConnectOptions {
   role?: Extract<Hello['role'], 'client' | 'tool'>;
   /** Checked in a later version. */
   credential?: string;
+  /** Looks up `rekindle+srv://`; default: Node's DNS. */
+  resolveSrv?: ResolveSrv;
 }
 
 export interface CreateTableOptions extends OperationOptions {
@@ -51,7 +54,7 @@ export class Client implements AsyncDisposable {
 
   /** Use `connect`. */
   constructor(url: string, options: ConnectOptions) {
-    const { addresses, clusterId, timeoutMs } = parseConnectionString(url);
+    const { clusterId, timeoutMs, ...place } = parseConnectionString(url);
     this.timeoutMs = checkTimeoutMs(options.timeoutMs ?? timeoutMs ?? TIMEOUT_MS);
     const random = Math.random;
     this.#pool = new WsLinkPool({
@@ -63,6 +66,7 @@ export class Client implements AsyncDisposable {
         credential: options.credential ?? null,
       }),
     });
+    const addresses = coordinatorAddresses(place, options.resolveSrv);
     this.#coordinator = new CoordinatorSession({ pool: this.#pool, addresses, random });
     this.#router = new OperationRouter({
       clientId: randomClientId(),
@@ -184,8 +188,9 @@ export class Client implements AsyncDisposable {
 }
 
 /**
- * Connects to a cluster: `rekindle://host:port,host:port/?cluster=UUID&timeoutMs=10000`. Resolves
- * when a coordinator has answered; else `COORDINATOR_UNAVAILABLE` by the deadline.
+ * Connects to a cluster: `rekindle://host:port,host:port/?cluster=UUID&timeoutMs=10000` names all
+ * its coordinators, `rekindle+srv://name/` a DNS service that does. Resolves when a coordinator has
+ * answered; else `COORDINATOR_UNAVAILABLE` by the deadline.
  */
 export async function connect(url: string, options: ConnectOptions = {}): Promise<Client> {
   const client = new Client(url, options);

@@ -1,10 +1,11 @@
 /** What the package `rekindle` exports. Listed by hand: each name here is a promise. */
+
+export { type ConnectionString, parseConnectionString } from '../rpc/connection-string.js';
 export { RekindleError } from '../rpc/errors.js';
 export type { ClusterStatus, ServerEntry, TableInfo, TabletInfo } from '../rpc/messages.js';
 export type { Outcome, StatusCode } from '../rpc/status.js';
 export { Client, type ConnectOptions, type CreateTableOptions, connect } from './client.js';
 export { bytes, type Codec, json, strings } from './codec.js';
-export { type ConnectionString, parseConnectionString } from './connection-string.js';
 export {
   type Condition,
   type Entry,

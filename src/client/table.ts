@@ -6,6 +6,8 @@
  * values belong to the caller. Operations of one turn on one key are executed in their order,
  * unless one of them has to be retried.
  */
+
+import { checkSignal, checkTimeoutMs, invalidArgument } from '../rpc/connection-string.js';
 import { RekindleError } from '../rpc/errors.js';
 import {
   KEY_BYTES_MAX,
@@ -19,7 +21,6 @@ import {
 } from '../rpc/execute-codec.js';
 import { Batch } from './batch.js';
 import type { Codec } from './codec.js';
-import { checkSignal, checkTimeoutMs, invalidArgument } from './connection-string.js';
 import { Operation, type ResultForm, type ResultSink } from './operation.js';
 import type { OperationRouter } from './operation-router.js';
 import type { TableEntry } from './table-map.js';

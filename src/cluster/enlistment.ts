@@ -3,7 +3,6 @@
  * cannot get better by waiting (another cluster's disk, another protocol) ends the start with the
  * coordinator's own words.
  */
-import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { CoordinatorCaller } from '../master/server-directory.js';
 import type { Log } from '../ops/log.js';
@@ -14,8 +13,6 @@ const retryDelayMsMin = 100;
 const retryDelayMsMax = 2_000;
 /** A line in the log after so many attempts in vain. */
 const complainEvery = 10;
-
-export type EnlistRequest = Omit<RequestOf<'ENLIST_SERVER'>, 'nonce'>;
 
 /** Calls until there is an answer or an error that waiting does not cure. */
 export async function callUntilAnswered<K extends JsonRpcName>(
@@ -42,15 +39,14 @@ export async function callUntilAnswered<K extends JsonRpcName>(
   }
 }
 
+/** The same nonce in every attempt: a lost answer does not make a second server of us. */
 export function enlist(
   coordinator: CoordinatorCaller,
-  request: EnlistRequest,
+  request: RequestOf<'ENLIST_SERVER'>,
   log: Log,
   signal: AbortSignal,
 ): Promise<ReplyOf<'ENLIST_SERVER'>> {
-  // The same nonce in every attempt: a lost answer does not make a second server of us.
-  const nonce = randomUUID();
-  return callUntilAnswered(coordinator, 'ENLIST_SERVER', { ...request, nonce }, log, signal);
+  return callUntilAnswered(coordinator, 'ENLIST_SERVER', request, log, signal);
 }
 
 function mayPass(error: RekindleError): boolean {

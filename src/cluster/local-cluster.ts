@@ -1,5 +1,5 @@
 /**
- * A whole cluster on this machine: a coordinator and n servers, each a process of its own, as the
+ * A whole cluster on this machine: coordinators and n servers, each a process of its own, as the
  * CLI starts them. Used by `rekindle dev`, the demo, benchmarks and tests, which kill and restart
  * its processes.
  *
@@ -27,6 +27,10 @@ export interface LocalClusterOptions {
   memoryBytes?: number;
   /** Wanted for the coordinator; another one is taken if it is in use. */
   coordinatorPort?: number;
+  /** Coordinators, one by default; more need a `storage`. The first one started leads. */
+  coordinators?: number;
+  /** `etcd://…` instead of a folder of the coordinator. */
+  storage?: string;
   /** More arguments for every `rekindle server`. */
   serverArguments?: readonly string[];
   environment?: Record<string, string>;
@@ -53,6 +57,8 @@ interface Layout {
   memoryBytes: number;
   coordinatorPort: number;
   serverPorts: number[];
+  /** Of the coordinators after the first. */
+  standbyPorts?: number[];
 }
 
 const HOST = '127.0.0.1';
@@ -67,7 +73,7 @@ export class LocalCluster {
   readonly #layout: Layout;
   readonly #temporary: boolean;
   readonly #options: LocalClusterOptions;
-  readonly #coordinator: ManagedProcess;
+  readonly #coordinators: ManagedProcess[];
   readonly #servers: ManagedProcess[];
 
   private constructor(
@@ -81,7 +87,9 @@ export class LocalCluster {
     this.#layout = layout;
     this.#temporary = temporary;
     this.#options = options;
-    this.#coordinator = this.#process(COORDINATOR);
+    this.#coordinators = this.#coordinatorPorts().map((_, index) =>
+      this.#process(coordinatorName(index)),
+    );
     this.#servers = layout.serverPorts.map((_, index) => this.#process(`server-${index + 1}`));
   }
 
@@ -108,7 +116,7 @@ export class LocalCluster {
 
   /** What clients connect to. */
   get url(): string {
-    return `rekindle://${this.#host(COORDINATOR)}:${this.#layout.coordinatorPort}`;
+    return `rekindle://${this.#coordinatorAddresses()}`;
   }
 
   get replicas(): number {
@@ -133,11 +141,11 @@ export class LocalCluster {
     return port;
   }
 
-  /** Name, pid (undefined: not running), port of every process; the coordinator first. */
+  /** Name, pid (undefined: not running), port of every process; coordinators first. */
   processes(): { name: string; pid: number | undefined; port: number }[] {
-    const { coordinatorPort } = this.#layout;
+    const ports = this.#coordinatorPorts();
     return [
-      { name: this.#coordinator.name, pid: this.#coordinator.pid, port: coordinatorPort },
+      ...this.#coordinators.map(({ name, pid }, at) => ({ name, pid, port: ports[at] ?? 0 })),
       ...this.#servers.map(({ name, pid }, index) => ({ name, pid, port: this.serverPort(index) })),
     ];
   }
@@ -157,13 +165,21 @@ export class LocalCluster {
     return this.#server(index).running;
   }
 
-  coordinatorIsRunning(): boolean {
-    return this.#coordinator.running;
+  coordinatorIsRunning(index = 0): boolean {
+    return this.#coordinator(index).running;
   }
 
-  /** Starts whatever does not run: the coordinator first, then all servers at once. */
+  /** Index of the coordinator with this address; undefined if none has it. */
+  coordinatorAt(address: string): number | undefined {
+    const index = this.#coordinatorAddresses().split(',').indexOf(address);
+    return index < 0 ? undefined : index;
+  }
+
+  /** Starts whatever does not run: coordinators first, then all servers at once. */
   async startAll(): Promise<void> {
-    if (!this.#coordinator.running) await this.restartCoordinator();
+    for (const [index, { running }] of this.#coordinators.entries()) {
+      if (!running) await this.restartCoordinator({}, index);
+    }
     const idle = this.#servers.flatMap((server, index) => (server.running ? [] : [index]));
     const results = await Promise.allSettled(idle.map((index) => this.restartServer(index)));
     const failed = results.find((result) => result.status === 'rejected');
@@ -179,11 +195,11 @@ export class LocalCluster {
    * environment. Returns its new id.
    */
   async restartServer(index: number, environment: Record<string, string> = {}): Promise<number> {
-    const { coordinatorPort, memoryBytes } = this.#layout;
+    const { memoryBytes } = this.#layout;
     const server = this.#server(index);
     const serverArguments = [
       ...[CLI, 'server', '--ready-json', '--exit-with-parent'],
-      ...['--coordinator', `${this.#host(COORDINATOR)}:${coordinatorPort}`],
+      ...['--coordinator', this.#coordinatorAddresses()],
       ...this.#listenArguments(server.name, this.serverPort(index)),
       ...['--data', join(this.dataDirectory, server.name)],
       ...['--memory', String(memoryBytes)],
@@ -194,25 +210,30 @@ export class LocalCluster {
     return ready.serverId;
   }
 
-  async killCoordinator(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
-    await this.#coordinator.kill(signal);
+  async killCoordinator(signal: NodeJS.Signals = 'SIGKILL', index = 0): Promise<void> {
+    await this.#coordinator(index).kill(signal);
   }
 
   /** Starts it when it does not run, with this added to its environment. */
-  async restartCoordinator(environment: Record<string, string> = {}): Promise<void> {
-    const { coordinatorPort, replicas, durability } = this.#layout;
+  async restartCoordinator(environment: Record<string, string> = {}, index = 0): Promise<void> {
+    const { replicas, durability } = this.#layout;
+    const { storage } = this.#options;
+    const coordinator = this.#coordinator(index);
+    const { name } = coordinator;
     const coordinatorArguments = [
       ...[CLI, 'coordinator', '--ready-json', '--exit-with-parent', '--allow-same-host'],
-      ...this.#listenArguments(COORDINATOR, coordinatorPort),
-      ...['--data', join(this.dataDirectory, 'coordinator')],
+      ...this.#listenArguments(name, this.#coordinatorPorts()[index] ?? 0),
+      ...(storage === undefined
+        ? ['--data', join(this.dataDirectory, name)]
+        : ['--storage', storage]),
       ...['--replicas', String(replicas), '--durability', durability],
     ];
-    await this.#coordinator.start(coordinatorArguments, environment);
+    await coordinator.start(coordinatorArguments, environment);
   }
 
   /** All processes at once, as a power cut would. */
   async killAll(signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
-    await Promise.all([this.#coordinator, ...this.#servers].map((each) => each.kill(signal)));
+    await Promise.all([...this.#coordinators, ...this.#servers].map((each) => each.kill(signal)));
   }
 
   /** The process keeps its connections and says nothing until `resumeServer`. */
@@ -224,18 +245,18 @@ export class LocalCluster {
     this.#server(index).signal('SIGCONT');
   }
 
-  pauseCoordinator(): void {
-    this.#coordinator.signal('SIGSTOP');
+  pauseCoordinator(index = 0): void {
+    this.#coordinator(index).signal('SIGSTOP');
   }
 
-  resumeCoordinator(): void {
-    this.#coordinator.signal('SIGCONT');
+  resumeCoordinator(index = 0): void {
+    this.#coordinator(index).signal('SIGCONT');
   }
 
-  /** Stops servers, then the coordinator; removes a temporary folder. */
+  /** Stops servers, then coordinators; removes a temporary folder. */
   async stop(): Promise<void> {
     await Promise.all(this.#servers.map((server) => server.kill('SIGTERM')));
-    await this.#coordinator.kill('SIGTERM');
+    await Promise.all(this.#coordinators.map((each) => each.kill('SIGTERM')));
     if (this.#temporary) rmSync(this.dataDirectory, { recursive: true, force: true });
   }
 
@@ -245,7 +266,7 @@ export class LocalCluster {
 
   /** The end of every log, for the message of a failure. */
   logTails(lines = 20): string {
-    return [this.#coordinator, ...this.#servers]
+    return [...this.#coordinators, ...this.#servers]
       .map((each) => `--- ${each.name} (${each.logFile})\n${each.logTail(lines)}`)
       .join('\n');
   }
@@ -254,6 +275,22 @@ export class LocalCluster {
     const server = this.#servers[index];
     invariant(server !== undefined, `server index ${index} < ${this.serverCount}`);
     return server;
+  }
+
+  #coordinator(index: number): ManagedProcess {
+    const coordinator = this.#coordinators[index];
+    invariant(coordinator !== undefined, `coordinator index ${index} is one of the cluster's`);
+    return coordinator;
+  }
+
+  #coordinatorPorts(): number[] {
+    return [this.#layout.coordinatorPort, ...(this.#layout.standbyPorts ?? [])];
+  }
+
+  #coordinatorAddresses(): string {
+    return this.#coordinatorPorts()
+      .map((port, index) => `${this.#host(coordinatorName(index))}:${port}`)
+      .join(',');
   }
 
   #host(name: string): string {
@@ -278,6 +315,10 @@ export class LocalCluster {
   }
 }
 
+function coordinatorName(index: number): string {
+  return index === 0 ? COORDINATOR : `${COORDINATOR}-${index + 1}`;
+}
+
 /** Settings that are not given are those of the folder; ports in use by others are replaced. */
 async function planLayout(file: string, options: LocalClusterOptions): Promise<Layout> {
   const old = existsSync(file) ? readLayout(file) : undefined;
@@ -285,14 +326,23 @@ async function planLayout(file: string, options: LocalClusterOptions): Promise<L
   if (!Number.isInteger(serverCount) || serverCount > SERVERS_MAX) {
     throw new RekindleError('INVALID_ARGUMENT', `servers must be 1 to ${SERVERS_MAX}`);
   }
-  const wanted = old === undefined ? [] : [old.coordinatorPort, ...old.serverPorts];
-  const ports = await freePorts(HOST, serverCount + 1, options.coordinatorPort);
+  const coordinators = options.coordinators ?? 1;
+  if (coordinators > 1 && options.storage === undefined) {
+    throw new RekindleError('INVALID_ARGUMENT', 'several coordinators need a storage');
+  }
+  const wanted =
+    old === undefined
+      ? []
+      : [old.coordinatorPort, ...(old.standbyPorts ?? []).slice(0, coordinators - 1)];
+  wanted.push(...(wanted.length === coordinators ? (old?.serverPorts ?? []) : []));
+  const ports = await freePorts(HOST, serverCount + coordinators, options.coordinatorPort);
   for (const [index, port] of wanted.entries()) {
     const given = index === 0 && options.coordinatorPort !== undefined;
     if (!given && (await portIsFree(HOST, port))) ports[index] = port;
   }
-  const [coordinatorPort, ...serverPorts] = ports;
-  invariant(coordinatorPort !== undefined, 'ports.length = servers + 1');
+  const [coordinatorPort, ...standbyPorts] = ports.slice(0, coordinators);
+  const serverPorts = ports.slice(coordinators);
+  invariant(coordinatorPort !== undefined, 'ports.length = coordinators + servers');
   const layout: Layout = {
     format: 1,
     replicas: options.replicas ?? old?.replicas ?? 3,
@@ -300,6 +350,7 @@ async function planLayout(file: string, options: LocalClusterOptions): Promise<L
     memoryBytes: options.memoryBytes ?? old?.memoryBytes ?? 256 * 2 ** 20,
     coordinatorPort,
     serverPorts,
+    ...(standbyPorts.length === 0 ? {} : { standbyPorts }),
   };
   writeFileSync(file, `${JSON.stringify(layout, null, 2)}\n`);
   return layout;

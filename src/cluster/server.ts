@@ -6,6 +6,7 @@
  * serve no more, let recoveries end, close connections, then storage, memory last, since sockets
  * send straight from it. A server that learns that it was declared crashed ends its process.
  */
+import { randomUUID } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
@@ -24,12 +25,14 @@ import type { Addon, BackupCore, MasterCore } from '../native/contract.js';
 import { asNativeError, loadAddon } from '../native/index.js';
 import { createLog, type Log } from '../ops/log.js';
 import { Sluggishness } from '../ops/sluggishness.js';
+import { parseCoordinators } from '../rpc/connection-string.js';
+import { coordinatorAddresses } from '../rpc/coordinator-addresses.js';
+import { CoordinatorSession } from '../rpc/coordinator-session.js';
 import { RekindleError } from '../rpc/errors.js';
 import { WsLinkPool } from '../rpc/link-pool.js';
 import type { Durability, ServerList, ServerStats } from '../rpc/messages.js';
 import type { EndpointIdentity } from '../rpc/transport.js';
 import { UwsEndpoint } from '../rpc/uws-endpoint.js';
-import { CoordinatorSession } from './coordinator-session.js';
 import { CoordinatorStateCopy } from './coordinator-state-copy.js';
 import { callUntilAnswered, enlist } from './enlistment.js';
 import { HandlerTable } from './handler-table.js';
@@ -47,7 +50,7 @@ const framesMargin = 4 / 3;
 const zombieExitCode = 3;
 
 export interface ServerOptions {
-  /** `host:port` of the coordinator; several, separated by commas, are tried in turn. */
+  /** `host:port` of each coordinator, separated by commas, or `rekindle+srv://name`. */
   coordinator: string;
   /** Folder of this server alone: replicas, identity, copy of the coordinator's state. */
   dataDirectory: string;
@@ -149,7 +152,11 @@ class Server implements RunningServer {
   readonly #replicationLinks: WsLinkPool;
   readonly #recoveryLinks: WsLinkPool;
   readonly #coordinator: CoordinatorSession;
-  #identity: EndpointIdentity = { role: 'server', clusterId: null, serverId: null };
+  readonly #nonce = randomUUID();
+  #identity: EndpointIdentity = {
+    ...{ role: 'server', clusterId: null, serverId: null },
+    nonce: this.#nonce,
+  };
   #backupCore: BackupCore | null = null;
   #masterCore: MasterCore | null = null;
   #backup: BackupService | null = null;
@@ -175,7 +182,11 @@ class Server implements RunningServer {
     this.#controlLinks = new WsLinkPool({ identity });
     this.#replicationLinks = new WsLinkPool({ identity });
     this.#recoveryLinks = new WsLinkPool({ identity });
-    this.#coordinator = new CoordinatorSession(this.#controlLinks, options.coordinator);
+    this.#coordinator = new CoordinatorSession({
+      pool: this.#controlLinks,
+      addresses: coordinatorAddresses(parseCoordinators(options.coordinator)),
+      random: Math.random,
+    });
     this.#endpoint = new UwsEndpoint({
       identity: () => this.#identity,
       log: (level, message, fields) => this.#log[level](fields, message),
@@ -317,6 +328,7 @@ class Server implements RunningServer {
         master: this.#options.master !== false,
         backup: this.#options.backup !== false,
         memoryBytes,
+        nonce: this.#nonce,
       },
       this.#log,
       this.#abort.signal,

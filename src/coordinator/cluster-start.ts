@@ -9,7 +9,7 @@ import { scatterWidthWrites } from './copyset-record.js';
 import { clusterWrite } from './server-list.js';
 
 export interface ClusterOptions {
-  /** Backups of every segment; 1 to 8, default 3. */
+  /** Backups of every segment; 1 to 8, default 3. 0: a server that ends takes its data along. */
   replicas?: number | undefined;
   /** Default `fsync`. */
   durability?: Durability | undefined;
@@ -21,11 +21,15 @@ export interface ClusterOptions {
 
 export const REPLICAS_MAX = 8;
 
-/** `newClusterId` is used if there is no cluster yet. */
+/**
+ * `newClusterId` is used if there is no cluster yet. The term grows with each start, and is never
+ * below that of the leadership.
+ */
 export function decideStart(
   state: CoordinatorState,
   options: ClusterOptions,
   newClusterId: string,
+  leadershipTerm = 0,
 ): Decision<null> {
   const cluster = state.exists ? state.cluster : firstRecord(options, newClusterId);
   checkSame('replicas', options.replicas, cluster.replicas);
@@ -35,16 +39,17 @@ export function decideStart(
   const copysets = scatterWidthWrites(state, options.scatterWidth);
   // Who has the list must hear of other groups.
   const serverListVersion = cluster.serverListVersion + copysets.length;
-  const started = { ...cluster, term: cluster.term + 1, serverListVersion };
+  const term = Math.max(cluster.term + 1, leadershipTerm);
+  const started = { ...cluster, term, serverListVersion };
   return { writes: [clusterWrite(started), ...copysets], result: null };
 }
 
 function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord {
   const replicas = options.replicas ?? 3;
-  if (!Number.isInteger(replicas) || replicas < 1 || replicas > REPLICAS_MAX) {
+  if (!Number.isInteger(replicas) || replicas < 0 || replicas > REPLICAS_MAX) {
     throw new RekindleError(
       'INVALID_ARGUMENT',
-      `replicas must be between 1 and ${REPLICAS_MAX}, not ${replicas}`,
+      `replicas must be between 0 and ${REPLICAS_MAX}, not ${replicas}`,
     );
   }
   return {

@@ -21,6 +21,7 @@ function placeOf(state: CoordinatorState): string {
 /** Writes work, so this degrades nothing; but one loss stops them until the server is back. */
 export function clusterNotes(state: CoordinatorState): string[] {
   const { replicas } = state.cluster;
+  if (replicas === 0) return ['there are no replicas: a server that ends takes its data along'];
   if (fewestBackups(state) !== replicas) return [];
   return [
     `the cluster survives the loss of a server, but writes would wait for it: ` +

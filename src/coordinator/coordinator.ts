@@ -4,7 +4,8 @@
  * does anybody hear of it; whatever has to follow is derived from the committed state, so that a
  * successor does it too.
  *
- * Links, endpoint and storage are given by the caller, who also closes endpoint and links.
+ * One of these lives as long as one leadership. Links, endpoint and storage are given by the
+ * caller, who also closes them.
  */
 import { randomUUID } from 'node:crypto';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
@@ -13,11 +14,12 @@ import type { ClusterStatus } from '../rpc/messages.js';
 import { answersWithoutId } from '../rpc/probe.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
+import type { Lead } from './candidate.js';
 import { type ClusterOptions, decideStart } from './cluster-start.js';
 import { clusterNotes, clusterWarnings } from './cluster-warnings.js';
 import type { CoordinatorContext, Log } from './context.js';
-import { CoordinatorState, type Decision } from './coordinator-state.js';
-import type { ExternalStorage } from './external-storage/external-storage.js';
+import type { CoordinatorState, Decision } from './coordinator-state.js';
+import type { ExternalStorage, Leadership } from './external-storage/external-storage.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
 import { MigrationManager } from './migration-manager.js';
 import { ReadLeases } from './read-leases.js';
@@ -36,9 +38,9 @@ const TABLE_WAIT_MS = 12_000;
 const REPLY_MARGIN_MS = 200;
 
 export interface CoordinatorOptions {
-  endpoint: RpcEndpoint;
+  endpoint: Pick<RpcEndpoint, 'handle'>;
   links: LinkPool;
-  storage: ExternalStorage;
+  storage: Pick<ExternalStorage, 'commit' | 'confirm' | 'candidates'>;
   /** Fixed at the first start of the cluster; left out: as stored, or the default. */
   config: ClusterOptions;
   log: Log;
@@ -52,6 +54,7 @@ export interface CoordinatorOptions {
 
 export class Coordinator implements CoordinatorContext {
   private committed: CoordinatorState | null = null;
+  private leadership: Leadership | null = null;
   private committedRevision = 0;
   private commitTail: Promise<unknown> = Promise.resolve();
   private commitsWaiting = 0;
@@ -103,12 +106,12 @@ export class Coordinator implements CoordinatorContext {
     return (this.options.now ?? Date.now)();
   }
 
-  /** Loads the state, begins a term (★), takes up whatever was left unfinished. */
-  async start(): Promise<void> {
-    const { revision, pairs } = this.options.storage.list('');
-    const state = CoordinatorState.from(pairs);
-    const { writes } = decideStart(state, this.options.config, randomUUID());
-    this.committedRevision = await this.options.storage.commit(revision, writes);
+  /** Begins a term (★) on the state of the victory; takes up whatever was left unfinished. */
+  async start({ leadership, revision, state }: Lead): Promise<void> {
+    const { config, storage } = this.options;
+    const { writes } = decideStart(state, config, randomUUID(), leadership.term);
+    this.committedRevision = await storage.commit(leadership, revision, writes);
+    this.leadership = leadership;
     state.apply(writes);
     this.committed = state;
     const { clusterId, term } = state.cluster;
@@ -118,11 +121,15 @@ export class Coordinator implements CoordinatorContext {
     this.changed();
   }
 
-  /** Stops all work and closes the storage. Nothing is left to be flushed. */
+  /** Stops all work. Nothing is left to be flushed. */
   async close(): Promise<void> {
-    this.stop(new RekindleError('SHUTTING_DOWN', 'the coordinator stops'));
+    this.depose('the coordinator stops');
     await this.commitTail;
-    await this.options.storage.close();
+  }
+
+  /** The leadership is over: from now on everything is refused. */
+  depose(reason: string): void {
+    this.stop(new RekindleError('SHUTTING_DOWN', reason));
   }
 
   commit<T>(decide: (state: CoordinatorState) => Decision<T>): Promise<T> {
@@ -141,17 +148,19 @@ export class Coordinator implements CoordinatorContext {
 
   private async commitNow<T>(decide: (state: CoordinatorState) => Decision<T>): Promise<T> {
     if (this.stoppedBy !== null) throw this.stoppedBy;
-    const { state } = this;
+    const { state, leadership, committedRevision } = this;
+    invariant(leadership !== null, 'who commits leads');
     const { writes, result } = decide(state);
     if (writes.length === 0) return result;
+    const { storage } = this.options;
     try {
-      this.committedRevision = await this.options.storage.commit(this.committedRevision, writes);
+      this.committedRevision = await storage.commit(leadership, committedRevision, writes);
     } catch (error) {
       const cause = asRekindleError(error);
       // Refused before anything was written: only this change fails.
       if (cause.code === 'REQUEST_TOO_LARGE' || cause.code === 'INVALID_ARGUMENT') throw cause;
       this.fatal(cause);
-      throw cause;
+      throw cause.code === 'FENCED' ? leadershipLost(cause) : cause;
     }
     state.apply(writes);
     this.changed();
@@ -266,14 +275,11 @@ export class Coordinator implements CoordinatorContext {
       member: callerServerId === null || this.state.isUp(callerServerId),
       lagMs: 0,
     }));
-    this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => {
-      const member = this.state.isUp(serverId);
-      return { member, leaseMs: member ? this.leases.grant(serverId, performance.now()) : 0 };
-    });
+    this.handle('VERIFY_MEMBERSHIP', ({ serverId }) => this.verifyMembership(serverId));
     this.handle('GET_SERVER_LIST', () => ({ list: this.state.serverList() }));
     this.handle('ENLIST_SERVER', (request) => this.enlist(request));
-    this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }) => {
-      this.monitor.suspect(serverId, `a hint: ${reason.slice(0, 200)}`);
+    this.handle('HINT_SERVER_CRASHED', ({ serverId, reason }, { peer }) => {
+      this.monitor.hinted(peer.serverId, serverId, reason);
       return {};
     });
     this.handle('SET_MASTER_RECOVERY_INFO', async (request) => {
@@ -290,6 +296,26 @@ export class Coordinator implements CoordinatorContext {
     this.handle('LIST_TABLES', () => ({ tables: this.state.tableInfos() }));
     this.handle('GET_TABLE', (request) => this.getTable(request));
     this.handle('GET_STATUS', () => this.status());
+  }
+
+  /**
+   * A grant must not outlive what the next leader waits for, which counts from its victory: so it
+   * is given only if this one still led after the master had asked.
+   */
+  private async verifyMembership(serverId: number): Promise<ReplyOf<'VERIFY_MEMBERSHIP'>> {
+    const { leadership } = this;
+    invariant(leadership !== null, 'who answers leads');
+    try {
+      await this.options.storage.confirm(leadership);
+    } catch (error) {
+      const cause = asRekindleError(error);
+      if (cause.code !== 'FENCED') throw cause;
+      this.fatal(cause);
+      throw leadershipLost(cause);
+    }
+    if (this.stoppedBy !== null) throw this.stoppedBy;
+    const member = this.state.isUp(serverId);
+    return { member, leaseMs: member ? this.leases.grant(serverId, performance.now()) : 0 };
   }
 
   private async enlist(request: RequestOf<'ENLIST_SERVER'>): Promise<ReplyOf<'ENLIST_SERVER'>> {
@@ -353,13 +379,17 @@ export class Coordinator implements CoordinatorContext {
     return { table: this.state.tableInfo(table) };
   }
 
-  private status(): ClusterStatus {
+  private async status(): Promise<ClusterStatus> {
+    const leader = this.leadership?.address ?? '';
+    const { candidates, problem } = await this.candidates();
     const { clusterId, term, replicas, durability, serverListVersion } = this.state.cluster;
     const recoveries = this.recoveries.reports();
     const stateCopies = this.copier.copies;
     return {
       clusterId,
       term,
+      leader,
+      standbys: candidates.filter((address) => address !== leader),
       replicas,
       durability,
       serverListVersion,
@@ -372,10 +402,24 @@ export class Coordinator implements CoordinatorContext {
       warnings: [
         ...clusterWarnings(this.state, recoveries, this.copier),
         ...this.monitor.warnings(),
+        ...(problem === null ? [] : [`the coordinator's storage does not answer: ${problem}`]),
       ],
       notes: clusterNotes(this.state),
     };
   }
+
+  private async candidates(): Promise<{ candidates: string[]; problem: string | null }> {
+    try {
+      return { candidates: await this.options.storage.candidates(), problem: null };
+    } catch (error) {
+      return { candidates: [], problem: asRekindleError(error).message };
+    }
+  }
+}
+
+/** The caller may try again elsewhere: whether it was committed the next leader knows. */
+function leadershipLost(cause: RekindleError): RekindleError {
+  return new RekindleError('CONNECTION_LOST', cause.message, { cause });
 }
 
 /** `deadlineMs` is on the clock of `performance.now()`. */

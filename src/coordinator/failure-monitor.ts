@@ -17,6 +17,7 @@ import {
   type CrashVerifierEvent,
   type Obstacle,
 } from './crash-verifier.js';
+import { ReachComplaints } from './reach-complaints.js';
 
 export interface FailureMonitorConfig {
   /** Of each server; longer by 1 ms for each server of a large cluster. */
@@ -56,6 +57,7 @@ export type CrashListener = (serverId: number, suspectedAtMs: number, reason: st
 
 export class FailureMonitor {
   private readonly verifier: CrashVerifier;
+  private readonly complaints = new ReachComplaints();
   private readonly watched = new WeakSet<RpcLink>();
   private readonly pinging = new Set<number>();
   /** What each server said of its own lag, and when it said so first. */
@@ -95,18 +97,27 @@ export class FailureMonitor {
     this.step({ kind: 'suspected', serverId });
   }
 
+  /** A server says that it does not reach another one. */
+  hinted(from: number | null, serverId: number, reason: string): void {
+    if (from !== null) this.complaints.note(from, serverId, this.context.now());
+    this.suspect(serverId, `a hint: ${reason.slice(0, 200)}`);
+  }
+
   /** The server has left the list of those that are up. */
   left(serverId: number): void {
     this.lags.delete(serverId);
     this.step({ kind: 'left', serverId });
   }
 
-  /** Suspects that cannot be judged, for `status`. */
+  /** Suspects that cannot be judged, and servers that do not reach one another; for `status`. */
   warnings(): string[] {
-    return this.verifier.heldUp().map(({ serverId, suspectedAtMs, obstacle }) => {
+    const { state } = this.context;
+    const heldUp = this.verifier.heldUp().map(({ serverId, suspectedAtMs, obstacle }) => {
       const seconds = Math.round((this.context.now() - suspectedAtMs) / 1_000);
       return `server ${serverId} ${OBSTACLES[obstacle]} (for ${seconds} s)`;
     });
+    const isUp = (serverId: number): boolean => state.isUp(serverId);
+    return [...heldUp, ...this.complaints.warnings(isUp, this.context.now())];
   }
 
   link(server: ServerRecord): RpcLink {
@@ -190,7 +201,10 @@ export class FailureMonitor {
         return this.link(server);
       },
     };
-    this.context.background(report(null, probe(target, timeoutMs)), 'probing a server');
+    this.context.background(
+      report(null, probe(target, timeoutMs, server.nonce)),
+      'probing a server',
+    );
     for (const witness of witnesses) {
       const answer = this.askWitness(witness, serverId);
       this.context.background(report(witness.serverId, answer), 'asking a witness');

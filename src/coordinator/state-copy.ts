@@ -8,10 +8,19 @@
 import { crc32c } from '../ops/checksum.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
-import { type ClusterRecord, type CoordinatorState, clusterKey } from './coordinator-state.js';
+import type { Lead } from './candidate.js';
+import { type ClusterRecord, CoordinatorState, clusterKey } from './coordinator-state.js';
 import type { ExternalStorage, StoragePair } from './external-storage/external-storage.js';
 
 export type StateCopy = RequestOf<'STORE_COORDINATOR_STATE'>;
+
+export interface RestoreReport {
+  clusterId: string;
+  /** Of the copy. */
+  revision: number;
+  servers: number;
+  tables: number;
+}
 
 const COPY_FORMAT = 1;
 const ID_GAP = 1_000_000;
@@ -32,13 +41,13 @@ export function copyOf(state: CoordinatorState, revision: number): StateCopy {
  * Refuses anything else with `INVALID_ARGUMENT` or `CHECKSUM_MISMATCH`, and then changes nothing.
  */
 export async function restoreState(
-  storage: ExternalStorage,
+  storage: Pick<ExternalStorage, 'commit'>,
+  { leadership, revision, state }: Lead,
   text: string,
-): Promise<{ clusterId: string; revision: number; servers: number; tables: number }> {
+): Promise<{ lead: Lead; report: RestoreReport }> {
   const copy = parseCopy(text);
-  const present = storage.list('');
-  const used = present.pairs.filter(({ key }) => key !== clusterKey);
-  if (used.length > 0) {
+  const used = state.exists && state.pairs().some(({ key }) => key !== clusterKey);
+  if (used) {
     throw new RekindleError(
       'INVALID_ARGUMENT',
       'this coordinator has servers or tables already; a copy is restored into an empty storage',
@@ -50,15 +59,13 @@ export async function restoreState(
   if (!pairs.some(({ key }) => key === clusterKey)) {
     throw new RekindleError('INVALID_ARGUMENT', 'the copy has no cluster record');
   }
-  await storage.commit(present.revision, pairs);
+  const newRevision = await storage.commit(leadership, revision, pairs);
   const count = (prefix: string): number =>
     pairs.filter(({ key }) => key.startsWith(prefix)).length;
-  return {
-    clusterId: copy.clusterId,
-    revision: copy.revision,
-    servers: count('servers/'),
-    tables: count('tables/'),
-  };
+  const lead = { leadership, revision: newRevision, state: CoordinatorState.from(pairs) };
+  const { clusterId } = copy;
+  const counts = { servers: count('servers/'), tables: count('tables/') };
+  return { lead, report: { clusterId, revision: copy.revision, ...counts } };
 }
 
 function withGaps(cluster: ClusterRecord): ClusterRecord {

@@ -209,8 +209,9 @@ export class ReplicaManager {
   }
 
   #findLeaseHolders(): number[] | null {
-    // Without replicas nothing can be recovered, by anyone: there is nobody to be fenced from.
-    if (this.#heads.length === 0 || this.#options.replicas === 0) return [];
+    if (this.#heads.length === 0) return [];
+    // No backup is fenced when an operator gives up such a log: only the coordinator can vouch.
+    if (this.#options.replicas === 0) return null;
     const first = this.#heads[this.#firstOpenHead];
     if (first === undefined) return null;
     const next = this.#heads[this.#firstOpenHead + 1];

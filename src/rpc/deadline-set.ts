@@ -71,6 +71,8 @@ export class DeadlineSet<T extends { deadlineMs: number }> {
       if (member.deadlineMs <= now) expired.push(member);
       else if (member.deadlineMs < earliestMs) earliestMs = member.deadlineMs;
     }
+    // A scan that is late finds several: they expire in their order all the same.
+    expired.sort((a, b) => a.deadlineMs - b.deadlineMs);
     for (const member of expired) this.#members.delete(member);
     if (earliestMs < this.#timerAtMs) this.#arm(earliestMs);
     // Last, since `expire` may add members.

@@ -35,7 +35,7 @@ export function answerHello(
       { details: { min: PROTOCOL.min, max: PROTOCOL.max } },
     );
   }
-  const { clusterId, serverId } = identity;
+  const { clusterId, serverId, nonce } = identity;
   if (hello.clusterId !== null && clusterId !== null && hello.clusterId !== clusterId) {
     return new RekindleError(
       'WRONG_CLUSTER',
@@ -47,7 +47,7 @@ export function answerHello(
     return new RekindleError(
       'WRONG_SERVER',
       `the caller means server ${hello.expectServerId}, this is ${serverId ?? 'no server yet'}`,
-      { details: { serverId } },
+      { details: { serverId, nonce } },
     );
   }
   return {

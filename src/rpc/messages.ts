@@ -213,6 +213,9 @@ export interface ServerStats {
 export interface ClusterStatus {
   clusterId: string;
   term: number;
+  /** Address of the coordinator that leads, and of those that stand by. */
+  leader: string;
+  standbys: string[];
   replicas: number;
   durability: Durability;
   serverListVersion: number;

@@ -25,44 +25,55 @@ export function patience(timeoutMs: number, lagMs: number): number {
   return timeoutMs + lagFactor * Math.min(Math.max(0, lagMs - lagMsUsual), lagMsMax);
 }
 
-export async function probe(target: ProbeTarget, timeoutMs: number): Promise<ProbeOutcome> {
+/** `nonce`: of the server, with whoever knows it. */
+export async function probe(
+  target: ProbeTarget,
+  timeoutMs: number,
+  nonce?: string,
+): Promise<ProbeOutcome> {
   const endMs = performance.now() + timeoutMs;
   let link = target.link();
   if (link.connected) {
-    const outcome = await ping(link, timeoutMs);
+    const outcome = await ping(link, timeoutMs, nonce);
     if (outcome !== 'silent') return outcome;
   }
   const leftMs = endMs - performance.now();
   if (leftMs <= 0) return 'silent';
   link = target.freshLink();
-  const outcome = await ping(link, leftMs);
+  const outcome = await ping(link, leftMs, nonce);
   if (outcome === 'silent') await sleep(Math.max(0, endMs - performance.now()));
   return outcome;
 }
 
-async function ping(link: RpcLink, timeoutMs: number): Promise<ProbeOutcome> {
+async function ping(link: RpcLink, timeoutMs: number, nonce?: string): Promise<ProbeOutcome> {
   try {
     await link.call('PING', { callerServerId: null }, { timeoutMs });
     return 'alive';
   } catch (error) {
-    return probeOutcomeOf(error);
+    return probeOutcomeOf(error, nonce);
   }
 }
 
 /** What a failed ping says. A server that answers with an error is alive. */
-export function probeOutcomeOf(error: unknown): ProbeOutcome {
+export function probeOutcomeOf(error: unknown, nonce?: string): ProbeOutcome {
   if (isRefusal(error)) return 'refused';
   if (!(error instanceof RekindleError)) return 'silent';
   if (error.code === 'WRONG_CLUSTER') return 'refused';
   // Another server has this address: the process that had it is gone.
-  if (error.code === 'WRONG_SERVER') return answersWithoutId(error) ? 'silent' : 'refused';
+  if (error.code === 'WRONG_SERVER') {
+    if (!answersWithoutId(error)) return 'refused';
+    // It has been given an id that it has not heard of.
+    const same =
+      nonce !== undefined && causes(error).some(({ details }) => details?.nonce === nonce);
+    return same ? 'alive' : 'silent';
+  }
   const unanswered = ['TIMEOUT', 'CONNECTION_LOST', 'ABORTED', 'CLIENT_CLOSED'];
   return unanswered.includes(error.code) ? 'silent' : 'alive';
 }
 
 /**
  * A process answers that does not know its server id yet: perhaps the very server that is meant,
- * since its id is committed before it hears of it. That proves nothing.
+ * since its id is committed before it hears of it: its nonce tells. Without, that proves nothing.
  */
 export function answersWithoutId(error: unknown): boolean {
   if (!(error instanceof RekindleError) || error.code !== 'WRONG_SERVER') return false;
@@ -73,7 +84,7 @@ interface Failure {
   code?: unknown;
   message?: unknown;
   cause?: unknown;
-  details?: { code?: unknown; serverId?: unknown };
+  details?: { code?: unknown; serverId?: unknown; nonce?: unknown };
 }
 
 const CAUSES_MAX = 8;

@@ -39,6 +39,8 @@ export interface EndpointIdentity {
   role: 'server' | 'coordinator';
   clusterId: string | null;
   serverId: number | null;
+  /** Of a server that does not know its id yet: that with which it asks for one. */
+  nonce?: string;
 }
 
 export interface RpcEndpoint {

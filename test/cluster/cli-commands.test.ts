@@ -135,7 +135,15 @@ test('mistakes of usage end with code 2 and say what is wrong', OPTIONS, async (
 
 test('every command has help with an example', OPTIONS, async () => {
   const commands = ['dev', 'coordinator', 'server', 'status', 'table', 'table create', 'get'];
-  const more = ['put', 'delete', 'bench', 'bench throughput', 'bench recovery', 'bench chaos'];
+  const more = [
+    'put',
+    'delete',
+    'bench',
+    'bench throughput',
+    'bench durable',
+    'bench recovery',
+    'bench chaos',
+  ];
   for (const command of [...commands, ...more, 'bench latency', 'demo', 'admin accept-loss']) {
     const { code, stdout } = await rekindle([...command.split(' '), '--help']);
     assert.equal(code, 0, command);

@@ -75,7 +75,7 @@ const step = (
 const MESSAGE_FAULTS = ['crash', 'error', 'delay:1500', 'drop', 'close'];
 
 /** An error that is not to be retried ends a server that starts, as it should. */
-const START_FAULTS = ['crash', 'error:RETRY', 'delay:300', 'drop', 'close'];
+const START_FAULTS = ['crash', 'error:RETRY', 'delay:1500', 'drop', 'close'];
 
 /** Request and reply of one RPC. */
 const message = (
@@ -323,7 +323,7 @@ const LEASE_ROWS: readonly Row[] = [
 
 const COORDINATOR_ROWS: readonly Row[] = [
   step(coordinator('server-crash'), 'enlist-1', 'ENLIST_SERVER', 'asked to join', REDONE, {
-    faults: ['crash', 'error:RETRY', 'delay:300'],
+    faults: ['crash', 'error:RETRY', 'delay:1500'],
     ends: [],
   }),
   step(
@@ -333,7 +333,7 @@ const COORDINATOR_ROWS: readonly Row[] = [
     'joined',
     'same nonce: same id',
     {
-      faults: ['crash', 'error:RETRY', 'delay:300'],
+      faults: ['crash', 'error:RETRY', 'delay:1500'],
       ends: [],
     },
   ),

@@ -6,6 +6,9 @@
  * Processes are armed while they run, by a file of each (REKINDLE_FAULT_FILE), and disarmed before
  * anything is started again. A case that goes wrong costs the lane its cluster: the next case gets
  * a new one.
+ *
+ * With a standby, the state is in etcd, and a coordinator that has ended is started again only when
+ * the other one has made the cluster whole.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -20,6 +23,7 @@ import { LocalCluster } from '../../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../../src/cluster/managed-process.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { hashKey } from '../../src/rpc/key-hash.js';
+import { EtcdCluster } from '../cluster/etcd.js';
 import type { Case, Provocation } from './catalogue.js';
 
 const SERVERS = 5;
@@ -47,13 +51,20 @@ interface World {
   files: FaultFiles;
   layer: DiskLayer;
   exits: ProcessExit[];
+  /** null: one coordinator, with a folder. */
+  etcd: EtcdCluster | null;
 }
 
 export class FaultLane {
+  readonly #standby: boolean;
   #world: World | undefined;
   #tables = 0;
   /** Turns, so that cases hit different servers. */
   #turn = 0;
+
+  constructor({ standby = false } = {}) {
+    this.#standby = standby;
+  }
 
   async close(): Promise<void> {
     const world = this.#world;
@@ -62,12 +73,13 @@ export class FaultLane {
     world.load.end();
     await world.client.close();
     await world.cluster.stop();
+    await world.etcd?.stop();
     rmSync(world.directory, { recursive: true, force: true });
   }
 
   /** Rejects with what was not as it must be. */
   async play(each: Case): Promise<void> {
-    this.#world ??= await begin();
+    this.#world ??= await begin(this.#standby);
     const world = this.#world;
     try {
       await this.#play(world, each);
@@ -85,7 +97,7 @@ export class FaultLane {
     let struck = false;
     for (let attempt = 0; attempt < ATTEMPTS && !struck; attempt++) {
       const victim = await busiestServer(world);
-      const names = this.#targets(each, victim);
+      const names = await this.#targets(world, each, victim);
       const before = names.map((name) => world.layer.struck(name));
       for (const name of names) await arm(world, name, each);
       const strikes = (): boolean =>
@@ -100,6 +112,7 @@ export class FaultLane {
     }
     if (!struck) throw new Error(`${row.name} was not passed`);
     await whole(world);
+    if (world.etcd !== null) await restartStandby(world);
     checkEnds(world, each);
     await world.load.readAll();
     const { violations, violationCount } = world.load.checker;
@@ -107,8 +120,8 @@ export class FaultLane {
   }
 
   /** Whom to arm: a process that is not the one that is killed anyway, one only if it will die. */
-  #targets({ row, kind }: Case, victim: number): string[] {
-    if (row.at === COORDINATOR) return [COORDINATOR];
+  async #targets(world: World, { row, kind }: Case, victim: number): Promise<string[]> {
+    if (row.at === COORDINATOR) return [await leaderName(world)];
     const others = Array.from({ length: SERVERS }, (_, index) => index).filter(
       // The cleaner's steps are those of the master that has the load.
       (index) => (row.name.startsWith('clean-') ? index === victim : index !== victim),
@@ -136,7 +149,7 @@ export class FaultLane {
       case 'heads':
         return openHeads(world, victim, struck, `filler-${this.#tables++}`);
       case 'table':
-        return useTable(world, `passing-${this.#tables++}`, struck);
+        return useTable(world, `passing-${this.#tables++}`);
       case 'server-crash':
         await world.cluster.killServer(victim);
         await recovered(world, SERVERS - 1, struck);
@@ -155,7 +168,7 @@ export class FaultLane {
         return moveTablets(world, victim, struck);
       case 'client': {
         await using client = await connect(world.cluster.url);
-        await tolerate(client.table('load').get('some key'));
+        await survive(world, client.table('load').get('some key'));
       }
     }
   }
@@ -197,7 +210,22 @@ async function disarm(world: World, names: readonly string[], { row, kind }: Cas
   }
 }
 
-async function begin(): Promise<World> {
+async function leaderName({ client, cluster }: World): Promise<string> {
+  const { leader } = await client.status();
+  return cluster.processes()[cluster.coordinatorAt(leader) ?? 0]?.name ?? COORDINATOR;
+}
+
+async function begin(standby: boolean): Promise<World> {
+  const etcd = standby ? await EtcdCluster.start(1) : null;
+  try {
+    return await beginWith(etcd);
+  } catch (error) {
+    await etcd?.stop();
+    throw error;
+  }
+}
+
+async function beginWith(etcd: EtcdCluster | null): Promise<World> {
   const directory = mkdtempSync(join(tmpdir(), 'rekindle-faults-'));
   const exits: ProcessExit[] = [];
   const files = new FaultFiles(directory);
@@ -206,6 +234,9 @@ async function begin(): Promise<World> {
     dataDirectory: directory,
     servers: SERVERS,
     memoryBytes: MEMORY_BYTES,
+    ...(etcd === null
+      ? {}
+      : { coordinators: 2, storage: `etcd://${etcd.endpoints.join(',')}/faults` }),
     // As few segments as memory holds: then they are cleaned, not compacted.
     serverArguments: ['--disk-expansion', '1'],
     onUnexpectedExit: (exit) => exits.push(exit),
@@ -217,7 +248,7 @@ async function begin(): Promise<World> {
     const table = await client.createTable('load', { span: SPAN });
     const load = new CheckedLoad(table, LIGHT_LOAD, 1);
     load.start();
-    return { directory, cluster, client, load, files, layer, exits };
+    return { directory, cluster, client, load, files, layer, exits, etcd };
   } catch (error) {
     await cluster.stop();
     throw error;
@@ -277,23 +308,25 @@ async function untilDropped(client: Client, tableName: string): Promise<void> {
   await tolerate(client.dropTable(tableName, { timeoutMs: 5_000 }));
 }
 
-async function useTable(world: World, tableName: string, struck: () => boolean): Promise<void> {
-  const { client, cluster } = world;
+async function useTable(world: World, tableName: string): Promise<void> {
+  const { client } = world;
   const steps = [
     () => client.createTable(tableName, { span: SERVERS, timeoutMs: 20_000 }),
     () => client.table(tableName).put('key', 'value'),
     () => client.dropTable(tableName, { timeoutMs: 20_000 }),
   ];
-  for (const act of steps) {
-    const done = tolerate(act());
-    // A coordinator that died is needed for the answer, and struck is struck.
-    await Promise.race([
-      done,
-      untilTrue(() => struck() && !cluster.coordinatorIsRunning(), 60_000),
-    ]);
-    if (!cluster.coordinatorIsRunning()) await restartAll(world);
-    await done;
-  }
+  for (const act of steps) await survive(world, act());
+}
+
+/** What has died of the fault may be needed for the answer, and struck is struck. */
+async function survive(world: World, operation: Promise<unknown>): Promise<void> {
+  let over = false;
+  const done = tolerate(operation).finally(() => {
+    over = true;
+  });
+  await untilTrue(() => over || world.exits.length > 0, WHOLE_TIMEOUT_MS);
+  if (world.exits.length > 0) await restartAll(world);
+  await done;
 }
 
 /**
@@ -317,14 +350,10 @@ async function mergeTablets(
     if (away !== undefined) {
       await tolerate(client.migrateTablet(tableName, away.startSlot, target));
     } else {
-      await Promise.race([
-        tolerate(client.mergeTablets(tableName, { timeoutMs: 5_000 })),
-        untilTrue(() => struck() && !cluster.coordinatorIsRunning(), 60_000),
-      ]);
+      await survive(world, client.mergeTablets(tableName, { timeoutMs: 20_000 }));
     }
     await delay(WATCH_MS);
   }
-  if (!cluster.coordinatorIsRunning()) await restartAll(world);
   await untilDropped(client, tableName);
 }
 
@@ -341,15 +370,9 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
     });
     const target = others[turn % others.length];
     if (tablet === undefined || target === undefined) continue;
-    const asked = tolerate(
-      client.migrateTablet('load', tablet.startSlot, target.serverId, { timeoutMs: 5_000 }),
-    );
-    await Promise.race([
-      asked,
-      untilTrue(() => struck() && !cluster.coordinatorIsRunning(), 60_000),
-    ]);
-    if (!cluster.coordinatorIsRunning()) await restartAll(world);
-    await asked;
+    const { startSlot } = tablet;
+    const options = { timeoutMs: 20_000 };
+    await survive(world, client.migrateTablet('load', startSlot, target.serverId, options));
     await delay(WATCH_MS);
   }
 }
@@ -371,7 +394,8 @@ async function whole(world: World): Promise<void> {
   let over = false;
   const watch = async (): Promise<void> => {
     for (; !over; await delay(WATCH_MS)) {
-      if (cluster.processes().some(({ pid }) => pid === undefined)) await restartAll(world);
+      const gone = cluster.processes().some(({ pid }) => pid === undefined);
+      if (gone) await restartAll(world);
     }
   };
   const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
@@ -391,7 +415,8 @@ async function whole(world: World): Promise<void> {
  * Starts what does not run; a coordinator that ends meanwhile too, for which servers that start
  * would wait. Disarmed first: a process reads its faults when it starts.
  */
-async function restartAll({ cluster, files }: World): Promise<void> {
+async function restartAll({ cluster, files, etcd }: World): Promise<void> {
+  if (etcd !== null) return restartServers(cluster, files);
   const startCoordinator = async (): Promise<void> => {
     if (cluster.coordinatorIsRunning()) return;
     files.disarm(COORDINATOR);
@@ -410,6 +435,27 @@ async function restartAll({ cluster, files }: World): Promise<void> {
     }
   };
   await Promise.all([servers, watch()]);
+}
+
+async function restartServers(cluster: LocalCluster, files: FaultFiles): Promise<void> {
+  for (let index = 0; index < SERVERS; index++) {
+    if (cluster.isRunning(index)) continue;
+    files.disarm(nameOf(index));
+    await cluster.restartServer(index);
+  }
+}
+
+/** The leader of the next case has a standby again, that follows. */
+async function restartStandby({ client, cluster, files }: World): Promise<void> {
+  for (let index = 0; index < 2; index++) {
+    if (cluster.coordinatorIsRunning(index)) continue;
+    files.disarm(cluster.processes()[index]?.name ?? COORDINATOR);
+    await cluster.restartCoordinator({}, index);
+  }
+  await waitFor('a standby', WHOLE_TIMEOUT_MS, async () => {
+    const { standbys } = await client.status();
+    return standbys.length === 1 || undefined;
+  });
 }
 
 /** A crash ends the process that was armed; nothing else ends one, but what the row names. */

@@ -2,16 +2,18 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { parseConnectionString } from '../../src/client/connection-string.js';
 import { attemptMs, nextStep, waitMs } from '../../src/client/retry-policy.js';
 import { RpcTracker } from '../../src/client/rpc-tracker.js';
+import { parseStorageUrl } from '../../src/coordinator/external-storage/storage-url.js';
 import { backoffMs } from '../../src/rpc/backoff.js';
+import { parseConnectionString, parseCoordinators } from '../../src/rpc/connection-string.js';
 import { DeadlineSet } from '../../src/rpc/deadline-set.js';
 import { until } from './rpc-fixture.js';
 
 test('connection strings are understood', () => {
   assert.deepEqual(parseConnectionString('rekindle://a:1,b.example:65535,[::1]:7/'), {
     addresses: ['a:1', 'b.example:65535', '[::1]:7'],
+    service: null,
     clusterId: null,
     timeoutMs: null,
   });
@@ -19,6 +21,50 @@ test('connection strings are understood', () => {
   const parsed = parseConnectionString(`rekindle://h:1?cluster=${cluster}&timeoutMs=250`);
   assert.equal(parsed.clusterId, cluster.toLowerCase());
   assert.equal(parsed.timeoutMs, 250);
+});
+
+test('a DNS service and the address of a server are understood', () => {
+  const { addresses, service } = parseConnectionString(
+    'rekindle+srv://db.example.org/?timeoutMs=9',
+  );
+  assert.deepEqual([addresses, service], [[], 'db.example.org']);
+  assert.deepEqual(parseCoordinators('a:1, b:2'), { addresses: ['a:1', 'b:2'], service: null });
+  assert.deepEqual(parseCoordinators('rekindle://a:1/'), { addresses: ['a:1'], service: null });
+  assert.deepEqual(parseCoordinators('rekindle+srv://x'), { addresses: [], service: 'x' });
+  for (const text of ['', 'a', 'rekindle://a:1/?timeoutMs=5', 'rekindle+srv://a:1', 'http://a:1']) {
+    assert.throws(() => parseCoordinators(text), { code: 'INVALID_ARGUMENT' }, text);
+  }
+});
+
+test('the address of a storage is understood, and nonsense refused', () => {
+  assert.deepEqual(parseStorageUrl('etcd://a:1,[::1]:2/x/y/'), {
+    endpoints: ['a:1', '[::1]:2'],
+    prefix: 'x/y',
+    user: null,
+    password: null,
+    passwordFile: null,
+    tls: null,
+  });
+  assert.equal(parseStorageUrl('etcd://a:1').prefix, 'rekindle');
+  const full = parseStorageUrl('etcds://me:p%40ss:w@a:1/p?ca=/c&cert=/d&key=/e');
+  assert.deepEqual([full.user, full.password], ['me', 'p@ss:w']);
+  assert.deepEqual(full.tls, { caFile: '/c', certFile: '/d', keyFile: '/e' });
+  for (const url of [
+    '',
+    'a:1',
+    'lmdb:///tmp',
+    'etcd://',
+    'etcd://a',
+    'etcd://a:1,,b:2',
+    'etcd://@a:1',
+    'etcd://a:1/?ca=/c',
+    'etcds://a:1/?cert=/c',
+    'etcd://a:1/?passwordFile=/f',
+    'etcd://a:1/?ttl=5',
+    'etcd://a:1/%E0%A4%A',
+  ]) {
+    assert.throws(() => parseStorageUrl(url), { code: 'INVALID_ARGUMENT' }, url);
+  }
 });
 
 test('connection strings with nonsense are refused', () => {

@@ -13,6 +13,7 @@ import { CoordinatorState } from '../../src/coordinator/coordinator-state.js';
 import { LmdbStorage } from '../../src/coordinator/external-storage/lmdb.js';
 import { copyOf, restoreState } from '../../src/coordinator/state-copy.js';
 import { RekindleError } from '../../src/rpc/errors.js';
+import { conformance, hasCode, take } from '../cluster/storage-conformance.js';
 
 async function withDirectory(run: (directory: string) => Promise<void>): Promise<void> {
   const directory = await mkdtemp(join(tmpdir(), 'rekindle-lmdb-'));
@@ -23,47 +24,46 @@ async function withDirectory(run: (directory: string) => Promise<void>): Promise
   }
 }
 
-const hasCode = (code: string) => (error: unknown) =>
-  error instanceof RekindleError && error.code === code;
+conformance('LMDB', false, async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'rekindle-lmdb-'));
+  let storage = await LmdbStorage.open(directory);
+  return {
+    storage,
+    again: async () => {
+      await storage.close();
+      storage = await LmdbStorage.open(directory);
+      return storage;
+    },
+    close: async () => {
+      await storage.close();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+});
 
-test('a commit is all or nothing, conditional on the revision, and there after a reopen', () =>
+test('who opens a directory leads from scratch; what the last one left does not count', () =>
   withDirectory(async (directory) => {
     let storage = await LmdbStorage.open(directory);
-    assert.deepEqual(storage.list(''), { revision: 0, pairs: [] });
-    const writes = [
-      { key: 'servers/1', value: { a: 1 } },
-      { key: 'tables/1', value: { b: [2] } },
-    ];
-    assert.equal(await storage.commit(0, writes), 1);
-    await assert.rejects(storage.commit(0, [{ key: 'servers/9', value: 9 }]), hasCode('FENCED'));
-    assert.equal(storage.get('servers/9'), undefined);
-    assert.equal(await storage.commit(1, [{ key: 'servers/1', value: undefined }]), 2);
+    const first = await take(storage);
+    const revision = await storage.commit(first.leadership, 0, [{ key: 'servers/1', value: 1 }]);
     await storage.close();
-
     storage = await LmdbStorage.open(directory);
-    assert.deepEqual(storage.list(''), {
-      revision: 2,
-      pairs: [{ key: 'tables/1', value: { b: [2] } }],
-    });
-    assert.deepEqual(storage.list('servers/').pairs, []);
-    await storage.close();
-  }));
-
-test('too large a commit is refused before anything is written', () =>
-  withDirectory(async (directory) => {
-    const storage = await LmdbStorage.open(directory);
-    const large = { key: 'tables/1', value: 'x'.repeat(2_000_000) };
-    await assert.rejects(storage.commit(0, [large]), hasCode('REQUEST_TOO_LARGE'));
-    assert.deepEqual(storage.list(''), { revision: 0, pairs: [] });
+    assert.equal((await storage.list()).leaderState.leader, null);
+    await storage.commit(first.leadership, revision, [{ key: 'servers/1', value: 2 }]);
+    const second = await take(storage);
+    assert.ok(second.leadership.version > first.leadership.version);
+    const late = storage.commit(first.leadership, revision + 1, []);
+    await assert.rejects(late, hasCode('FENCED'));
     await storage.close();
   }));
 
 const CHILD = `
 const { LmdbStorage } = await import(process.argv[1]);
 const storage = await LmdbStorage.open(process.argv[2]);
-let revision = storage.list('').revision;
+const mine = { term: 1, candidateId: 'child', address: '' };
+let { leader, revision } = await storage.campaign(null, mine);
 for (;;) {
-  revision = await storage.commit(revision, [{ key: 'servers/1', value: revision + 1 }]);
+  revision = await storage.commit(leader, revision, [{ key: 'servers/1', value: revision + 1 }]);
   process.stdout.write(revision + '\\n');
 }`;
 
@@ -91,9 +91,9 @@ test('kill -9: every reported commit is there, the lock is gone; a live owner is
     await exited;
 
     const storage = await LmdbStorage.open(directory);
-    const { revision } = storage.list('');
+    const { revision, pairs } = await storage.list();
     assert.ok(revision >= reported, `revision ${revision} < reported ${reported}`);
-    assert.equal(storage.get('servers/1'), revision);
+    assert.deepEqual(pairs, [{ key: 'servers/1', value: revision }]);
     await storage.close();
   }));
 
@@ -120,20 +120,23 @@ test('a copy restores an empty storage, never gives an id again, and refuses dam
     ]);
     const copy = copyOf(state, 17);
     const damaged = { ...copy, state: copy.state.replace('täble', 'table') };
-    await assert.rejects(
-      restoreState(storage, JSON.stringify(damaged)),
-      hasCode('CHECKSUM_MISMATCH'),
-    );
-    await assert.rejects(restoreState(storage, 'no json'), hasCode('INVALID_ARGUMENT'));
-    assert.deepEqual(storage.list('').pairs, []);
+    const lead = { ...(await take(storage)), state: new CoordinatorState() };
+    const restore = (text: string, onto = lead) => restoreState(storage, onto, text);
+    await assert.rejects(restore(JSON.stringify(damaged)), hasCode('CHECKSUM_MISMATCH'));
+    await assert.rejects(restore('no json'), hasCode('INVALID_ARGUMENT'));
+    assert.deepEqual((await storage.list()).pairs, []);
 
-    const restored = await restoreState(storage, JSON.stringify(copy));
-    assert.deepEqual(restored, { clusterId: 'c-1', revision: 17, servers: 0, tables: 1 });
-    const after = CoordinatorState.from(storage.list('').pairs);
+    const restored = await restore(JSON.stringify(copy));
+    const report = { clusterId: 'c-1', revision: 17, servers: 0, tables: 1 };
+    assert.deepEqual(restored.report, report);
+    const { pairs, revision } = await storage.list();
+    assert.equal(restored.lead.revision, revision);
+    const after = CoordinatorState.from(pairs);
     assert.equal(after.tableNamed('täble')?.tableId, 2);
     assert.equal(after.cluster.clusterId, 'c-1');
     assert.equal(after.cluster.serverGeneration, 1);
     assert.ok(after.cluster.term > 4 && after.cluster.nextTableId > 1_000);
-    await assert.rejects(restoreState(storage, JSON.stringify(copy)), hasCode('INVALID_ARGUMENT'));
+    const again = restore(JSON.stringify(copy), restored.lead);
+    await assert.rejects(again, hasCode('INVALID_ARGUMENT'));
     await storage.close();
   }));

@@ -6,13 +6,20 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { CoordinatorContext } from '../../src/coordinator/context.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from '../../src/coordinator/failure-monitor.js';
+import { ReachComplaints } from '../../src/coordinator/reach-complaints.js';
 import { RekindleError } from '../../src/rpc/errors.js';
-import type { ProbeOutcome } from '../../src/rpc/messages.js';
+import { answerHello, PROTOCOL } from '../../src/rpc/handshake.js';
+import type { Hello, ProbeOutcome } from '../../src/rpc/messages.js';
 import { patience, probe } from '../../src/rpc/probe.js';
 import type { LinkPool, RpcLink } from '../../src/rpc/transport.js';
 import { until } from './rpc-fixture.js';
 
 type Behaviour = 'alive' | 'refused' | 'silent' | 'breaks';
+
+const HELLO: Hello = {
+  ...{ protocol: PROTOCOL, features: [], role: 'coordinator', clusterId: null },
+  ...{ serverId: null, expectServerId: null, credential: null },
+};
 
 class FakeLink {
   connected: boolean;
@@ -73,6 +80,21 @@ test('a connection that breaks during a probe says nothing: a fresh one is asked
   assert.equal(await probe(target(broken, new FakeLink(() => 'breaks')), 40), 'silent');
   // Timers of Node count whole milliseconds.
   assert.ok(performance.now() - startMs >= 35, 'silence is a time, not a failure');
+});
+
+test('a process that has not heard of its id yet is known by its nonce', async () => {
+  const startsAs = (nonce: string): FakeLink => {
+    const link = new FakeLink(() => 'alive');
+    link.call = async () => {
+      const identity = { role: 'server', clusterId: null, serverId: null, nonce } as const;
+      throw answerHello({ ...HELLO, expectServerId: 7 }, identity, []);
+    };
+    return link;
+  };
+  assert.equal(await probe(target(startsAs('mine')), 5_000, 'mine'), 'alive');
+  // Another process at the same address; and one who asks without knowing the nonce.
+  assert.equal(await probe(target(startsAs('other')), 20, 'mine'), 'silent');
+  assert.equal(await probe(target(startsAs('mine')), 20), 'silent');
 });
 
 test('patience grows with slowness beyond what is usual, up to two seconds', () => {
@@ -166,6 +188,24 @@ test('a server that only the coordinator cannot reach stays, with a warning', as
       /^server 2 does not answer the coordinator but/,
     );
   }
+});
+
+test('servers that do not reach one another are named once it lasts', () => {
+  const complaints = new ReachComplaints();
+  const up = (): boolean => true;
+  for (let nowMs = 0; nowMs <= 5_000; nowMs += 500) {
+    complaints.note(1, 2, nowMs);
+    // Late now and then is no complaint.
+    if (nowMs % 4_000 === 0) complaints.note(3, 2, nowMs);
+  }
+  const [warning, ...others] = complaints.warnings(up, 5_000);
+  assert.match(warning ?? '', /^server 1 does not reach server 2 \(for 5 s\)/);
+  assert.deepEqual(others, []);
+  assert.deepEqual(
+    complaints.warnings((serverId) => serverId !== 2, 5_000),
+    [],
+  );
+  assert.deepEqual(complaints.warnings(up, 8_000), []);
 });
 
 test('a coordinator that reaches nobody declares nobody, with a warning', async () => {

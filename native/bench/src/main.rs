@@ -17,6 +17,7 @@ mod pieces;
 mod records;
 mod replay;
 mod replicas;
+mod wire;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,7 +46,9 @@ const USAGE: &str = "usage: \
     rekindle-bench limits|checksums|compression|replay [--quick]\n       \
     rekindle-bench cleaner [MILLISECONDS A RUN]\n       \
     rekindle-bench cleaner-r3 FOLDER [MILLISECONDS A RUN]\n       \
-    rekindle-bench bodies|execute FOLDER";
+    rekindle-bench bodies|execute FOLDER\n       \
+    rekindle-bench wire dialect=rekindle|resp address=HOST:PORT work=read|write connections=N \
+    operations=N objects=N value-bytes=N table=ID ms=N";
 
 fn duration(milliseconds: &str) -> Result<Duration, Failure> {
     let milliseconds = milliseconds.parse().map_err(|_| Failure::Usage)?;
@@ -72,6 +75,7 @@ fn run(arguments: &[String]) -> Result<(), Failure> {
         }
         ["bodies", folder] => execute::write_bodies(folder.as_ref()),
         ["execute", folder] => execute::serve(folder.as_ref()),
+        ["wire", ref words @ ..] => wire::measure(words),
         _ => Err(Failure::Usage),
     }
 }

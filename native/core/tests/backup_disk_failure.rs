@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const WHOLE: u32 = OPEN | CLOSE | PRIMARY;
 
@@ -206,9 +207,20 @@ fn a_full_disk_is_no_failed_disk() {
         "frames that may still be created do not count while it is full"
     );
     assert!(!disk.storage.load().disk_failed);
+    // Whether there is room again is tried without a replica, which it would cost.
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(
+        disk.write(1, 10, 1, 0, &bytes, Some(&bytes), OPEN),
+        Status::NoFreeFrame
+    );
     medium.0.store(false, Ordering::SeqCst);
     assert_eq!(
         disk.write(1, 9, 1, 5000, &[], Some(&bytes), CLOSE),
+        Status::Ok
+    );
+    disk.poll("the disk grows again", |stats| stats["framesFree"] > 2.0);
+    assert_eq!(
+        disk.write(1, 10, 1, 0, &bytes, Some(&bytes), OPEN),
         Status::Ok
     );
 }

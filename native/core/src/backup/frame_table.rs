@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Pre-written frames that the I/O thread keeps ready.
 const READY_MIN: usize = 2;
 /// After a failed growth (a full disk) the next attempt waits this long.
-const GROWTH_RETRY: Duration = Duration::from_secs(10);
+const GROWTH_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameUse {
@@ -58,6 +58,8 @@ pub(super) struct FrameTable {
     pub shared: SharedFrames,
     frames_max: usize,
     prewriting: Option<u32>,
+    /// The disk was full, and nothing has grown since: only a pre-write may try, from then on. A
+    /// replica that tried would be lost.
     growth_retry_at: Option<Instant>,
     /// Nothing is written to this disk any more.
     failed: bool,
@@ -141,14 +143,11 @@ impl FrameTable {
         if self.failed {
             return 0;
         }
+        if self.growth_retry_at.is_some() {
+            return self.free.len();
+        }
         let creatable = self.frames_max.saturating_sub(self.frames.len());
-        self.free.len()
-            + usize::from(self.prewriting.is_some())
-            + if self.growth_retry_at.is_some() {
-                0
-            } else {
-                creatable
-            }
+        self.free.len() + usize::from(self.prewriting.is_some()) + creatable
     }
 
     pub fn count(&self, usage: FrameUse) -> usize {
@@ -183,6 +182,9 @@ impl FrameTable {
     pub fn allocate(&mut self) -> Option<u32> {
         if let Some(frame) = self.allocate_ready() {
             return Some(frame);
+        }
+        if self.growth_retry_at.is_some() {
+            return None;
         }
         if let Some(frame) = self.prewriting.take() {
             self.frame_mut(frame).usage = FrameUse::Used;
@@ -254,11 +256,7 @@ impl FrameTable {
 
     /// The next frame to pre-write, if the stock is low.
     pub fn start_prewrite(&mut self, now: Instant) -> Option<u32> {
-        if self.growth_retry_at.is_some_and(|at| now >= at) {
-            self.growth_retry_at = None;
-        }
-        let wanted = self.free.len() < READY_MIN && self.frames.len() < self.frames_max;
-        if !wanted || self.failed || self.growth_retry_at.is_some() {
+        if !self.wants_growth() || self.growth_retry_at.is_some_and(|at| now < at) {
             return None;
         }
         self.frames.push(Frame::new(FrameUse::Prewriting));
@@ -266,13 +264,18 @@ impl FrameTable {
         self.prewriting
     }
 
-    /// The disk is full: frames that may still be created do not count for a while.
+    fn wants_growth(&self) -> bool {
+        !self.failed && self.free.len() < READY_MIN && self.frames.len() < self.frames_max
+    }
+
+    /// The disk is full: frames that may still be created do not count until one was.
     pub fn pause_growth(&mut self, now: Instant) {
         self.growth_retry_at = Some(now + GROWTH_RETRY);
     }
 
+    /// When to try again, if more frames are wanted.
     pub fn growth_retry_at(&self) -> Option<Instant> {
-        self.growth_retry_at
+        self.growth_retry_at.filter(|_| self.wants_growth())
     }
 
     /// False once a replica has taken the frame as it is.
@@ -291,6 +294,7 @@ impl FrameTable {
             "prewrite in progress"
         );
         if written {
+            self.growth_retry_at = None;
             self.frame_mut(frame).usage = FrameUse::Free;
             self.free.push_back(frame);
             return;

@@ -1,0 +1,183 @@
+/**
+ * Real etcd processes for tests, with empty folders, and a proxy before one of them that loses what
+ * a network loses. Without the program the tests that need it are skipped and say so.
+ */
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer, connect as dial, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { freePorts } from '../../src/cluster/free-port.js';
+
+const HOST = '127.0.0.1';
+
+/** Why tests with etcd cannot run here; false if they can. */
+export const withoutEtcd: string | false =
+  spawnSync('etcd', ['--version']).status === 0
+    ? false
+    : 'there is no program etcd (Debian: apt-get install etcd-server)';
+
+export class EtcdCluster {
+  private readonly folder = mkdtempSync(join(tmpdir(), 'rekindle-etcd-'));
+  private readonly members: (ChildProcess | null)[] = [];
+
+  private constructor(
+    private readonly clientPorts: readonly number[],
+    private readonly peerPorts: readonly number[],
+    private readonly extra: readonly string[],
+    private readonly scheme: 'http' | 'https',
+  ) {}
+
+  /** Resolves when it takes writes. */
+  static async start(
+    count: number,
+    extra: readonly string[] = [],
+    scheme: 'http' | 'https' = 'http',
+  ): Promise<EtcdCluster> {
+    const ports = await freePorts(HOST, 2 * count);
+    const cluster = new EtcdCluster(ports.slice(0, count), ports.slice(count), extra, scheme);
+    for (let index = 0; index < count; index++) cluster.restart(index);
+    try {
+      // Over TLS its own clients wait for it: they know the certificates.
+      if (scheme === 'http') await cluster.ready();
+    } catch (error) {
+      await cluster.stop();
+      throw error;
+    }
+    return cluster;
+  }
+
+  /** `host:port` of each. */
+  get endpoints(): string[] {
+    return this.clientPorts.map((port) => `${HOST}:${port}`);
+  }
+
+  restart(index: number): void {
+    const peers = this.peerPorts.map((port, at) => `m${at}=http://${HOST}:${port}`).join(',');
+    const client = `${this.scheme}://${this.endpoints[index]}`;
+    const peer = `http://${HOST}:${this.peerPorts[index]}`;
+    const child = spawn(
+      'etcd',
+      [
+        ...['--name', `m${index}`, '--data-dir', join(this.folder, `m${index}`)],
+        ...['--listen-client-urls', client, '--advertise-client-urls', client],
+        ...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer],
+        ...['--initial-cluster', peers, '--log-level', 'error'],
+        ...this.extra,
+      ],
+      { stdio: 'ignore' },
+    );
+    this.members[index] = child;
+  }
+
+  async kill(index: number): Promise<void> {
+    const child = this.members[index];
+    if (!child) return;
+    this.members[index] = null;
+    const ended = once(child, 'exit');
+    child.kill('SIGKILL');
+    await ended;
+  }
+
+  signal(index: number, signal: 'SIGSTOP' | 'SIGCONT'): void {
+    this.members[index]?.kill(signal);
+  }
+
+  /** One call of the gateway, at the first member. */
+  async post(path: string, body: unknown, token?: string): Promise<Record<string, unknown>> {
+    const response = await fetch(`${this.scheme}://${this.endpoints[0]}/v3/${path}`, {
+      method: 'POST',
+      body: JSON.stringify(body),
+      headers: token === undefined ? {} : { authorization: token },
+    });
+    return (await response.json()) as Record<string, unknown>;
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all(this.members.map((_, index) => this.kill(index)));
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  private async ready(): Promise<void> {
+    const put = { key: 'cmVhZHk=', value: 'MQ==' };
+    for (let attempt = 0; attempt < 300; attempt++) {
+      try {
+        if ((await this.post('kv/put', put)).header !== undefined) return;
+      } catch (error) {
+        if (!(error instanceof TypeError)) throw error;
+      }
+      await delay(50);
+    }
+    throw new Error('etcd was not ready within 15 s');
+  }
+}
+
+/** What the proxy does to each connection from now on. */
+export type ProxyFault =
+  | 'none'
+  /** Requests arrive; the connection is cut instead of the reply. */
+  | 'lose-replies'
+  /** Nothing passes, nothing is closed. */
+  | 'stall';
+
+/** Stands before one address; a fault strikes also what is under way. */
+export class LossyProxy {
+  port = 0;
+  fault: ProxyFault = 'none';
+  private readonly server: Server;
+  private readonly sockets = new Set<Socket>();
+
+  private constructor(target: string) {
+    const [host, port] = target.split(':');
+    this.server = createServer((near) => {
+      const far = dial(Number(port), host);
+      this.join(near, far);
+    });
+  }
+
+  static async start(target: string): Promise<LossyProxy> {
+    const proxy = new LossyProxy(target);
+    proxy.server.listen(0, HOST);
+    await once(proxy.server, 'listening');
+    const address = proxy.server.address();
+    if (address !== null && typeof address === 'object') proxy.port = address.port;
+    return proxy;
+  }
+
+  get endpoint(): string {
+    return `${HOST}:${this.port}`;
+  }
+
+  /** Ends what is under way. */
+  cut(): void {
+    for (const socket of this.sockets) socket.destroy();
+  }
+
+  async stop(): Promise<void> {
+    this.cut();
+    this.server.close();
+    await once(this.server, 'close');
+  }
+
+  private join(near: Socket, far: Socket): void {
+    const end = (): void => {
+      near.destroy();
+      far.destroy();
+      this.sockets.delete(near);
+      this.sockets.delete(far);
+    };
+    for (const socket of [near, far]) {
+      this.sockets.add(socket);
+      socket.once('close', end).on('error', end);
+    }
+    near.on('data', (bytes) => {
+      if (this.fault !== 'stall') far.write(bytes);
+    });
+    far.on('data', (bytes) => {
+      if (this.fault === 'lose-replies') end();
+      else if (this.fault === 'none') near.write(bytes);
+    });
+  }
+}
