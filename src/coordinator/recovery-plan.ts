@@ -1,6 +1,8 @@
 /**
  * Phase 3: cuts the tablets of a crashed master into partitions that are about equally heavy: one
- * per live master, or more where that would make them larger than a master should take at once.
+ * per live master, or more where that would make them larger than a master should take at once, or
+ * where much is to be recovered. Masters take theirs in turn, so half of the keys are served at
+ * half of the time.
  * Weights come from the table statistics in the head of the log, which are as old
  * as that head, so they steer the balance and nothing else: every tablet is in exactly one
  * partition whatever they say.
@@ -14,6 +16,11 @@ const PARTITION_BYTES_MAX = 512 * 1024 * 1024;
 /** A partition fills at most this share of the largest free memory. */
 const FREE_SHARE = 0.5;
 const PARTITIONS_PER_MASTER_MAX = 8;
+/** Partitions that a master takes in turn: more hardly help the median key, and backups read again
+ * for each what they could not keep. */
+const TURNS_MAX = 4;
+/** A turn with less is mostly waiting. */
+const TURN_BYTES_MIN = 32 * 1024 * 1024;
 
 export interface PlannedPartition extends RecoveryPartition {
   bytes: number;
@@ -63,7 +70,8 @@ function partitionCount(bytes: number, freeBytes: readonly (number | null)[]): n
   const known = freeBytes.filter((free) => free !== null);
   const largest = known.length < masters ? Number.POSITIVE_INFINITY : Math.max(...known);
   const most = Math.max(CUT_BYTES_MIN, Math.min(PARTITION_BYTES_MAX, largest * FREE_SHARE));
-  const wanted = Math.max(masters, Math.ceil(bytes / most));
+  const turns = Math.min(TURNS_MAX, Math.floor(bytes / masters / TURN_BYTES_MIN));
+  const wanted = Math.max(masters * Math.max(1, turns), Math.ceil(bytes / most));
   return Math.min(wanted, masters * PARTITIONS_PER_MASTER_MAX);
 }
 

@@ -1,7 +1,8 @@
 /**
  * Recovers partitions of crashed masters (phases 4-7 of docs/recovery.md on this side): fetches
  * the pieces from backups, replays them, makes the side segments durable, commits, and asks the
- * coordinator for the ownership. Several recoveries may run at once.
+ * coordinator for the ownership. Several recoveries may run at once; the partitions of one take
+ * turns until their copies are made, so that the first is served long before the last.
  *
  * Order that matters: all side segments are closed on all backups before `commit`; the head that
  * names them is durable before the ownership is claimed; tablets are served only after a definite
@@ -45,7 +46,6 @@ export interface RecoveryMasterOptions {
   servers: ServerDirectory;
   coordinator: CoordinatorCaller;
   log: Log;
-  random?: () => number;
 }
 
 interface Figures {
@@ -58,6 +58,7 @@ interface Figures {
 
 interface Task {
   request: RecoverRequest;
+  startedMs: number;
   cancelled: boolean;
   finished: Promise<void>;
 }
@@ -66,8 +67,9 @@ interface Task {
 interface Replay {
   scoreboard: RecoveryScoreboard;
   figures: Figures;
-  startedMs: number;
   progressMs: number;
+  /** The cleaner has been waited for in vain. */
+  roomAwaited: boolean;
   failure: RekindleError | null;
   /** Fetches under way, to be given up: `segmentId/serverId`. */
   aborts: Map<string, AbortController>;
@@ -93,6 +95,8 @@ export class RecoveryMaster {
   readonly #options: RecoveryMasterOptions;
   /** By `recoveryId/partitionId`: the newest generation only. */
   readonly #tasks = new Map<string, Task>();
+  /** By recovery: ends when the last one in the queue ends. */
+  readonly #turns = new Map<number, Promise<void>>();
   #stopped = false;
 
   constructor(options: RecoveryMasterOptions) {
@@ -116,7 +120,8 @@ export class RecoveryMaster {
     const holding = [...this.#tasks.values()].filter((other) => overlaps(other.request, request));
     if (holding.some((other) => other.request.recoveryId > request.recoveryId)) return;
     for (const other of holding) other.cancelled = true;
-    const task: Task = { request, cancelled: false, finished: Promise.resolve() };
+    const startedMs = performance.now();
+    const task: Task = { request, startedMs, cancelled: false, finished: Promise.resolve() };
     this.#tasks.set(key, task);
     task.finished = Promise.all(holding.map(({ finished }) => finished))
       .then(() => this.#run(task))
@@ -142,6 +147,7 @@ export class RecoveryMaster {
     const { recoveryId, partition, crashedServerId } = task.request;
     const log = this.#options.log.with({ recoveryId, partitionId: partition.partitionId });
     const figures: Figures = { objects: 0, bytes: 0, readMs: 0, replayMs: 0, durableMs: 0 };
+    const endTurn = await this.#awaitTurn(recoveryId);
     let recovery: RecoveryCore;
     try {
       core.openLog();
@@ -149,6 +155,7 @@ export class RecoveryMaster {
     } catch (thrown) {
       const error = asNativeError(thrown);
       log.error({ code: error.code, message: error.message }, 'a recovery cannot start');
+      endTurn();
       await this.#report(task, figures, 0, error);
       return;
     }
@@ -157,12 +164,17 @@ export class RecoveryMaster {
     let failure: RekindleError | null = null;
     try {
       await this.#replay(task, recovery, figures);
-      await this.#makeDurable(task, recovery, figures, () => {
+      await this.#copySides(task, recovery);
+      endTurn();
+      await this.#commit(task, recovery, () => {
         committed = true;
       });
+      figures.durableMs = performance.now() - task.startedMs;
     } catch (thrown) {
       failure = asNativeError(thrown);
       log.warn({ code: failure.code, message: failure.message }, 'recovery failed');
+    } finally {
+      endTurn();
     }
     const verdict = await this.#report(task, figures, recovery.ctimeSegmentId, failure);
     // Without a verdict the coordinator may count on the side segments: nothing is taken back.
@@ -177,15 +189,28 @@ export class RecoveryMaster {
     if (failure === null) log.info({}, 'the partition belongs to somebody else: dropped');
   }
 
+  /** Resolves when the partitions of this recovery that came before have ended their turns. */
+  async #awaitTurn(recoveryId: number): Promise<() => void> {
+    const before = this.#turns.get(recoveryId);
+    let end = (): void => undefined;
+    const turn = new Promise<void>((resolve) => {
+      end = resolve;
+    }).then(() => {
+      if (this.#turns.get(recoveryId) === turn) this.#turns.delete(recoveryId);
+    });
+    this.#turns.set(recoveryId, turn);
+    await before;
+    return end;
+  }
+
   /** Phases 4 and 5. */
   async #replay(task: Task, recovery: RecoveryCore, figures: Figures): Promise<void> {
-    const random = (this.#options.random ?? Math.random)();
-    const startedMs = performance.now();
+    this.#checkWanted(task);
     const replay: Replay = {
-      scoreboard: new RecoveryScoreboard(task.request.segments, random),
+      scoreboard: new RecoveryScoreboard(task.request.segments),
       figures,
-      startedMs,
-      progressMs: startedMs,
+      progressMs: performance.now(),
+      roomAwaited: false,
       failure: null,
       aborts: new Map(),
       fetchMs: 0,
@@ -203,7 +228,8 @@ export class RecoveryMaster {
   }
 
   async #work(task: Task, replay: Replay, recovery: RecoveryCore): Promise<void> {
-    const { scoreboard, figures, startedMs } = replay;
+    const { scoreboard, figures } = replay;
+    const { startedMs } = task;
     const memory = new PieceMemory();
     while (replay.failure === null) {
       this.#checkWanted(task);
@@ -289,11 +315,12 @@ export class RecoveryMaster {
   /** Replays a piece; false if the piece was bad and another replica must be tried. */
   async #apply(
     task: Task,
-    { scoreboard, figures, aborts }: Replay,
+    replay: Replay,
     fetch: Fetch,
     recovery: RecoveryCore,
     piece: Uint8Array,
   ): Promise<boolean> {
+    const { scoreboard, figures, aborts } = replay;
     const { log, replication } = this.#options;
     const view = new DataView(piece.buffer, piece.byteOffset, piece.byteLength);
     const length = piece.length < pieceHeaderBytes ? -1 : view.getUint32(0, true);
@@ -304,7 +331,7 @@ export class RecoveryMaster {
     }
     try {
       if (length > 0) {
-        await this.#awaitMemory(task);
+        await this.#awaitMemory(task, replay);
         const bytes = piece.subarray(pieceHeaderBytes);
         const replayed = await recovery.replay(bytes, view.getUint32(4, true));
         figures.objects += replayed.objects;
@@ -327,43 +354,43 @@ export class RecoveryMaster {
   /**
    * A master that has run for a while keeps only a little memory free, and its cleaner makes more
    * when it is taken: not as fast as replay takes it. A master that is full of live objects is not
-   * waited for: it fails the partition, which goes to another.
+   * waited for: it fails the partition, which goes to another. If the wait was in vain once, what
+   * takes the memory is this recovery itself, and the core sifts what it adopts.
    */
-  async #awaitMemory(task: Task): Promise<void> {
+  async #awaitMemory(task: Task, replay: Replay): Promise<void> {
     const limitMs = performance.now() + memoryWaitMs;
-    while (performance.now() < limitMs) {
+    while (!replay.roomAwaited) {
       const { segmentsFree, segmentsReserved, memoryFull } = this.#options.core.stats();
       const wanted = (segmentsReserved ?? 0) + segmentsAhead;
       if ((segmentsFree ?? wanted) >= wanted || memoryFull === 1) return;
       this.#checkWanted(task);
       await sleep(notReadyDelayMs);
+      replay.roomAwaited ||= performance.now() > limitMs;
     }
   }
 
-  /** Phase 6. `onCommitted` is called as soon as the core's log names the side segments. */
-  async #makeDurable(
-    task: Task,
-    recovery: RecoveryCore,
-    figures: Figures,
-    onCommitted: () => void,
-  ): Promise<void> {
+  /** Most of phase 6. */
+  async #copySides(task: Task, recovery: RecoveryCore): Promise<void> {
     const { replication } = this.#options;
-    const startedMs = performance.now();
     this.#checkWanted(task);
     recovery.finishReplay();
     const sides = recovery.sideSegments();
     replication.trackSides(sides);
     await replication.waitReplicated(sides, replicationTimeoutMs);
+  }
+
+  /** The rest. `onCommitted` is called as soon as the core's log names the side segments. */
+  async #commit(task: Task, recovery: RecoveryCore, onCommitted: () => void): Promise<void> {
+    const { replication } = this.#options;
     this.#checkWanted(task);
     const position = recovery.commit();
     onCommitted();
     replication.scheduleFlush();
     await replication.waitDurable(position, replicationTimeoutMs);
-    if (replication.lostOpenReplica(sides)) {
+    if (replication.lostOpenReplica(recovery.sideSegments())) {
       // Else a short open copy on the lost backup could be taken for the side segment later.
       await replication.raiseMinOpenSegment();
     }
-    figures.durableMs = figures.replayMs + (performance.now() - startedMs);
   }
 
   /** Phase 7. Repeats until the coordinator gives a definite answer or this master stops. */

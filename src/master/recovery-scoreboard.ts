@@ -1,5 +1,6 @@
 /**
- * Which segment of a recovery to fetch next and from whom, as pure data: no I/O, no clock.
+ * Which segment of a recovery to fetch next and from whom, as pure data: no I/O, no clock. Newest
+ * first: then most dead versions arrive dead, and cost neither memory nor copies.
  *
  * A replica that is damaged is not asked for again; a backup that could not be reached gets a
  * second chance once the others have been tried. All replicas failed = the recovery of the
@@ -46,11 +47,11 @@ export class RecoveryScoreboard {
   readonly #rowById = new Map<number, Row>();
   /** Backups that a hedge had to help out, until they deliver. */
   readonly #slow = new Set<number>();
-  #next: number;
+  /** All rows before it are done. */
+  #first = 0;
   #left: number;
 
-  /** `random` in [0, 1): where to start, so that masters do not all ask the same backup first. */
-  constructor(segments: readonly ScoreboardSegment[], random: number) {
+  constructor(segments: readonly ScoreboardSegment[]) {
     this.#rows = segments.map(({ segmentId, backups }) => ({
       segmentId,
       backups: [...backups],
@@ -60,8 +61,8 @@ export class RecoveryScoreboard {
       notBeforeMs: 0,
       damagedOn: [],
     }));
+    this.#rows.sort((a, b) => b.segmentId - a.segmentId);
     for (const row of this.#rows) this.#rowById.set(row.segmentId, row);
-    this.#next = Math.floor(random * this.#rows.length);
     this.#left = this.#rows.length;
   }
 
@@ -69,10 +70,10 @@ export class RecoveryScoreboard {
   next(nowMs: number, hedgeAfterMs = Number.POSITIVE_INFINITY): NextFetch {
     if (this.#left === 0) return { kind: 'done' };
     let untilMs = Number.POSITIVE_INFINITY;
-    for (let tried = 0; tried < this.#rows.length; tried += 1) {
-      const row = this.#rows[this.#next];
+    while (this.#rows[this.#first]?.state === 'done') this.#first += 1;
+    for (let index = this.#first; index < this.#rows.length; index += 1) {
+      const row = this.#rows[index];
       invariant(row !== undefined, 'index below the number of segments');
-      this.#next = (this.#next + 1) % this.#rows.length;
       if (row.state !== 'open' || row.fetches.size > 0) continue;
       const { segmentId, damagedOn } = row;
       const serverId = row.backups.find((id) => !this.#slow.has(id)) ?? row.backups[0];

@@ -203,7 +203,7 @@ test('a plan holds every slot once and spreads large tablets over all masters', 
   const small = { tableId: 2, ...all };
   const partitions = planPartitions(
     [large, small],
-    [{ tableId: 1, startSlot: 0, endSlot: 2 ** 32 - 1, bytes: 400 * MIB }],
+    [{ tableId: 1, startSlot: 0, endSlot: 2 ** 32 - 1, bytes: 100 * MIB }],
     [null, null, null, null],
   );
   assert.equal(partitions.length, 4);
@@ -228,12 +228,14 @@ test('a plan holds every slot once and spreads large tablets over all masters', 
   assert.deepEqual(tiny, [whole], 'not worth a cut');
   assert.equal(planPartitions([large, small], [], four).length, 2, 'no statistics');
 
-  const huge = [{ ...large, bytes: 4_096 * MIB }];
+  const many = planPartitions([large], [{ ...large, bytes: 1_024 * MIB }], four);
+  assert.equal(many.length, 16, 'several a master, which takes them in turn');
+  const huge = [{ ...large, bytes: 10_240 * MIB }];
   const parts = planPartitions([large], huge, four);
-  assert.equal(parts.length, 8, 'several a master');
+  assert.equal(parts.length, 20, 'none is larger than 512 MiB');
   assert.ok(parts.every(({ bytes }) => bytes === 512 * MIB));
-  const free = [200 * MIB, 300 * MIB];
-  assert.equal(planPartitions([large], [{ ...large, bytes: 400 * MIB }], free).length, 3);
+  const free = [50 * MIB, 75 * MIB];
+  assert.equal(planPartitions([large], [{ ...large, bytes: 100 * MIB }], free).length, 3);
 });
 
 test('a master that has the memory and the least to do gets the partition', () => {

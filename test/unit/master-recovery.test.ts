@@ -112,7 +112,6 @@ class Fakes {
       }) as unknown as RpcLink['call'],
     },
     log: silent,
-    random: () => 0,
   });
 
   async #fetch(serverId: number, segmentId: number): Promise<Uint8Array> {
@@ -339,4 +338,55 @@ test('tablets come back only when an older recovery has let go of them', async (
   assert.deepEqual(ends, ['abort', 'activate']);
   const reports = fakes.reports.map(({ recoveryId, ok }) => [recoveryId, ok]);
   assert.deepEqual(reports, [[6, true]], 'the older one is void, its late repeat too');
+});
+
+test('segments are fetched newest first', async () => {
+  const fakes = new Fakes();
+  await fakes.run();
+  assert.deepEqual(fakes.fetches, ['7/3', '7/2', '7/1']);
+});
+
+test('a cleaner that makes no room is waited for once, not for each piece', async () => {
+  const fakes = new Fakes();
+  fakes.memory.segmentsFree = 4;
+  fakes.master.start(request(1));
+  const startedMs = performance.now();
+  while (fakes.master.running > 0 && performance.now() < startedMs + 9_000) await sleep(20);
+  assert.ok(performance.now() - startedMs < 9_000, 'three pieces, one wait of five seconds');
+  assert.equal(fakes.trace.at(-1), 'activate');
+});
+
+test('partitions of one recovery take turns, those of two do not wait for each other', async () => {
+  const fakes = new Fakes();
+  let deliver = (_: Uint8Array): void => undefined;
+  const late = new Promise<Uint8Array>((resolve) => {
+    deliver = resolve;
+  });
+  fakes.answers.set('7/1', (attempt) => (attempt === 1 ? late : piece(1)));
+  const partition = (recoveryId: number, partitionId: number): RequestOf<'RECOVER'> => ({
+    ...request(1),
+    recoveryId,
+    partition: {
+      partitionId,
+      tablets: [{ tableId: partitionId, startSlot: 0, endSlot: 100, ctimeSegmentId: 0 }],
+    },
+    segments: [{ segmentId: 1, length: 9, backups: [7] }],
+  });
+  fakes.master.start(partition(5, 1));
+  fakes.master.start(partition(5, 2));
+  fakes.master.start(partition(6, 3));
+  await sleep(100);
+  assert.equal(fakes.fetches.length, 2, 'the second partition of recovery 5 waits');
+  assert.deepEqual(
+    fakes.reports.map(({ recoveryId, ok }) => [recoveryId, ok]),
+    [[6, true]],
+  );
+  deliver(piece(1));
+  const limitMs = performance.now() + 5_000;
+  while (fakes.master.running > 0) {
+    assert.ok(performance.now() < limitMs, 'the second partition gets its turn');
+    await sleep(2);
+  }
+  const order = fakes.reports.map(({ partitionId }) => partitionId);
+  assert.deepEqual(order, [3, 1, 2]);
 });

@@ -5,7 +5,7 @@ mod backup_support;
 
 use backup_support::images::{MIB, close_one, settle_images, stat, three_images};
 use backup_support::{
-    CLOSE, Directory, Disk, OPEN, Random, mixed_bytes, options, seed, write_body,
+    CLOSE, Directory, Disk, OPEN, Random, mixed_bytes, options, partition, seed, tablet, write_body,
 };
 use parking_lot::{Condvar, Mutex};
 use rekindle_core::backup::frame_file::{Faults, Medium};
@@ -51,6 +51,33 @@ fn images_save_whole_frames() {
         disk.free(1, &ids).expect("frees");
         assert_eq!(disk.storage.load().free_frames, 16, "all frames are back");
         assert_eq!(stat(&disk, "framesShared"), 0.0);
+    }
+}
+
+#[test]
+fn what_is_closed_while_a_recovery_is_served_is_compressed_afterwards() {
+    let directory = Directory::new();
+    let mut random = Random::new(12);
+    let mut disk = Disk::open(&directory, options(&directory, 16, true));
+    let all: Vec<Vec<u8>> = (0..6).map(|_| mixed_bytes(&mut random, MIB, 0)).collect();
+    let whole = partition(1, vec![tablet(7, 0, u32::MAX, 0)]);
+    let begun = disk.storage.start_partitions(50, 9, &[whole], &[]);
+    assert_eq!(begun, Ok(()));
+    for (index, bytes) in all.iter().enumerate() {
+        close_one(&mut disk, index as u64 + 1, bytes);
+    }
+    let decided = ["compressedReplicas", "compressionSkipped"];
+    assert_eq!(decided.map(|name| stat(&disk, name)), [0.0, 0.0]);
+    disk.free(1, &[2]).expect("frees");
+    disk.storage.end_recovery(50);
+    settle_images(&disk, all.len());
+    assert_eq!(
+        decided.map(|name| stat(&disk, name)),
+        [5.0, 1.0],
+        "one was freed"
+    );
+    for (index, bytes) in all.iter().enumerate().filter(|(index, _)| *index != 1) {
+        assert!(disk.read(1, index as u64 + 1).expect("whole") == *bytes);
     }
 }
 

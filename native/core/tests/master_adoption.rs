@@ -89,13 +89,16 @@ fn replay(recovery: &Recovery, piece: &[u8], random: &mut Random) {
     if length > 0 && random.below(3) == 0 {
         let mut damaged = bytes.to_vec();
         damaged[random.below(length as u64) as usize] ^= 1 << random.below(8);
-        let refused = recovery.replay(thread, &damaged, checksum);
-        assert_eq!(refused, Err(Status::ChecksumMismatch));
-        let cut = recovery.replay(thread, &bytes[..length - 8], checksum);
-        assert_eq!(cut, Err(Status::ChecksumMismatch));
+        for refuse in [Recovery::replay, Recovery::replay_sifted] {
+            let refused = refuse(recovery, thread, &damaged, checksum);
+            assert_eq!(refused, Err(Status::ChecksumMismatch));
+            let cut = refuse(recovery, thread, &bytes[..length - 8], checksum);
+            assert_eq!(cut, Err(Status::ChecksumMismatch));
+        }
     }
     let mut image = vec![0; SEGMENT_BYTES];
-    let replayed = match (random.below(3), lz4_image::encode(bytes, &mut image)) {
+    let replayed = match (random.below(4), lz4_image::encode(bytes, &mut image)) {
+        (3, _) => recovery.replay_sifted(thread, bytes, checksum),
         (0, Some(stored)) => recovery.replay_image(thread, &image[..stored], length, checksum),
         (1, _) => {
             let mut room = recovery.reserve(thread, length).expect("room");
@@ -250,5 +253,67 @@ fn side_logs_hold_nothing_dead_that_is_not_guarded() {
             .sum();
         assert!(sizes["liveBytes"] >= least);
         model.compare(&mut Client::new(&next, 9));
+    }
+}
+
+/// Twice the log that fits is replayed, of which little is alive: on one thread newest segment
+/// first, and on all in any order. Each key is overwritten many times in one segment, so that most
+/// dies in its own piece, or now and then, so that it dies of another.
+#[test]
+fn a_log_of_mostly_dead_versions_needs_the_memory_of_what_is_alive() {
+    const LOG_BYTES: usize = 192 << 20;
+    const MEMORY_BYTES: usize = 96 << 20;
+    let mut random = Random::new();
+    for neighbours in [true, false] {
+        let mut model = Model::default();
+        let first = master_without_backups(2 * LOG_BYTES);
+        first.take_tablet(WHOLE).expect("taken");
+        let mut client = Client::new(&first, 1);
+        let writes = LOG_BYTES as u64 / 4_200;
+        for write in 0..writes {
+            let key = if neighbours {
+                write * KEYS / writes
+            } else {
+                random.below(KEYS)
+            };
+            let op = Op {
+                kind: 2,
+                table_id: 1,
+                key: format!("key-{key}").into_bytes(),
+                value: vec![random.next() as u8; 4_096],
+                ..Op::default()
+            };
+            let answer = client.one(op.clone());
+            model.check(&op, &answer);
+        }
+        first.roll_head().expect("rolled");
+        let log = crash(&first, 0, &mut random);
+        assert!(
+            log.digest.len() * SEGMENT_BYTES > LOG_BYTES,
+            "nothing was cleaned"
+        );
+        for threads in [1, THREADS] {
+            let next = master(MEMORY_BYTES);
+            let recovery = Arc::new(next.start_recovery(&[WHOLE]).expect("starts"));
+            let newest_first = log.digest.iter().rev();
+            let pieces: Vec<Vec<u8>> = newest_first
+                .map(|id| split(&log.segments[id], &WHOLE))
+                .collect();
+            if threads > 1 {
+                replay_all(&recovery, &pieces, &mut random);
+            } else {
+                for piece in &pieces {
+                    let checksum = PieceChecksum::of(piece).expect("sound");
+                    recovery
+                        .replay(0, piece, checksum)
+                        .expect("there is memory for it");
+                }
+            }
+            recovery.finish_replay().expect("finished");
+            recovery.commit().expect("committed");
+            recovery.activate().expect("active");
+            verify(&next);
+            model.compare(&mut Client::new(&next, 2));
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! Compresses closed replicas where a probe says that it pays, on a low-priority thread.
 //!
+//! While a recovery needs the processor nothing is compressed: making its copies small was a fifth
+//! of what it took. What was closed meanwhile is read from disk and compressed afterwards.
+//!
 //! Rule: the image is written to units that nothing on disk names and flushed here; the I/O thread
 //! then writes the directory that names it, flushes that, and only then frees the raw frame. A
 //! crash leaves one or both; the restart scan keeps one. A replica that cannot be compressed now
@@ -8,6 +11,7 @@
 use crate::backup::directory::{Extent, UNIT_BYTES};
 use crate::backup::frame::{block_ceiling, frame_of};
 use crate::backup::lz4_image;
+use crate::backup::read::ReplicaBytes;
 use crate::backup::segment_buffer::SegmentBuffer;
 use crate::backup::state::{CompressJob, Job, State, Switch};
 use crate::backup::storage::Shared;
@@ -21,6 +25,10 @@ const FRAMES_SPARED: usize = 2;
 /// one frame after the other latched.
 const PAUSE: Duration = Duration::from_secs(10);
 const NICENESS: i32 = 10;
+/// Closed replicas that are remembered while compression rests: a frame file of 32 GB.
+const PARKED_MAX: usize = 4_096;
+/// After the last request of a recovery masters still write their copies.
+const REST: Duration = Duration::from_secs(5);
 
 #[derive(PartialEq, Eq)]
 enum Outcome {
@@ -41,9 +49,16 @@ pub(super) fn run(shared: &Arc<Shared>) {
             loop {
                 if state.stopping {
                     state.compress_queue.clear();
+                    state.compress_parked.clear();
                     return;
                 }
-                if let Some(job) = state.compress_queue.pop_front() {
+                if let Some(until) = state.compression_rests(Instant::now()) {
+                    state.park_compression();
+                    shared.compress_wake.wait_until(&mut state, until);
+                    continue;
+                }
+                let fresh = state.compress_queue.pop_front();
+                if let Some(job) = fresh.or_else(|| state.compress_parked.pop_front()) {
                     break job;
                 }
                 shared.compress_wake.wait(&mut state);
@@ -64,10 +79,54 @@ pub(super) fn run(shared: &Arc<Shared>) {
     }
 }
 
+impl State {
+    /// Until when nothing is compressed, if that is not over.
+    pub fn compression_rests(&self, now: Instant) -> Option<Instant> {
+        self.compression_rests_until.filter(|until| *until > now)
+    }
+
+    /// Remembers what waits without its bytes.
+    pub fn park_compression(&mut self) {
+        for mut job in self.compress_queue.drain(..) {
+            if self.compress_parked.len() < PARKED_MAX {
+                job.buffer = None;
+                self.compress_parked.push_back(job);
+            } else {
+                self.counters.compression_skipped += 1;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// A recovery is served here: its masters write copies to this backup as well.
+    pub(super) fn rest_compression(&self) {
+        self.state.lock().compression_rests_until = Some(Instant::now() + REST);
+    }
+
+    /// No recovery is served here any more.
+    pub(super) fn resume_compression(&self) {
+        self.state.lock().compression_rests_until = None;
+        self.compress_wake.notify_one();
+    }
+
+    /// Of the replica that a job is about; None if it is gone or cannot be read.
+    fn bytes_of(&self, job: &CompressJob) -> Option<ReplicaBytes> {
+        if let Some(buffer) = &job.buffer {
+            return Some(ReplicaBytes::of_closed(buffer, job.certified.length));
+        }
+        let state = self.state.lock();
+        let there = state.replicas.get(&job.key).map(|replica| replica.id) == Some(job.id);
+        drop(state);
+        self.read_replica(job.key).ok().filter(|_| there)
+    }
+}
+
 fn compress(shared: &Shared, job: &CompressJob) -> Outcome {
-    let length = job.certified.length as usize;
-    // SAFETY: the replica is closed: none of its bytes changes any more.
-    let bytes = unsafe { job.buffer.prefix(length) };
+    let Some(replica) = shared.bytes_of(job) else {
+        return Outcome::StaysRaw;
+    };
+    let bytes = replica.bytes();
     if !lz4_image::probe(bytes) {
         return Outcome::StaysRaw;
     }

@@ -69,6 +69,7 @@ impl State {
         self.dirty.clear();
         self.dirty_since = None;
         self.compress_queue.clear();
+        self.compress_parked.clear();
         for replica in self.replicas.values_mut() {
             let waiting = replica.waiting.drain(..);
             done.extend(waiting.map(|token| (token, Status::DiskError)));

@@ -287,6 +287,9 @@ fn trim_compress_queue(state: &mut State, compress: bool) {
     if !compress {
         state.compress_queue.clear();
     }
+    if state.compression_rests(Instant::now()).is_some() {
+        state.park_compression();
+    }
     while state.compress_queue.len() > COMPRESS_QUEUE_MAX {
         state.compress_queue.pop_back();
         state.counters.compression_skipped += 1;

@@ -34,6 +34,12 @@ pub(super) struct ReplicaBytes {
 }
 
 impl ReplicaBytes {
+    /// Of a closed replica that is still in memory.
+    pub fn of_closed(buffer: &Arc<SegmentBuffer>, length: u32) -> Self {
+        let (buffer, length) = (Arc::clone(buffer), length as usize);
+        Self { buffer, length }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `length` is at most the received length, below which bytes never change.
         unsafe { self.buffer.prefix(self.length) }

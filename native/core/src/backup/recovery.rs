@@ -282,9 +282,11 @@ impl Recoveries {
             .iter()
             .map(|&id| (id, SegmentWork::new(count)))
             .collect();
+        // As recovery masters ask: newest first.
+        let newest_first = segments.keys().rev();
         inner
             .ahead
-            .extend(segments.keys().map(|&id| (recovery_id, serial, id)));
+            .extend(newest_first.map(|&id| (recovery_id, serial, id)));
         let recovery = Recovery {
             serial,
             master_id,
@@ -294,12 +296,14 @@ impl Recoveries {
         };
         inner.recoveries.insert(recovery_id, recovery);
         drop(inner);
+        self.shared.rest_compression();
         self.wake.notify_all();
         answer(answers);
         Ok(())
     }
 
     pub fn piece(&self, recovery_id: u64, segment_id: u64, partition_id: u64, waiter: PieceWaiter) {
+        self.shared.rest_compression();
         if let Some((waiter, result)) =
             self.find_piece(recovery_id, segment_id, partition_id, waiter)
         {
@@ -359,9 +363,13 @@ impl Recoveries {
 
     pub fn end(&self, recovery_id: u64) {
         let mut answers = Vec::new();
-        self.inner
-            .lock()
-            .remove(recovery_id, Status::RecoveryUnknown, &mut answers);
+        let mut inner = self.inner.lock();
+        inner.remove(recovery_id, Status::RecoveryUnknown, &mut answers);
+        let last = inner.recoveries.is_empty();
+        drop(inner);
+        if last {
+            self.shared.resume_compression();
+        }
         self.wake.notify_all();
         answer(answers);
     }

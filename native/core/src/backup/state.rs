@@ -159,7 +159,8 @@ pub(super) enum Job {
 pub(super) struct CompressJob {
     pub key: ReplicaKey,
     pub id: u64,
-    pub buffer: Arc<SegmentBuffer>,
+    /// None: to be read from disk.
+    pub buffer: Option<Arc<SegmentBuffer>>,
     pub certified: Certified,
     pub primary: bool,
 }
@@ -224,6 +225,10 @@ pub(super) struct State {
     pub urgent: bool,
     pub jobs: VecDeque<Job>,
     pub compress_queue: VecDeque<CompressJob>,
+    /// Jobs of the time while compression rests, without their bytes.
+    pub compress_parked: VecDeque<CompressJob>,
+    /// A recovery needs the processor.
+    pub compression_rests_until: Option<Instant>,
     pub tokens_waiting: usize,
     pub next_replica_id: u64,
     pub stopping: bool,
@@ -247,6 +252,8 @@ impl State {
             urgent: false,
             jobs: VecDeque::new(),
             compress_queue: VecDeque::new(),
+            compress_parked: VecDeque::new(),
+            compression_rests_until: None,
             tokens_waiting: 0,
             next_replica_id: 1,
             stopping: false,
@@ -437,7 +444,7 @@ impl State {
             self.compress_queue.push_back(CompressJob {
                 key: plan.key,
                 id: plan.id,
-                buffer,
+                buffer: Some(buffer),
                 certified: durable,
                 primary,
             });

@@ -7,7 +7,9 @@
 //! durable head, `abort`. An abort straight after a commit keeps them in the log as dead weight.
 
 pub mod room;
+mod sift;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -150,8 +152,57 @@ impl Recovery {
                 .then(Replayed::default)
                 .ok_or(Status::ChecksumMismatch);
         }
+        if self.holds_much_dead() {
+            return self.replay_sifted(thread, bytes, checksum);
+        }
         let room = self.reserve(thread, bytes.len())?;
         room.replay(bytes.len(), checksum, Source::Bytes(bytes))
+    }
+
+    fn holds_much_dead(&self) -> bool {
+        let sides = self.sides.lock();
+        let side_bytes = sides.iter().map(|side| side.appended() as u64).sum();
+        drop(sides);
+        let live_bytes = self.tablets.iter().map(|tablet| tablet.bytes()).sum();
+        sift::is_worth_it(side_bytes, live_bytes)
+    }
+
+    /// The same, but what is dead on arrival takes no log memory.
+    ///
+    /// # Errors
+    /// See `replay`.
+    pub fn replay_sifted(
+        &self,
+        thread: usize,
+        bytes: &[u8],
+        checksum: u32,
+    ) -> Result<Replayed, Status> {
+        self.enter()?;
+        let sifted = catch_unwind(AssertUnwindSafe(|| {
+            let _worker = self.workers[thread].lock();
+            let participant = REPLAY_PARTICIPANT + thread;
+            sift::sift(
+                &self.master.objects,
+                &self.tablets,
+                participant,
+                bytes,
+                checksum,
+            )
+        }))
+        .unwrap_or(Err(Status::Internal));
+        self.leave(sifted.as_ref().err().copied());
+        let sifted = sifted?;
+        let (rest, checksum, dropped) = match &sifted {
+            Some(sifted) => (&sifted.bytes[..], sifted.checksum, sifted.dropped),
+            None => (bytes, checksum, 0),
+        };
+        let adopted =
+            self.reserve(thread, rest.len())?
+                .replay(rest.len(), checksum, Source::Bytes(rest))?;
+        Ok(Replayed {
+            objects: adopted.objects + dropped,
+            bytes: bytes.len() as u64,
+        })
     }
 
     /// The same for the LZ4 image of a recovery segment of `raw_length` bytes.
