@@ -17,7 +17,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
-import { awaitMemory, makeDurable, type SideLogOptions, takeBack } from './side-log.js';
+import { awaitMemory, commitSides, copySides, type SideLogOptions, takeBack } from './side-log.js';
 
 const scanLanes = 4;
 /** What is left may be sent while writes wait. */
@@ -178,7 +178,8 @@ export class MigrationTarget {
       if (link === null) throw new RekindleError('CONNECTION_LOST', 'the source is not up');
       const fetch: Fetch = { task, link, recovery, sideLog };
       await this.#copy(fetch);
-      await makeDurable(recovery, sideLog, () => {
+      await copySides(recovery, sideLog);
+      await commitSides(recovery, sideLog, () => {
         committed = true;
       });
       await link.call('FREEZE_TABLET', { migrationId, reads: true });

@@ -27,24 +27,33 @@ export interface SideLogOptions {
   stopped: () => boolean;
 }
 
-/** Puts what was replayed into the log. `onCommitted`: from here on a digest may name it. */
-export async function makeDurable(
+/** Closes what was replayed on all its backups. */
+export async function copySides(
   recovery: RecoveryCore,
   { replication, checkWanted }: SideLogOptions,
-  onCommitted: () => void,
 ): Promise<void> {
   checkWanted();
   recovery.finishReplay();
   const sides = recovery.sideSegments();
   replication.trackSides(sides);
   await replication.waitReplicated(sides, replicationTimeoutMs);
+}
+
+/** Puts it into the log. `onCommitted`: from here on a digest may name it. */
+export async function commitSides(
+  recovery: RecoveryCore,
+  { replication, checkWanted }: SideLogOptions,
+  onCommitted: () => void,
+): Promise<void> {
   checkWanted();
   const position = recovery.commit();
   onCommitted();
   replication.scheduleFlush();
   await replication.waitDurable(position, replicationTimeoutMs);
-  // Else a short open copy on a lost backup could be taken for the side segment later.
-  if (replication.lostOpenReplica(sides)) await replication.raiseMinOpenSegment();
+  if (replication.lostOpenReplica(recovery.sideSegments())) {
+    // Else a short open copy on the lost backup could be taken for the side segment later.
+    await replication.raiseMinOpenSegment();
+  }
 }
 
 /** Undoes all that there is of it; stays half-way only if the master stops. */
@@ -61,6 +70,11 @@ export async function takeBack(
   void replication.free(replicas);
 }
 
+/**
+ * A durable digest names the side segments. As long as it is the newest, they belong to the log:
+ * without them this master could not be recovered, so until a head without them is durable they
+ * stay replicated, whatever becomes of backups. False if the master stopped before.
+ */
 async function leaveLog(recovery: RecoveryCore, options: SideLogOptions): Promise<boolean> {
   const { core, replication, log, stopped } = options;
   recovery.withdraw();
@@ -79,14 +93,19 @@ async function leaveLog(recovery: RecoveryCore, options: SideLogOptions): Promis
   return false;
 }
 
-/** Waits until the cleaner has made room, so long at most; not for a master that is full. */
-export async function awaitMemory(options: SideLogOptions, waitMsMax: number): Promise<void> {
+/**
+ * A master that has run for a while keeps only a little memory free, and its cleaner makes more
+ * when it is taken: not as fast as replay takes it. Waits for it, so long at most, and says whether
+ * there is room. A master that is full of live objects is not waited for: what comes fails cleanly.
+ */
+export async function awaitMemory(options: SideLogOptions, waitMsMax: number): Promise<boolean> {
   const limitMs = performance.now() + waitMsMax;
   while (performance.now() < limitMs) {
     const { segmentsFree, segmentsReserved, memoryFull } = options.core.stats();
     const wanted = (segmentsReserved ?? 0) + segmentsAhead;
-    if ((segmentsFree ?? wanted) >= wanted || memoryFull === 1) return;
+    if ((segmentsFree ?? wanted) >= wanted || memoryFull === 1) return true;
     options.checkWanted();
     await sleep(memoryPollMs);
   }
+  return false;
 }
