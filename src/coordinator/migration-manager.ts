@@ -13,6 +13,7 @@ import {
   decideForgetMigration,
   decideMigrate,
   decideMigrated,
+  ownsSomeOf,
 } from './tablet-migration.js';
 
 const POLL_MS = 1_000;
@@ -131,7 +132,13 @@ export class MigrationManager {
       loop.objects = objects;
       loop.bytes = bytes;
     } catch (error) {
-      this.context.log('info', 'MIGRATE will be repeated', { migrationId, error: String(error) });
+      const { code, message } = asRekindleError(error);
+      this.context.log('info', 'MIGRATE will be repeated', { migrationId, code, message });
+      // It is over there, and a report of success would have come first.
+      if (code === 'RECOVERY_UNKNOWN') {
+        await this.context.commit((state) => decideAbortMigration(state, migrationId, message));
+        return 0;
+      }
     }
     return POLL_MS;
   }
@@ -140,6 +147,8 @@ export class MigrationManager {
     const { migrationId, tableId, startSlot, endSlot, sourceServerId, targetServerId } = record;
     const { term } = this.context.state.cluster;
     if (record.state === 'committed') {
+      // It has come back by a recovery: what the source had was dropped before that could begin.
+      if (ownsSomeOf(this.context.state, sourceServerId, record)) return true;
       const range = { tableId, startSlot, endSlot, term };
       return this.told(sourceServerId, 'DROP_TABLET_OWNERSHIP', range);
     }

@@ -8,6 +8,7 @@ import type { ReplyOf } from '../rpc/table.js';
 import type { CoordinatorContext } from './context.js';
 import type { TableRecord } from './coordinator-state.js';
 import { decideMerge, type MergeableRun, mergeableRuns } from './tablet-merge.js';
+import { migrationOf } from './tablet-migration.js';
 
 /** How often and how soon an owner whose cleaner is busy is told again. */
 const TELL_ATTEMPTS = 20;
@@ -23,7 +24,8 @@ export async function mergeTablets(
   await context.faultPoint('merge-3');
   const table = tableNamed(context, name);
   // All of them: an earlier attempt may have committed and told nobody.
-  await Promise.all(table.tablets.map((tablet) => tell(context, tablet.serverId, tablet)));
+  const settled = table.tablets.filter((each) => migrationOf(context.state, each) === undefined);
+  await Promise.all(settled.map((tablet) => tell(context, tablet.serverId, tablet)));
   await context.faultPoint('merge-4');
   const merged = done.filter((each) => each).length;
   return { table: context.state.tableInfo(table), merged, refused: runs.length - merged };

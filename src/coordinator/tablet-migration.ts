@@ -91,6 +91,18 @@ export function migrationOf(
   );
 }
 
+/** Whether the map says that a server has slots of the range that a migration is about. */
+export function ownsSomeOf(
+  state: CoordinatorState,
+  serverId: number,
+  { tableId, startSlot, endSlot }: MigrationRecord,
+): boolean {
+  const tablets = state.tables.get(tableId)?.tablets ?? [];
+  return tablets.some(
+    (each) => each.serverId === serverId && each.startSlot <= endSlot && startSlot <= each.endSlot,
+  );
+}
+
 /** ★ of the ownership. Repeats are answered from the map. */
 export function decideMigrated(
   state: CoordinatorState,

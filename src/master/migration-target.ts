@@ -209,19 +209,22 @@ export class MigrationTarget {
       link.call('START_MIGRATION', start),
     );
     let place: Place = { segmentId, offset, left: Number.POSITIVE_INFINITY };
-    let scanned = false;
-    const followed = (async () => {
-      // As it comes, so that the source need not keep it.
-      for (; !scanned; place = await this.#delta(fetch, place)) await sleep(deltaPauseMs);
-    })();
     const lanes = Array.from({ length: scanLanes }, (_, lane) => {
       const from = Math.floor((lane * buckets) / scanLanes);
       return this.#scan(fetch, from, Math.floor(((lane + 1) * buckets) / scanLanes));
     });
+    const scans = Promise.allSettled(lanes);
+    let scanned = false;
+    const ended = scans.then(() => {
+      scanned = true;
+    });
+    const follow = async (): Promise<void> => {
+      // As it comes, so that the source need not keep it.
+      for (; !scanned; place = await this.#delta(fetch, place)) await sleep(deltaPauseMs);
+    };
     // All of them end before this does: none may touch a recovery that was given up.
-    const scans = await Promise.allSettled(lanes);
-    scanned = true;
-    for (const result of [...scans, ...(await Promise.allSettled([followed]))]) {
+    const [followed] = await Promise.allSettled([follow(), ended]);
+    for (const result of [followed, ...(await scans)]) {
       if (result.status === 'rejected') throw result.reason;
     }
     for (let round = 0; place.left > lastDeltaBytes && round < deltaRoundsMax; round++) {

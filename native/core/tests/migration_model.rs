@@ -314,3 +314,88 @@ fn retry(status: Status) -> Result<(), Status> {
         Err(status)
     }
 }
+
+/// Two masters with open logs, the first owner of all.
+fn owner_and_other() -> (Arc<Master>, Arc<Master>) {
+    let (from, to) = (master(MEMORY_BYTES), master(MEMORY_BYTES));
+    from.open_log().expect("open");
+    to.open_log().expect("open");
+    from.take_tablet(WHOLE).expect("taken");
+    (from, to)
+}
+
+fn write_of(rpc_id: u64, table_id: u64) -> Op {
+    Op {
+        kind: 2,
+        table_id,
+        key: b"key".to_vec(),
+        value: b"value".to_vec(),
+        rpc_id,
+        ..Op::default()
+    }
+}
+
+#[test]
+fn a_merge_leaves_a_tablet_alone_that_is_given_away() {
+    let (from, _) = owner_and_other();
+    let mut client = Client::new(&from, 1);
+    assert_eq!(client.write(b"key", b"value").status, 0);
+    let migration = from.start_migration(&WHOLE).expect("starts");
+    assert_eq!(from.merged_ctime(&WHOLE), Err(Status::Retry));
+    eventually("the cleaner rests", || from.merge_tablets(WHOLE).is_ok());
+    migration.freeze().expect("frozen");
+    let late = client.write(b"key", b"late");
+    assert_eq!(late.status, Status::Retry as u16);
+    migration.release().expect("frozen");
+    let gone = client.read(b"key");
+    assert_eq!(gone.status, Status::UnknownTablet as u16);
+    migration.end().expect("open");
+    assert!(from.merged_ctime(&WHOLE).is_ok());
+}
+
+#[test]
+fn only_what_is_durable_counts_as_answered_at_the_target() {
+    let (from, to) = owner_and_other();
+    let other = SlotRange {
+        table_id: 5,
+        ..WHOLE
+    };
+    from.take_tablet(other).expect("taken");
+    let migration = from.start_migration(&WHOLE).expect("starts");
+    let mut reply = vec![0; 1 << 20];
+    let message = body(9, 0, &[write_of(1, 1)]);
+    let executed = from.execute(&message, &mut reply, NOW_MS).expect("whole");
+    assert!(executed.position > 0, "it waits for its backups");
+    migration.freeze().expect("frozen");
+    assert_eq!(migration.results(0), Err(Status::Retry));
+    from.set_durable(executed.position).expect("appended");
+    // Of a tablet that stays, and not durable.
+    let message = body(9, 0, &[write_of(2, 5)]);
+    from.execute(&message, &mut reply, NOW_MS).expect("whole");
+    let results = parse(&migration.results(0).expect("durable"));
+    to.import_results(&results.entries, NOW_MS).expect("room");
+    assert_eq!(stats(&to)["savedResults"], 1);
+}
+
+#[test]
+fn an_imported_answer_is_kept_as_long_as_a_new_one() {
+    let (from, to) = owner_and_other();
+    let mut reply = vec![0; 1 << 20];
+    // The client was at the target long ago.
+    let message = body(9, 0, &[write_of(1, 5)]);
+    to.execute(&message, &mut reply, NOW_MS).expect("whole");
+    let now_ms = NOW_MS + 30 * 60_000;
+    let message = body(9, 1, &[write_of(2, 1)]);
+    let executed = from.execute(&message, &mut reply, now_ms).expect("whole");
+    from.set_durable(executed.position).expect("appended");
+    let migration = from.start_migration(&WHOLE).expect("starts");
+    migration.freeze().expect("frozen");
+    let results = parse(&migration.results(0).expect("durable"));
+    to.import_results(&results.entries, now_ms).expect("room");
+    to.take_tablet(WHOLE).expect("taken");
+    // Somebody's message sweeps old clients out.
+    let sweeping = body(1234, 0, &[write_of(1, 1)]);
+    to.execute(&sweeping, &mut reply, now_ms).expect("whole");
+    let repeated = to.execute(&message, &mut reply, now_ms).expect("whole");
+    assert_eq!(repeated.position, 0, "not executed again");
+}

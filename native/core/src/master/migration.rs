@@ -140,6 +140,7 @@ impl Migration {
         if held.is_err() {
             return Err(Status::Retry);
         }
+        tablet.set_moving(true);
         Ok(Self {
             master: Arc::clone(master),
             tablet,
@@ -346,17 +347,25 @@ impl Migration {
     }
 
     /// What clients were answered and have not acknowledged, some clients at a time; the header
-    /// says behind which client to go on, and how many are left.
+    /// says behind which client to go on, and how many are left. Only what is durable goes: the
+    /// target says it again at once, and if this master dies nobody else has the rest.
     ///
     /// # Errors
-    /// `InvalidArgument` before `freeze`: a write might still be executed.
+    /// `InvalidArgument` before `freeze`: a write might still be executed. `Retry` as long as one
+    /// of the tablet is not durable.
     pub fn results(&self, after_client: u64) -> Result<Vec<u8>, Status> {
         let serving = self.master.serving()?;
-        if !matches!(*self.phase.lock(), Phase::Frozen(_) | Phase::Released(_)) {
+        let (Phase::Frozen(end) | Phase::Released(end)) = *self.phase.lock() else {
             return Err(Status::InvalidArgument);
+        };
+        let durable = serving.durable;
+        if durable < end {
+            return Err(Status::Retry);
         }
         let mut piece = Piece::new();
-        let (last, left) = serving.results.export(after_client, &mut piece.bytes);
+        let (last, left) = serving
+            .results
+            .export(after_client, durable, &mut piece.bytes);
         Ok(piece.finish(last, 0, left as u64))
     }
 
@@ -372,6 +381,10 @@ impl Migration {
             Phase::Frozen(end) | Phase::Released(end) => {
                 self.tablet.set_service(Service::Leaving);
                 *phase = Phase::Released(end);
+                // The target has all of it. Whose the tablet is may take long to be known.
+                let held = &self.master.objects.held_from;
+                held.store(NOTHING_HELD, Ordering::Release);
+                self.master.cleaner.wake();
                 Ok(())
             }
             Phase::Ended => Err(Status::RecoveryUnknown),
@@ -389,6 +402,7 @@ impl Migration {
         if *phase != Phase::Ended {
             *phase = Phase::Ended;
             self.tablet.set_service(Service::Full);
+            self.tablet.set_moving(false);
             let held = &self.master.objects.held_from;
             held.store(NOTHING_HELD, Ordering::Release);
             self.master.cleaner.wake();

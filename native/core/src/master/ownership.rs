@@ -98,7 +98,7 @@ impl Master {
         serving.tablets.merged_ctime(range, first_segment)
     }
 
-    /// Makes one tablet of those that make up a range.
+    /// Makes one tablet of those that make up a range; one alone is left as it is.
     ///
     /// # Errors
     /// See `merged_ctime`; `Retry` also while the cleaner moves entries: it has the old ones in
@@ -106,6 +106,9 @@ impl Master {
     pub fn merge_tablets(&self, range: SlotRange) -> Result<(), Status> {
         let _turn = self.cleaner.turn.try_lock().ok_or(Status::Retry)?;
         let mut serving = self.serving()?;
+        if serving.tablets.parts(&range)?.len() == 1 {
+            return Ok(());
+        }
         let first_segment = self.objects.first_segment_id();
         let ctime = serving.tablets.merged_ctime(&range, first_segment)?;
         serving.tablets.merge(range, ctime)

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 use crate::status::Status;
 
@@ -57,6 +57,8 @@ pub struct Tablet {
     /// Its keys.
     pub range: SlotRange,
     service: AtomicU8,
+    /// A migration gives it away: it stays the tablet that it is.
+    moving: AtomicBool,
     /// Entries in older segments are those of an earlier ownership and do not count.
     ctime_segment_id: AtomicU64,
     /// Segments below may hold entries of an earlier ownership; 0: there was none.
@@ -71,6 +73,7 @@ impl Tablet {
         Arc::new(Self {
             range,
             service: AtomicU8::new(service as u8),
+            moving: AtomicBool::new(false),
             ctime_segment_id: AtomicU64::new(ctime_segment_id),
             stale_below: AtomicU64::new(0),
             bytes: AtomicI64::new(0),
@@ -109,6 +112,11 @@ impl Tablet {
     /// Requests are served like this from now on.
     pub fn set_service(&self, service: Service) {
         self.service.store(service as u8, Ordering::Release);
+    }
+
+    /// Whether a migration gives it away.
+    pub fn set_moving(&self, moving: bool) {
+        self.moving.store(moving, Ordering::Release);
     }
 
     /// Adds to the live objects and their entries' bytes.
@@ -233,8 +241,8 @@ impl Tablets {
     /// of theirs. `first_segment` is the lowest id in memory.
     ///
     /// # Errors
-    /// `InvalidArgument` unless they make up the range, `Retry` if one is not served, or as long
-    /// as older segments may hold entries that one had when it was this master's before.
+    /// `InvalidArgument` unless they make up the range, `Retry` if one is not served or is given
+    /// away, or as long as older segments may hold entries that one had when it was this master's before.
     pub fn merged_ctime(&self, range: &SlotRange, first_segment: u64) -> Result<u64, Status> {
         let parts = self.parts(range)?;
         let oldest = parts.iter().map(|one| one.ctime_segment_id()).min();
@@ -242,7 +250,8 @@ impl Tablets {
         let mergeable = |one: &Arc<Tablet>| {
             let stale_below = one.stale_below.load(Ordering::Relaxed);
             let counts_from = oldest.max(first_segment);
-            one.writable() && (one.ctime_segment_id() == oldest || stale_below <= counts_from)
+            let settled = one.writable() && !one.moving.load(Ordering::Acquire);
+            settled && (one.ctime_segment_id() == oldest || stale_below <= counts_from)
         };
         if parts.iter().all(mergeable) {
             Ok(oldest)

@@ -39,9 +39,9 @@ impl Words<'_> {
 }
 
 impl UnackedRpcResults {
-    /// Appends what is kept for some clients with ids above `after`; returns the last one's id and
-    /// how many are left.
-    pub fn export(&self, after: u64, out: &mut Vec<u8>) -> (u64, usize) {
+    /// Appends what is kept for some clients with ids above `after` and lies in the log before
+    /// `durable`; returns the last one's id and how many are left.
+    pub fn export(&self, after: u64, durable: u64, out: &mut Vec<u8>) -> (u64, usize) {
         let mut clients: Vec<&Client> = self.clients.iter().collect();
         clients.retain(|client| client.id > after);
         clients.sort_unstable_by_key(|client| client.id);
@@ -53,10 +53,15 @@ impl UnackedRpcResults {
             }
             last = client.id;
             let window = &client.window;
-            for word in [client.id, window.ack_id(), window.len() as u64] {
+            let sure = || {
+                window
+                    .iter()
+                    .filter(|(_, result)| result.position <= durable)
+            };
+            for word in [client.id, window.ack_id(), sure().count() as u64] {
                 out.extend_from_slice(&word.to_le_bytes());
             }
-            for (rpc_id, result) in window.iter() {
+            for (rpc_id, result) in sure() {
                 for word in [rpc_id, result.version, result.status as u64] {
                     out.extend_from_slice(&word.to_le_bytes());
                 }
@@ -65,7 +70,7 @@ impl UnackedRpcResults {
         (last, 0)
     }
 
-    /// Takes in what was exported; all of it is durable here.
+    /// Takes in what was exported: durable where it was, and here before it is asked for.
     ///
     /// # Errors
     /// `InvalidArgument` for other bytes, `OutOfMemory` if it is too much; then a part was taken.
@@ -99,6 +104,8 @@ impl UnackedRpcResults {
 
     fn place_of(&mut self, id: u64, ack_id: u64, now_ms: u64) -> Result<usize, Status> {
         if let Some(place) = self.places.get(&id) {
+            let used_ms = &mut self.clients[*place].used_ms;
+            *used_ms = now_ms.max(*used_ms);
             return Ok(*place);
         }
         if self.clients.len() >= CLIENTS_MAX {
@@ -139,8 +146,8 @@ mod tests {
         new.begin(3, 5, 0);
         assert_eq!(new.check(6), Duplicate::New);
         let mut bytes = Vec::new();
-        assert_eq!(old.export(3, &mut bytes), (9, 0));
-        assert_eq!(old.export(0, &mut bytes), (9, 0));
+        assert_eq!(old.export(3, 99, &mut bytes), (9, 0));
+        assert_eq!(old.export(0, 99, &mut bytes), (9, 0));
         new.import(&bytes, 0).expect("what was exported");
         assert_eq!((new.clients(), new.results()), (3, 8));
         new.begin(3, 5, 0);
@@ -151,6 +158,9 @@ mod tests {
             position: 0,
         };
         assert_eq!(new.check(4_000), Duplicate::Done(known));
+        let mut nothing = Vec::new();
+        old.export(0, 98, &mut nothing);
+        assert_eq!(nothing.len(), 3 * 3 * WORD_BYTES, "clients without results");
         assert_eq!(new.import(&bytes[..9], 0), Err(Status::InvalidArgument));
     }
 }
