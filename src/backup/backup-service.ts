@@ -257,7 +257,7 @@ export class BackupService {
     );
   }
 
-  /** Through memory that is used again: new memory of this size is what makes V8 collect garbage. */
+  /** Through memory that is used again: new memory of this size makes V8 collect garbage. */
   #replyPiece(call: BinaryCall, piece: RecoveryPiece): void {
     const { bytes } = piece;
     if (this.#piece.length < bytes) this.#piece = new Uint8Array(bytes + bytes / 4);

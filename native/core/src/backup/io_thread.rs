@@ -1,5 +1,5 @@
 //! The I/O thread: group commit of all replicas, frees and superblocks; pre-writing when idle, but
-//! not while a recovery is served: its copies would only wait for zeros that double what is written.
+//! not while a recovery is served: its copies would wait for zeros that double what is written.
 //!
 //! One round: take everything that waits, write it, ONE fdatasync, then report. A failed write or
 //! sync is never tried again: its tokens get `DiskError`; `disk_failure` says what else it costs.
