@@ -36,7 +36,7 @@ export const LIGHT_LOAD: CheckedLoadShape = {
   keysPerWriter: 32,
   readers: 2,
   valueBytesMax: 4_000,
-  writePauseMs: 20,
+  writePauseMs: 80,
 };
 
 /** One write in so many is a deletion. */

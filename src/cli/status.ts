@@ -5,7 +5,7 @@
  */
 import { Command } from 'commander';
 import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
-import type { ClusterStatus, RecoveryReport } from '../rpc/messages.js';
+import type { ClusterStatus, MigrationReport, RecoveryReport } from '../rpc/messages.js';
 import {
   askBackups,
   type BackupStatusByServer,
@@ -56,6 +56,20 @@ function recoveryRow(recovery: RecoveryReport): (string | number)[] {
   ];
 }
 
+function migrationRow(migration: MigrationReport): (string | number)[] {
+  return [
+    String(migration.migrationId),
+    migration.table,
+    `${migration.startSlot}-${migration.endSlot}`,
+    String(migration.sourceServerId),
+    String(migration.targetServerId),
+    migration.state,
+    migration.objects,
+    formatBytes(migration.bytes),
+    migration.reason ?? '',
+  ];
+}
+
 function leaderText({ leader, term, standbys }: ClusterStatus): string {
   const others = standbys.length === 0 ? 'no standby' : `standbys ${standbys.join(', ')}`;
   return `coordinator ${leader} leads (term ${term}), ${others}`;
@@ -91,6 +105,21 @@ export function statusText(
     parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
   }
   parts.push(...status.recoveries.flatMap(gapLines));
+  const moving = status.migrations.slice(-RECOVERIES_SHOWN_MAX);
+  if (moving.length > 0) {
+    const titles = [
+      'migration',
+      'table',
+      'slots',
+      'from',
+      'to',
+      'state',
+      'objects',
+      'bytes',
+      'why',
+    ];
+    parts.push('', textTable(titles, moving.map(migrationRow)));
+  }
   const { losses } = status;
   if (losses.length > 0) parts.push('', ...losses.slice(0, LOSSES_SHOWN_MAX).map(lossText));
   if (losses.length > LOSSES_SHOWN_MAX) parts.push(`${losses.length} losses in all (--json)`);

@@ -1,7 +1,9 @@
-/** `rekindle table create|list|drop`. */
+/** `rekindle table create|list|drop|merge|migrate`. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Command } from 'commander';
+import type { Client } from '../client/index.js';
 import { textTable } from '../ops/text-table.js';
-import type { TableInfo } from '../rpc/messages.js';
+import type { MigrationReport, TableInfo, TabletInfo } from '../rpc/messages.js';
 import {
   type ClientOptions,
   EXIT_NO,
@@ -12,6 +14,9 @@ import {
   withClient,
 } from './command-runner.js';
 import { integer, jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
+
+const SLOT_MAX = 0xffff_ffff;
+const MIGRATION_POLL_MS = 100;
 
 interface TableOptions extends ClientOptions {
   json?: boolean;
@@ -63,6 +68,58 @@ async function drop(name: string, options: TableOptions): Promise<number> {
   });
 }
 
+async function merge(name: string, options: TableOptions): Promise<number> {
+  return withClient(options, async (client) => {
+    const { table, merged, refused } = await client.mergeTablets(name);
+    const tablets = table.tablets.length;
+    if (options.json) await printJson({ table: name, tablets, merged, refused });
+    else await printLine(`table ${name}, ${tablets} tablets`);
+    if (refused > 0) process.stderr.write(`rekindle: ${refused} runs cannot be merged yet\n`);
+    return refused > 0 ? EXIT_NO : EXIT_OK;
+  });
+}
+
+interface MigrateOptions extends TableOptions {
+  to: number;
+  slot?: number;
+}
+
+/** How a migration ended; null if nobody knows any more, and the map must tell. */
+async function migrationEnd(client: Client, migrationId: number): Promise<MigrationReport | null> {
+  for (;;) {
+    const { migrations } = await client.status();
+    const found = migrations.find((each) => each.migrationId === migrationId);
+    if (found === undefined || found.state === 'done' || found.state === 'aborted') {
+      return found ?? null;
+    }
+    await sleep(MIGRATION_POLL_MS);
+  }
+}
+
+async function migrate(name: string, options: MigrateOptions): Promise<number> {
+  const { slot, to } = options;
+  return withClient(options, async (client) => {
+    const ask = async (): Promise<TabletInfo[]> => {
+      const tables = await client.listTables();
+      const { tablets } = tables.find((table) => table.name === name) ?? { tablets: [] };
+      if (slot === undefined) return tablets;
+      return tablets.filter(({ startSlot, endSlot }) => startSlot <= slot && slot <= endSlot);
+    };
+    // One after the other: a server gives one tablet away at a time.
+    for (const { startSlot, serverId } of await ask()) {
+      if (serverId === to) continue;
+      const migrationId = await client.migrateTablet(name, startSlot, to);
+      const end = migrationId === 0 ? null : await migrationEnd(client, migrationId);
+      if (end?.state === 'aborted') process.stderr.write(`rekindle: ${end.reason ?? ''}\n`);
+    }
+    const tablets = await ask();
+    const there = tablets.filter(({ serverId }) => serverId === to).length;
+    if (options.json) await printJson({ table: name, tablets: tablets.length, there });
+    else await printLine(`table ${name}, ${there} of ${tablets.length} tablets on server ${to}`);
+    return there === tablets.length && there > 0 ? EXIT_OK : EXIT_NO;
+  });
+}
+
 function subcommand(name: string, description: string, example: string): Command {
   return new Command(name)
     .description(description)
@@ -74,7 +131,7 @@ function subcommand(name: string, description: string, example: string): Command
 
 export function tableCommand(): Command {
   return new Command('table')
-    .description('create, list and drop tables')
+    .description('create, list, merge, move and drop tables')
     .addCommand(
       subcommand('create', 'create a table', 'rekindle table create notes --span 4')
         .argument('<name>')
@@ -93,6 +150,28 @@ export function tableCommand(): Command {
         .addHelpText('after', '\nExit code 1 if there was no such table.')
         .argument('<name>')
         .action((name: string, options: TableOptions) => run(() => drop(name, options))),
+    )
+    .addCommand(
+      subcommand(
+        'merge',
+        'make one tablet of neighbours on one server',
+        'rekindle table merge notes',
+      )
+        .addHelpText('after', '\nExit code 1 if some cannot be merged yet.')
+        .argument('<name>')
+        .action((name: string, options: TableOptions) => run(() => merge(name, options))),
+    )
+    .addCommand(
+      subcommand(
+        'migrate',
+        'move tablets to another server while they are in use',
+        'rekindle table migrate notes --to 3',
+      )
+        .addHelpText('after', '\nExit code 1 if some are not there.')
+        .argument('<name>')
+        .requiredOption('--to <server>', 'id of the server', integer(1, Number.MAX_SAFE_INTEGER))
+        .option('--slot <n>', 'only the tablet with this slot', integer(0, SLOT_MAX))
+        .action((name: string, options: MigrateOptions) => run(() => migrate(name, options))),
     )
     .addHelpText('after', '\nExamples:\n  $ rekindle table create notes\n  $ rekindle table list');
 }

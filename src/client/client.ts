@@ -108,6 +108,30 @@ export class Client implements AsyncDisposable {
     return existed;
   }
 
+  /** Makes one tablet of neighbours that are on one server; says how many runs there were. */
+  async mergeTablets(
+    name: string,
+    options: OperationOptions = {},
+  ): Promise<ReplyOf<'MERGE_TABLETS'>> {
+    const reply = await this.#call('MERGE_TABLETS', { name: checkTableName(name) }, options);
+    this.#router.tables.learn(reply.table);
+    return reply;
+  }
+
+  /**
+   * Starts to move the tablet that holds a slot; `status` shows how it gets on. 0: it is there. The
+   * same again is the same migration, as long as that runs.
+   */
+  async migrateTablet(
+    name: string,
+    slot: number,
+    targetServerId: number,
+    options: OperationOptions = {},
+  ): Promise<number> {
+    const request = { name: checkTableName(name), slot, targetServerId };
+    return (await this.#call('MIGRATE_TABLET', request, options)).migrationId;
+  }
+
   async listTables(options: OperationOptions = {}): Promise<TableInfo[]> {
     return (await this.#call('LIST_TABLES', {}, options)).tables;
   }

@@ -86,6 +86,7 @@ type Write = (
 
 /** How often a start looks whether somebody leads. */
 const LOOK_MS = 5;
+const STOP_WAIT_MS = 2_000;
 
 class CoordinatorProcess implements RunningCoordinator {
   port = 0;
@@ -152,7 +153,10 @@ class CoordinatorProcess implements RunningCoordinator {
   async stop(): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
-    await this.#coordinator?.close();
+    // A commit that waits for etcd ends when the storage is closed.
+    const waited = new AbortController();
+    await Promise.race([this.#coordinator?.close(), elapsed(STOP_WAIT_MS, waited.signal)]);
+    waited.abort();
     await this.#candidate?.stop();
     await this.#endpoint.close();
     this.#links.close();
@@ -223,6 +227,13 @@ class CoordinatorProcess implements RunningCoordinator {
     this.#problem = error;
     this.#options.onFatal?.(error);
   }
+}
+
+function elapsed(ms: number, over: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    over.addEventListener('abort', () => clearTimeout(timer), { once: true });
+  });
 }
 
 async function openStorage(

@@ -16,6 +16,8 @@ import { ReplicaGarbageCollectorRuntime } from '../backup/replica-garbage-collec
 import { CleanerDriver } from '../master/cleaner-driver.js';
 import { FailureDetectorRuntime } from '../master/failure-detector-runtime.js';
 import { MasterService } from '../master/master-service.js';
+import { MigrationSource } from '../master/migration-source.js';
+import { MigrationTarget } from '../master/migration-target.js';
 import { ReadLeaseRuntime } from '../master/read-lease-runtime.js';
 import { RecoveryMaster } from '../master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../master/replica-manager-runtime.js';
@@ -163,6 +165,8 @@ class Server implements RunningServer {
   #lease: ReadLeaseRuntime | null = null;
   #replication: ReplicaManagerRuntime | null = null;
   #recovery: RecoveryMaster | null = null;
+  #migrationSource: MigrationSource | null = null;
+  #migrationTarget: MigrationTarget | null = null;
   #cleaner: CleanerDriver | null = null;
   #detector: FailureDetectorRuntime | null = null;
   readonly #lag = new Sluggishness();
@@ -225,6 +229,7 @@ class Server implements RunningServer {
               ...this.#cleaner?.counters(),
               ...this.#master?.counters(),
               recoveriesRunning: this.#recovery?.running ?? 0,
+              migrationsRunning: this.#migrationTarget?.running ?? 0,
             },
       backup:
         this.#backupCore === null
@@ -264,7 +269,8 @@ class Server implements RunningServer {
     // Replication first: recoveries and the cleaner wait for it, and get a definite error from it.
     this.#replication?.stop();
     await cleanerEnded;
-    await this.#recovery?.stop();
+    await Promise.all([this.#recovery?.stop(), this.#migrationTarget?.stop()]);
+    this.#migrationSource?.close();
     this.#master?.close();
     await this.#garbage?.close();
     this.#backup?.close();
@@ -435,6 +441,7 @@ class Server implements RunningServer {
       core,
       replication,
       recovery,
+      ...this.#startMigrations(core, replication, log),
       lease,
       checkTerm: (term) => this.#membership.checkTerm(term),
       log,
@@ -444,6 +451,27 @@ class Server implements RunningServer {
     this.#replication = replication;
     this.#recovery = recovery;
     this.#master = service;
+  }
+
+  #startMigrations(
+    core: MasterCore,
+    replication: ReplicaManagerRuntime,
+    log: Log,
+  ): { migrationSource: MigrationSource; migrationTarget: MigrationTarget } {
+    const checkTerm = (term: number): void => this.#membership.checkTerm(term);
+    const migrationSource = new MigrationSource({ core, checkTerm, log });
+    const migrationTarget = new MigrationTarget({
+      serverId: this.serverId,
+      core,
+      replication,
+      servers: this.#membership.directory(this.#recoveryLinks),
+      coordinator: this.#coordinator,
+      checkTerm,
+      log,
+    });
+    this.#migrationSource = migrationSource;
+    this.#migrationTarget = migrationTarget;
+    return { migrationSource, migrationTarget };
   }
 
   #startDetector(): void {

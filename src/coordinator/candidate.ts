@@ -44,6 +44,8 @@ export interface CandidateOptions {
 
 const TICK_MS = 20;
 const PROBE_TIMEOUT_MS = 250;
+/** A leader whose watch has died without a word hears by this that it is deposed. */
+const CONFIRM_MS = 1_000;
 const AGAIN_MS_MIN = 20;
 const AGAIN_MS_MAX = 1_000;
 
@@ -57,7 +59,10 @@ export class Candidate {
   #won: CampaignResult | null = null;
   #stopWatch: (() => void) | null = null;
   #timer: NodeJS.Timeout | null = null;
+  #confirmTimer: NodeJS.Timeout | null = null;
   #stopped = false;
+  /** Of the newest read: what an older watch still tells is of no interest. */
+  #generation = 0;
   /** Reads in a row that failed. */
   #failures = 0;
 
@@ -90,12 +95,14 @@ export class Candidate {
       this.#step({ kind: 'tick', patienceMs });
     };
     this.#timer = setInterval(tick, TICK_MS);
+    this.#confirmLater();
   }
 
   /** Follows and campaigns no more; a leadership is given back. */
   async stop(): Promise<void> {
     this.#stopped = true;
     if (this.#timer !== null) clearInterval(this.#timer);
+    if (this.#confirmTimer !== null) clearTimeout(this.#confirmTimer);
     this.#stopWatch?.();
     const { leading } = this.#election;
     if (leading === null) return;
@@ -113,16 +120,45 @@ export class Candidate {
     if (leading !== null) await this.#options.storage.resign(leading);
   }
 
+  #confirmLater(): void {
+    if (this.#stopped) return;
+    this.#confirmTimer = setTimeout(() => {
+      this.#confirm()
+        .catch((error: unknown) => {
+          if (this.#stopped) return;
+          const cause = asRekindleError(error);
+          this.#options.log('warn', 'the leadership is not confirmed', { error: cause.message });
+          if (cause.code !== 'FENCED') return;
+          this.#stopWatch?.();
+          this.#followAgain(cause);
+        })
+        .finally(() => this.#confirmLater());
+    }, CONFIRM_MS);
+  }
+
+  async #confirm(): Promise<void> {
+    const { leading } = this.#election;
+    if (leading !== null) await this.#options.storage.confirm(leading);
+  }
+
   async #follow(): Promise<void> {
     const { storage } = this.#options;
+    this.#generation += 1;
+    const generation = this.#generation;
+    this.#stopWatch?.();
     const content = await storage.list();
-    if (this.#stopped) return;
+    const current = (): boolean => !this.#stopped && generation === this.#generation;
+    if (!current()) return;
     if (this.#election.leading === null) {
       this.#take(CoordinatorState.from(content.pairs), content.revision);
     }
     this.#stopWatch = storage.watch(content.position, {
-      changed: (change) => this.#changed(change),
-      lost: (error) => this.#followAgain(error),
+      changed: (change) => {
+        if (current()) this.#changed(change);
+      },
+      lost: (error) => {
+        if (current()) this.#followAgain(error);
+      },
     });
     this.#failures = 0;
     this.#step({ kind: 'leader', leaderState: content.leaderState });
@@ -152,7 +188,6 @@ export class Candidate {
   }
 
   #changed({ commit, leaderState }: StorageChange): void {
-    if (this.#stopped) return;
     if (commit !== null && this.#followed !== null) {
       this.#followed.state.apply(commit.writes);
       this.#followed.revision = commit.revision;

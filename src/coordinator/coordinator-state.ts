@@ -45,7 +45,10 @@ export interface ServerRecord extends ServerEntry {
 export interface TabletRecord extends SlotRange {
   serverId: number;
   ctimeSegmentId: number;
-  /** The recovery that gave it to its owner; 0: none. Answers a repeated "did you commit?". */
+  /**
+   * The recovery or migration that gave it to its owner; 0: none. Answers a repeated "did you
+   * commit?".
+   */
   recoveryId: number;
   partitionId: number;
 }
@@ -104,6 +107,23 @@ export interface AbsentRecord {
   nextServerId: number;
 }
 
+/** A tablet on its way to another master (docs/migration.md). */
+export interface MigrationRecord extends SlotRange {
+  /** From the same counter as recovery ids. */
+  migrationId: number;
+  sourceServerId: number;
+  targetServerId: number;
+  /** Of the tablet at the source. */
+  ctimeSegmentId: number;
+  /**
+   * running: the source owns it; committed: the target does, the source has yet to forget it;
+   * aborting: the source owns it, both have yet to hear that nothing comes of it.
+   */
+  state: 'running' | 'committed' | 'aborting';
+  reason: string | null;
+  startedAtMs: number;
+}
+
 /** What a decision wants to be committed, and what its caller is told when it is. */
 export interface Decision<T> {
   readonly writes: StorageWrite[];
@@ -115,6 +135,7 @@ export const copysetKey = 'copysets';
 export const serverKey = (serverId: number): string => `servers/${serverId}`;
 export const tableKey = (tableId: number): string => `tables/${tableId}`;
 export const recoveryKey = (recoveryId: number): string => `recoveries/${recoveryId}`;
+export const migrationKey = (migrationId: number): string => `migrations/${migrationId}`;
 export const absentKey = (serverId: number): string => `absent/${serverId}`;
 export const lossKey = (lossId: number): string => `losses/${lossId}`;
 
@@ -124,6 +145,7 @@ export class CoordinatorState {
   readonly servers = new Map<number, ServerRecord>();
   readonly tables = new Map<number, TableRecord>();
   readonly recoveries = new Map<number, RecoveryRecord>();
+  readonly migrations = new Map<number, MigrationRecord>();
   readonly absent = new Map<number, AbsentRecord>();
   /** What was given up, for ever. */
   readonly losses = new Map<number, LossReport>();
@@ -158,6 +180,7 @@ export class CoordinatorState {
       else if (kind === 'servers') replace(this.servers, Number(id), value);
       else if (kind === 'tables') replace(this.tables, Number(id), value);
       else if (kind === 'recoveries') replace(this.recoveries, Number(id), value);
+      else if (kind === 'migrations') replace(this.migrations, Number(id), value);
       else if (kind === 'absent') replace(this.absent, Number(id), value);
       else if (kind === 'losses') replace(this.losses, Number(id), value);
       else throw new RekindleError('INTERNAL', `unknown key in the coordinator state: ${key}`);
@@ -175,6 +198,9 @@ export class CoordinatorState {
     }
     for (const recovery of this.recoveries.values()) {
       pairs.push({ key: recoveryKey(recovery.recoveryId), value: recovery });
+    }
+    for (const migration of this.migrations.values()) {
+      pairs.push({ key: migrationKey(migration.migrationId), value: migration });
     }
     for (const absent of this.absent.values()) {
       pairs.push({ key: absentKey(absent.serverId), value: absent });

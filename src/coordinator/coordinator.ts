@@ -21,6 +21,7 @@ import type { CoordinatorContext, Log } from './context.js';
 import type { CoordinatorState, Decision } from './coordinator-state.js';
 import type { ExternalStorage, Leadership } from './external-storage/external-storage.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
+import { MigrationManager } from './migration-manager.js';
 import { ReadLeases } from './read-leases.js';
 import { RecoveryManager } from './recovery-manager.js';
 import { decideCrash, decideEnlist, decideRecoveryInfo } from './server-list.js';
@@ -28,6 +29,7 @@ import { ServerListPusher } from './server-list-pusher.js';
 import { StateCopier } from './state-copier.js';
 import { TableOperations } from './table-operations.js';
 import { decideCreateTable, decideDropTable } from './tables.js';
+import { mergeTablets } from './tablet-merge-operation.js';
 
 /** Commits that may wait for their turn. */
 const COMMITS_WAITING_MAX = 10_000;
@@ -62,6 +64,7 @@ export class Coordinator implements CoordinatorContext {
   private readonly pusher: ServerListPusher;
   private readonly copier: StateCopier;
   private readonly tables: TableOperations;
+  private readonly migrations: MigrationManager;
   private readonly recoveries: RecoveryManager;
   private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;
@@ -80,6 +83,7 @@ export class Coordinator implements CoordinatorContext {
     this.pusher = new ServerListPusher(this);
     this.copier = new StateCopier(this);
     this.tables = new TableOperations(this);
+    this.migrations = new MigrationManager(this);
     this.recoveries = new RecoveryManager(this, this.leases);
     this.registerHandlers();
   }
@@ -231,6 +235,7 @@ export class Coordinator implements CoordinatorContext {
     this.copier.kick();
     this.tables.kick();
     this.recoveries.kick();
+    this.migrations.kick();
   }
 
   private async crash(serverId: number, suspectedAtMs: number, reason: string): Promise<void> {
@@ -285,6 +290,9 @@ export class Coordinator implements CoordinatorContext {
     this.handle('ACCEPT_LOSS', (request) => this.recoveries.acceptLoss(request));
     this.handle('CREATE_TABLE', (request, { deadlineMs }) => this.createTable(request, deadlineMs));
     this.handle('DROP_TABLE', (request, { deadlineMs }) => this.dropTable(request, deadlineMs));
+    this.handle('MERGE_TABLETS', ({ name }) => mergeTablets(this, name));
+    this.handle('MIGRATE_TABLET', (request) => this.migrations.migrate(request));
+    this.handle('MIGRATION_FINISHED', (request) => this.migrations.finished(request));
     this.handle('LIST_TABLES', () => ({ tables: this.state.tableInfos() }));
     this.handle('GET_TABLE', (request) => this.getTable(request));
     this.handle('GET_STATUS', () => this.status());
@@ -388,6 +396,7 @@ export class Coordinator implements CoordinatorContext {
       servers: this.state.serverList().servers,
       tables: this.state.tableInfos(),
       recoveries,
+      migrations: this.migrations.reports(),
       losses: [...this.state.losses.values()].sort((a, b) => b.lossId - a.lossId),
       stateCopies,
       warnings: [

@@ -224,9 +224,10 @@ export function decideOwnership(
   return { writes, result: moved > 0 };
 }
 
-function ownsAlready(
+/** Whether the map has it that this server got something from this recovery or migration. */
+export function ownsAlready(
   state: CoordinatorState,
-  { recoveryId, partitionId, serverId, ctimeSegmentId }: RequestOf<'RECOVERY_MASTER_FINISHED'>,
+  { recoveryId, partitionId, serverId, ctimeSegmentId }: Omit<TabletRecord, keyof SlotRange>,
 ): boolean {
   for (const table of state.tables.values()) {
     for (const tablet of table.tablets) {

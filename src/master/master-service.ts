@@ -17,6 +17,8 @@ import { RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
+import type { MigrationSource } from './migration-source.js';
+import type { MigrationTarget } from './migration-target.js';
 import type { RecoveryMaster } from './recovery-master.js';
 import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
 import { ReplyQueue, type WaitingCall } from './reply-queue.js';
@@ -37,6 +39,8 @@ export interface MasterServiceOptions {
   core: MasterCore;
   replication: ReplicaManagerRuntime;
   recovery: RecoveryMaster;
+  migrationSource: MigrationSource;
+  migrationTarget: MigrationTarget;
   lease: { holds(): boolean };
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
@@ -70,9 +74,33 @@ export class MasterService {
       this.takeTablet(request, call.deadlineMs),
     );
     endpoint.handle('DROP_TABLET_OWNERSHIP', (request) => this.#dropTablet(request));
+    endpoint.handle('MERGE_TABLET_OWNERSHIP', (request) => this.#mergeTablets(request));
+    this.#registerMigration(endpoint);
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
     endpoint.handle('REPORT_ROT', (request) => this.#loseRotten(request));
+  }
+
+  #registerMigration(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
+    const { migrationSource, migrationTarget } = this.#options;
+    endpoint.handle('MIGRATE', (request) =>
+      this.#unlessStopped(() => migrationTarget.start(request)),
+    );
+    endpoint.handle('START_MIGRATION', (request) =>
+      this.#unlessStopped(() => migrationSource.start(request)),
+    );
+    endpoint.handleBinary('GET_MIGRATION_DATA', (call) => migrationSource.data(call));
+    endpoint.handle('FREEZE_TABLET', (request) => migrationSource.freeze(request));
+    endpoint.handle('END_MIGRATION', (request) => {
+      migrationSource.end(request);
+      migrationTarget.end(request);
+      return {};
+    });
+  }
+
+  #unlessStopped<T>(act: () => T): T {
+    if (this.#stopped || this.#closed) throw this.#stoppedError();
+    return act();
   }
 
   /** Nothing is executed any more until `resume`. What was executed may still be answered. */
@@ -183,10 +211,27 @@ export class MasterService {
     const { tableId, startSlot, endSlot } = request;
     try {
       this.#options.core.dropTablet({ tableId, startSlot, endSlot });
+      this.#options.migrationSource.dropped(request);
     } catch (thrown) {
       throw asNativeError(thrown);
     }
     return {};
+  }
+
+  #mergeTablets({
+    apply,
+    term,
+    ...range
+  }: RequestOf<'MERGE_TABLET_OWNERSHIP'>): ReplyOf<'MERGE_TABLET_OWNERSHIP'> {
+    const { core, checkTerm } = this.#options;
+    checkTerm(term);
+    try {
+      const ctimeSegmentId = core.mergedCtime(range);
+      if (apply) core.mergeTablets(range);
+      return { ctimeSegmentId };
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
   }
 
   #recover(request: RequestOf<'RECOVER'>): ReplyOf<'RECOVER'> {

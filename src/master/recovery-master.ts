@@ -4,9 +4,8 @@
  * coordinator for the ownership. Several recoveries may run at once; the partitions of one take
  * turns until their copies are made, so that the first is served long before the last.
  *
- * Order that matters: all side segments are closed on all backups before `commit`; the head that
- * names them is durable before the ownership is claimed; tablets are served only after a definite
- * yes. After a no, side segments go only when the newest durable digest does not name them.
+ * Order that matters: what was replayed is in the durable log (`side-log.ts`) before the ownership
+ * is claimed; tablets are served only after a definite yes; after a no it leaves the log again.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
@@ -17,6 +16,7 @@ import type { RequestOf } from '../rpc/table.js';
 import { type Fetch, RecoveryScoreboard } from './recovery-scoreboard.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
+import { awaitMemory, commitSides, copySides, type SideLogOptions, takeBack } from './side-log.js';
 
 const fetchesMax = 4;
 const notReadyDelayMs = 10;
@@ -26,11 +26,8 @@ const hedgeFactor = 4;
 const hedgeMsMin = 250;
 /** How long a piece waits for the cleaner to make room. */
 const memoryWaitMs = 5_000;
-/** Segments that replay threads may want at once, beyond the reserve. */
-const segmentsAhead = 2;
 /** A backup that says "not ready" for so long does not get on. */
 const stalledMs = 60_000;
-const replicationTimeoutMs = 120_000;
 const reportDelayMs = 100;
 const reportDelayMsMax = 2_000;
 const recoveriesMax = 64;
@@ -67,6 +64,7 @@ interface Task {
 interface Replay {
   scoreboard: RecoveryScoreboard;
   figures: Figures;
+  sideLog: SideLogOptions;
   progressMs: number;
   /** The cleaner has been waited for in vain. */
   roomAwaited: boolean;
@@ -160,13 +158,14 @@ export class RecoveryMaster {
       return;
     }
     log.info({ crashedServerId, segments: task.request.segments.length }, 'recovery started');
+    const sideLog = this.#sideLog(task, log);
     let committed = false;
     let failure: RekindleError | null = null;
     try {
-      await this.#replay(task, recovery, figures);
-      await this.#copySides(task, recovery);
+      await this.#replay(task, recovery, figures, sideLog);
+      await copySides(recovery, sideLog);
       endTurn();
-      await this.#commit(task, recovery, () => {
+      await commitSides(recovery, sideLog, () => {
         committed = true;
       });
       figures.durableMs = performance.now() - task.startedMs;
@@ -185,7 +184,7 @@ export class RecoveryMaster {
       log.info({ ...figures }, 'recovery finished: tablets are served');
       return;
     }
-    await this.#takeBack(recovery, committed);
+    await takeBack(recovery, sideLog, committed);
     if (failure === null) log.info({}, 'the partition belongs to somebody else: dropped');
   }
 
@@ -204,11 +203,17 @@ export class RecoveryMaster {
   }
 
   /** Phases 4 and 5. */
-  async #replay(task: Task, recovery: RecoveryCore, figures: Figures): Promise<void> {
+  async #replay(
+    task: Task,
+    recovery: RecoveryCore,
+    figures: Figures,
+    sideLog: SideLogOptions,
+  ): Promise<void> {
     this.#checkWanted(task);
     const replay: Replay = {
       scoreboard: new RecoveryScoreboard(task.request.segments),
       figures,
+      sideLog,
       progressMs: performance.now(),
       roomAwaited: false,
       failure: null,
@@ -255,7 +260,7 @@ export class RecoveryMaster {
       figures.readMs = performance.now() - startedMs;
       replay.fetchMs += performance.now() - nowMs;
       replay.fetches += 1;
-      if (await this.#apply(task, replay, next, recovery, piece)) {
+      if (await this.#apply(replay, next, recovery, piece)) {
         replay.progressMs = performance.now();
         figures.replayMs = performance.now() - startedMs;
       }
@@ -314,7 +319,6 @@ export class RecoveryMaster {
 
   /** Replays a piece; false if the piece was bad and another replica must be tried. */
   async #apply(
-    task: Task,
     replay: Replay,
     fetch: Fetch,
     recovery: RecoveryCore,
@@ -331,7 +335,10 @@ export class RecoveryMaster {
     }
     try {
       if (length > 0) {
-        await this.#awaitMemory(task, replay);
+        // Waited for in vain once, what takes the memory is this recovery: the core sifts then.
+        if (!replay.roomAwaited) {
+          replay.roomAwaited = !(await awaitMemory(replay.sideLog, memoryWaitMs));
+        }
         const bytes = piece.subarray(pieceHeaderBytes);
         const replayed = await recovery.replay(bytes, view.getUint32(4, true));
         figures.objects += replayed.objects;
@@ -349,48 +356,6 @@ export class RecoveryMaster {
     }
     replication.trackSides(recovery.sideSegments());
     return true;
-  }
-
-  /**
-   * A master that has run for a while keeps only a little memory free, and its cleaner makes more
-   * when it is taken: not as fast as replay takes it. A master that is full of live objects is not
-   * waited for: it fails the partition, which goes to another. If the wait was in vain once, what
-   * takes the memory is this recovery itself, and the core sifts what it adopts.
-   */
-  async #awaitMemory(task: Task, replay: Replay): Promise<void> {
-    const limitMs = performance.now() + memoryWaitMs;
-    while (!replay.roomAwaited) {
-      const { segmentsFree, segmentsReserved, memoryFull } = this.#options.core.stats();
-      const wanted = (segmentsReserved ?? 0) + segmentsAhead;
-      if ((segmentsFree ?? wanted) >= wanted || memoryFull === 1) return;
-      this.#checkWanted(task);
-      await sleep(notReadyDelayMs);
-      replay.roomAwaited ||= performance.now() > limitMs;
-    }
-  }
-
-  /** Most of phase 6. */
-  async #copySides(task: Task, recovery: RecoveryCore): Promise<void> {
-    const { replication } = this.#options;
-    this.#checkWanted(task);
-    recovery.finishReplay();
-    const sides = recovery.sideSegments();
-    replication.trackSides(sides);
-    await replication.waitReplicated(sides, replicationTimeoutMs);
-  }
-
-  /** The rest. `onCommitted` is called as soon as the core's log names the side segments. */
-  async #commit(task: Task, recovery: RecoveryCore, onCommitted: () => void): Promise<void> {
-    const { replication } = this.#options;
-    this.#checkWanted(task);
-    const position = recovery.commit();
-    onCommitted();
-    replication.scheduleFlush();
-    await replication.waitDurable(position, replicationTimeoutMs);
-    if (replication.lostOpenReplica(recovery.sideSegments())) {
-      // Else a short open copy on the lost backup could be taken for the side segment later.
-      await replication.raiseMinOpenSegment();
-    }
   }
 
   /** Phase 7. Repeats until the coordinator gives a definite answer or this master stops. */
@@ -428,36 +393,10 @@ export class RecoveryMaster {
     return 'unknown';
   }
 
-  async #takeBack(recovery: RecoveryCore, committed: boolean): Promise<void> {
-    const { replication } = this.#options;
-    if (committed && !(await this.#leaveLog(recovery))) return;
-    // First the sockets let go of the bytes, then the core reuses them.
-    const replicas = await replication.drain(recovery.sideSegments());
-    recovery.abort();
-    void replication.free(replicas);
-  }
-
-  /**
-   * A durable digest names the side segments. As long as it is the newest, they belong to the log:
-   * without them this master could not be recovered, so until a head without them is durable they
-   * stay replicated, whatever becomes of backups. False if the master stopped before.
-   */
-  async #leaveLog(recovery: RecoveryCore): Promise<boolean> {
-    const { core, replication, log } = this.#options;
-    recovery.withdraw();
-    for (let attempt = 0; !this.#stopped; attempt += 1) {
-      try {
-        core.rollHead();
-        replication.scheduleFlush();
-        await replication.waitDurable(core.appendedPosition(), replicationTimeoutMs);
-        return true;
-      } catch (thrown) {
-        const { code, message } = asNativeError(thrown);
-        if (attempt % 10 === 0) log.warn({ code, message }, 'an abandoned recovery stays for now');
-        await sleep(Math.min(reportDelayMs * (attempt + 1), reportDelayMsMax));
-      }
-    }
-    return false;
+  #sideLog(task: Task, log: Log): SideLogOptions {
+    const { core, replication } = this.#options;
+    const checkWanted = (): void => this.#checkWanted(task);
+    return { core, replication, log, checkWanted, stopped: () => this.#stopped };
   }
 
   #checkWanted(task: Task): void {

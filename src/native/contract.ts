@@ -40,8 +40,15 @@ export interface CleaningPass {
 export interface MasterCore {
   /** Makes the master own a tablet. Identical ownership is OK, an overlap `INVALID_ARGUMENT`. */
   takeTablet(range: SlotRange): void;
-  /** Forgets a tablet and its objects; unknown ranges are OK. */
+  /** Forgets the tablets that a range is made of, and their objects; none is OK. */
   dropTablet(range: SlotRange): void;
+  /**
+   * `ctimeSegmentId` of the tablet that would come of those that make up a range. Throws `RETRY`
+   * if they cannot be one at present, `INVALID_ARGUMENT` if the range is not made of them.
+   */
+  mergedCtime(range: SlotRange): number;
+  /** Makes one of them; one that is one already is OK. `RETRY` as above, and if it is busy. */
+  mergeTablets(range: SlotRange): void;
   tablets(): TabletStats[];
 
   /**
@@ -113,6 +120,13 @@ export interface MasterCore {
 
   /** Prepares tablets (not ready, hence not served) for the replay of one partition. */
   startRecovery(tablets: RecoveryTablet[]): RecoveryCore;
+  /** Starts to give a tablet away; `RETRY` while another is on its way. */
+  startMigration(tablet: SlotRange): MigrationCore;
+  /**
+   * Takes over what clients were answered by the former owner of a tablet (the bytes behind the
+   * header of `MigrationCore.results`). All of it must be durable here.
+   */
+  importResults(bytes: Uint8Array, nowMs: number): void;
   /** `memoryShort` is 1 while writes are refused, or about to be, until the cleaner gets on. */
   stats(): Record<string, number>;
   /** Ends worker threads and gives the memory back. Further calls throw. */
@@ -146,6 +160,34 @@ export interface RecoveryCore {
   activate(): void;
   /** Takes everything back; side segments are freed (returns their ids). */
   abort(): number[];
+}
+
+/**
+ * A tablet that is given away (docs/migration.md). Pieces begin with {u32 length, u32 checksum,
+ * u64 next, u64 next offset, u64 left}: a recovery segment of `length` bytes follows, and `next`
+ * says where to go on.
+ */
+export interface MigrationCore {
+  /** For `scan`. */
+  readonly buckets: number;
+  /** Where the first delta starts. */
+  readonly markSegmentId: number;
+  readonly markOffset: number;
+  /** Live objects of the buckets [from, end), or of some of the first; left: buckets. */
+  scan(from: number, end: number): Promise<Uint8Array>;
+  /**
+   * What was appended for the tablet behind a place; earlier places cannot be asked for any more.
+   * left: bytes of log; 0 only when writes are refused and nothing follows.
+   */
+  delta(segmentId: number, offset: number): Promise<Uint8Array>;
+  /** Writes of the tablet answer RETRY from now on. */
+  freeze(): void;
+  /** What clients above this id were answered, some at a time; left: clients. After `freeze`. */
+  results(afterClientId: number): Uint8Array;
+  /** Nothing of the tablet is served from now on. After `freeze`. */
+  release(): void;
+  /** The tablet is served again if it is still here; nothing is copied any more. Idempotent. */
+  end(): void;
 }
 
 export interface BackupOptions {

@@ -185,6 +185,23 @@ export interface RecoveryReport {
   gap: (LogGap & { holders: ReplicaHolder[] }) | null;
 }
 
+export type MigrationDataKind = 'scan' | 'delta' | 'results';
+
+export interface MigrationReport extends SlotRange {
+  migrationId: number;
+  table: string;
+  sourceServerId: number;
+  targetServerId: number;
+  /** `committed`: the target owns the tablet, the source has yet to hear of it. */
+  state: 'running' | 'committed' | 'aborting' | 'done' | 'aborted';
+  /** Why it was given up. */
+  reason: string | null;
+  startedAtMs: number;
+  /** Received by the target, as far as is known. */
+  objects: number;
+  bytes: number;
+}
+
 export interface ServerStats {
   serverId: number;
   uptimeMs: number;
@@ -205,6 +222,8 @@ export interface ClusterStatus {
   servers: ServerEntry[];
   tables: TableInfo[];
   recoveries: RecoveryReport[];
+  /** Those under way, and the newest that are over. */
+  migrations: MigrationReport[];
   /** All losses that were ever accepted, the newest first. */
   losses: LossReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
@@ -318,6 +337,31 @@ export interface Messages {
     };
     reply: { loss: LossReport };
   };
+  MERGE_TABLETS: {
+    request: { name: string };
+    /** `refused`: runs of neighbours that their master cannot make one at present. */
+    reply: { table: TableInfo; merged: number; refused: number };
+  };
+  MIGRATE_TABLET: {
+    /** The tablet of the table that holds this slot. */
+    request: { name: string; slot: number; targetServerId: number };
+    /** 0: the target owns it. */
+    reply: { migrationId: number };
+  };
+  MIGRATION_FINISHED: {
+    request: {
+      migrationId: number;
+      serverId: number;
+      ok: boolean;
+      error: string | null;
+      /** First segment of the target's log whose entries count for the tablet. */
+      ctimeSegmentId: number;
+      objects: number;
+      bytes: number;
+    };
+    /** false: the tablet stays where it was; drop it. */
+    reply: { committed: boolean };
+  };
   UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
   STORE_COORDINATOR_STATE: {
     /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
@@ -332,6 +376,32 @@ export interface Messages {
   };
   TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  MERGE_TABLET_OWNERSHIP: {
+    /** `apply`: the coordinator has committed it; else only whether it can be. */
+    request: SlotRange & { term: number; apply: boolean };
+    /** Entries of older segments would not count. */
+    reply: { ctimeSegmentId: number };
+  };
+  MIGRATE: {
+    request: SlotRange & { term: number; migrationId: number; sourceServerId: number };
+    /** What has come so far. */
+    reply: { objects: number; bytes: number };
+  };
+  START_MIGRATION: {
+    request: SlotRange & { term: number; migrationId: number };
+    /** Buckets to scan, and the place in the log where the first delta starts. */
+    reply: { buckets: number; segmentId: number; offset: number };
+  };
+  GET_MIGRATION_DATA: {
+    /**
+     * scan: live objects of the buckets [from, end); delta: what was appended behind offset `end`
+     * of segment `from`; results: what clients above id `from` were answered.
+     */
+    request: { migrationId: number; kind: MigrationDataKind; from: number; end: number };
+    reply: Uint8Array;
+  };
+  FREEZE_TABLET: { request: { migrationId: number; reads: boolean }; reply: Empty };
+  END_MIGRATION: { request: { term: number; migrationId: number }; reply: Empty };
   RECOVER: {
     request: {
       term: number;

@@ -56,6 +56,14 @@ export const RPC = {
   ),
   GET_STATUS: json(0x1a, 'coordinator', 2_000, 'Everything that `rekindle status` shows.'),
   ACCEPT_LOSS: json(0x1f, 'coordinator', 10_000, 'Gives up a part of a log; kept for ever.'),
+  MERGE_TABLETS: json(0x20, 'coordinator', 15_000, 'Makes one of neighbours that one master has.'),
+  MIGRATE_TABLET: json(0x21, 'coordinator', 10_000, 'Starts to move a tablet to another master.'),
+  MIGRATION_FINISHED: json(
+    0x22,
+    'coordinator',
+    10_000,
+    'The target of a migration holds the tablet durably (or failed); commits the ownership.',
+  ),
 
   UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'The new server list.'),
   STORE_COORDINATOR_STATE: json(0x31, 'server', 5_000, 'Keeps a copy of the coordinator state.'),
@@ -76,6 +84,20 @@ export const RPC = {
   RECOVER: json(0x43, 'master', 5_000, 'Starts the recovery of one partition; answers at once.'),
   IS_REPLICA_NEEDED: json(0x44, 'master', 2_000, 'Which of these replicas does the log need?'),
   REPORT_ROT: json(0x46, 'master', 2_000, 'These replicas have rotted on their backup.'),
+  MERGE_TABLET_OWNERSHIP: json(0x48, 'master', 5_000, 'Could these tablets be one? Make them one.'),
+  MIGRATE: json(0x49, 'master', 5_000, 'Fetch a tablet from its owner; answers at once.'),
+  START_MIGRATION: json(0x4a, 'master', 5_000, 'Marks where the changes of a tablet begin.'),
+  GET_MIGRATION_DATA: {
+    opcode: 0x4b,
+    service: 'master',
+    request: 'json',
+    reply: 'binary',
+    idempotent: true,
+    timeoutMs: 10_000,
+    doc: 'A piece of a tablet that is given away.',
+  },
+  FREEZE_TABLET: json(0x4c, 'master', 5_000, 'Refuses writes of a tablet given away, or all.'),
+  END_MIGRATION: json(0x4d, 'master', 5_000, 'A migration was given up: it never happened.'),
 
   BACKUP_WRITE: {
     opcode: 0x60,

@@ -10,6 +10,7 @@ import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
 import { flipBytes, withCluster } from './fixture.js';
 
 const victim = 0;
+const FLIP_AGAIN_MS = 5_000;
 
 for (const [point, dies] of [
   ['rot-1', victim],
@@ -30,8 +31,16 @@ for (const [point, dies] of [
       // A tablet on each master, so that the one that dies has closed segments.
       await writeDataset(await client.createTable('kept', { span: 5 }), dataset);
       // A closed segment of that master lies on three of the four others, hence on one of these.
-      for (const index of dies === victim ? [victim] : [victim, 2]) flipBytes(cluster, index);
+      const damaged = dies === victim ? [victim] : [victim, 2];
+      let flips = 0;
+      let flipAtMs = 0;
       await waitFor('it died there', 60_000, async () => {
+        // What was damaged may be replaced by an image that was being made: other bytes then.
+        if (performance.now() >= flipAtMs) {
+          flipAtMs = performance.now() + FLIP_AGAIN_MS;
+          for (const index of damaged) flipBytes(cluster, index, 5_000 + flips);
+          flips += 1;
+        }
         return cluster.isRunning(dies) ? undefined : true;
       });
       await cluster.restartServer(dies);

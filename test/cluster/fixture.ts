@@ -85,11 +85,11 @@ const slotsBytes = 16_384;
 const frameBytes = slotsBytes + 2 ** 23;
 
 /** Flips a byte in the data of every frame on the disk of a server. */
-export function flipBytes(cluster: LocalCluster, index: number): void {
+export function flipBytes(cluster: LocalCluster, index: number, dataOffset = 5_000): void {
   const file = join(cluster.dataDirectory, `server-${index + 1}`, 'backup', 'frames');
   const frames = openSync(file, 'r+');
   const byte = Buffer.alloc(1);
-  for (let at = slotsBytes + 5_000; readSync(frames, byte, 0, 1, at) === 1; at += frameBytes) {
+  for (let at = slotsBytes + dataOffset; readSync(frames, byte, 0, 1, at) === 1; at += frameBytes) {
     byte.writeUInt8(byte.readUInt8() ^ 1);
     writeSync(frames, byte, 0, 1, at);
   }

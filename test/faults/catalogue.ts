@@ -22,12 +22,16 @@ export type Provocation =
   | 'server-crash'
   /** A server is stopped by SIGSTOP until it is recovered, then woken; and started again. */
   | 'zombie'
+  /** Neighbours on one server are made, and merged. */
+  | 'merge'
+  /** A tablet of the load moves from one server to another and back. */
+  | 'migrate'
   /** A new client connects and looks tables up. */
   | 'client';
 
 export interface Row {
   /** Page and section of docs/ where the step is described. */
-  page: 'replication' | 'recovery' | 'coordinator';
+  page: 'replication' | 'recovery' | 'coordinator' | 'migration';
   step: string;
   /** Of the fault point. */
   name: string;
@@ -411,12 +415,59 @@ const COORDINATOR_ROWS: readonly Row[] = [
   ...message(coordinator('client'), 'GET_TABLE', 'map', 'a client looks up', REPEATED),
 ];
 
+const MERGE_ROWS: readonly Row[] = [
+  step(coordinator('merge'), 'merge-1', 'MERGE_TABLETS', 'asked to merge', REDONE, { ends: [] }),
+  step(coordinator('merge'), 'merge-2', 'MERGE_TABLETS', 'the owner can', REDONE, { ends: [] }),
+  step(coordinator('merge'), 'merge-3', 'MERGE_TABLETS ★', 'one tablet', GOES_ON, { ends: [] }),
+  step(coordinator('merge'), 'merge-4', 'MERGE_TABLETS', 'the owner knows', GOES_ON, { ends: [] }),
+  ...message(coordinator('merge'), 'MERGE_TABLETS', 'MERGE_TABLETS', 'a client asks', REPEATED),
+  ...message(
+    { ...coordinator('merge'), at: 'server' },
+    'MERGE_TABLET_OWNERSHIP',
+    'MERGE_TABLETS',
+    'the owner is asked, then told',
+    'asked: nothing has happened; told: it keeps finer books until it is told again',
+  ),
+];
+
+const migration = (at: Row['at']): Place => ({ page: 'migration', at, by: 'migrate' });
+const STAYS = 'before ★ the source has it; what the target got is dropped';
+const MOVED = 'after ★ the target has it; the source is told to forget it';
+
+const MIGRATION_ROWS: readonly Row[] = [
+  step(migration('coordinator'), 'migrate-1', '1', 'asked to move', REDONE, { ends: [] }),
+  step(migration('coordinator'), 'migrate-2', '1 ★', 'recorded', GOES_ON, { ends: [] }),
+  step(migration('server'), 'migrate-3', '5', 'the target has nearly all', STAYS),
+  step(migration('server'), 'migrate-4', '8', 'the source serves no reads', STAYS),
+  step(migration('coordinator'), 'migrate-5', '9', 'all is durable at the target', STAYS, {
+    ends: [],
+  }),
+  step(migration('coordinator'), 'migrate-6', '9 ★', 'the target owns it', MOVED, { ends: [] }),
+  step(migration('coordinator'), 'migrate-7', '10', 'both know how it ended', GOES_ON),
+  ...message(migration('coordinator'), 'MIGRATE_TABLET', '1', 'a client asks', REPEATED),
+  ...message(migration('server'), 'MIGRATE', '2', 'the target is to fetch it', 'sent each second'),
+  ...message(migration('server'), 'START_MIGRATION', '3', 'the source marks its log', STAYS),
+  ...message(migration('server'), 'GET_MIGRATION_DATA', '4', 'a piece', STAYS, {
+    corrupt: 'reply',
+  }),
+  ...message(migration('server'), 'FREEZE_TABLET', '6, 8', 'no writes, then no reads', STAYS),
+  ...message(
+    migration('coordinator'),
+    'MIGRATION_FINISHED',
+    '9',
+    'all is durable at the target',
+    'repeated; answered from the map once committed',
+  ),
+];
+
 export const CATALOGUE: readonly Row[] = [
   ...WRITE_ROWS,
   ...DISK_ROWS,
   ...CLEANING_ROWS,
   ...RECOVERY_ROWS,
   ...COORDINATOR_ROWS,
+  ...MERGE_ROWS,
+  ...MIGRATION_ROWS,
   ...REPAIR_ROWS,
   ...LEASE_ROWS,
 ];
@@ -428,6 +479,7 @@ export const EXEMPT: Partial<Record<RpcName, string>> = {
   RENEW_LEASE: 'its ends are the steps `lease-1` and `lease-2`',
   REPORT_ROT: 'its ends are the steps `rot-1` to `rot-4`',
   ACCEPT_LOSS: 'its ends are the steps `loss-1` and `loss-2`',
+  END_MIGRATION: 'undoes one of the others, and is repeated until it is answered',
   LIST_TABLES: 'for people: `rekindle table list`',
   GET_STATUS: 'for people: `rekindle status`',
   GET_SERVER_STATS: 'for people: counters',

@@ -162,6 +162,10 @@ export class FaultLane {
         world.cluster.resumeServer(victim);
         await untilTrue(() => !world.cluster.isRunning(victim), STRUCK_TIMEOUT_MS);
         return;
+      case 'merge':
+        return mergeTablets(world, victim, `merging-${this.#tables++}`, struck);
+      case 'migrate':
+        return moveTablets(world, victim, struck);
       case 'client': {
         await using client = await connect(world.cluster.url);
         await survive(world, client.table('load').get('some key'));
@@ -323,6 +327,54 @@ async function survive(world: World, operation: Promise<unknown>): Promise<void>
   await untilTrue(() => over || world.exits.length > 0, WHOLE_TIMEOUT_MS);
   if (world.exits.length > 0) await restartAll(world);
   await done;
+}
+
+/**
+ * A table whose tablets all come to one server, and are merged. What is asked for is asked for
+ * again as long as a process that was needed is dead.
+ */
+async function mergeTablets(
+  world: World,
+  owner: number,
+  tableName: string,
+  struck: () => boolean,
+): Promise<void> {
+  const { client, cluster } = world;
+  const target = cluster.serverId(owner) ?? 0;
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  await client.createTable(tableName, { span: 2, timeoutMs: 20_000 });
+  while (!struck() && performance.now() < end) {
+    const { tables } = await client.status();
+    const { tablets } = tables.find(({ name }) => name === tableName) ?? { tablets: [] };
+    const away = tablets.find(({ serverId }) => serverId !== target);
+    if (away !== undefined) {
+      await tolerate(client.migrateTablet(tableName, away.startSlot, target));
+    } else {
+      await survive(world, client.mergeTablets(tableName, { timeoutMs: 20_000 }));
+    }
+    await delay(WATCH_MS);
+  }
+  await untilDropped(client, tableName);
+}
+
+/** Tablets of the load go to a server and to another one, until the fault has struck. */
+async function moveTablets(world: World, avoided: number, struck: () => boolean): Promise<void> {
+  const { client, cluster } = world;
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  for (let turn = 0; !struck() && performance.now() < end; turn++) {
+    const { tables, servers } = await client.status({ timeoutMs: 20_000 });
+    const { tablets } = tables.find(({ name }) => name === 'load') ?? { tablets: [] };
+    const tablet = tablets[turn % tablets.length];
+    const others = servers.filter(({ serverId }) => {
+      return serverId !== tablet?.serverId && serverId !== cluster.serverId(avoided);
+    });
+    const target = others[turn % others.length];
+    if (tablet === undefined || target === undefined) continue;
+    const { startSlot } = tablet;
+    const options = { timeoutMs: 20_000 };
+    await survive(world, client.migrateTablet('load', startSlot, target.serverId, options));
+    await delay(WATCH_MS);
+  }
 }
 
 /** The dead server has been recovered, or the fault has ended a process that this needs. */

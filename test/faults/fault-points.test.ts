@@ -12,7 +12,7 @@ import { FaultLane } from './fault-lane.js';
 
 const wanted = process.env.REKINDLE_FAULT_CASES?.split(',');
 const all = process.env.REKINDLE_FAULTS === 'all';
-const lanesMax = Number(process.env.REKINDLE_FAULT_LANES ?? (all ? 3 : 1));
+const lanesMax = Number(process.env.REKINDLE_FAULT_LANES ?? (all ? 4 : 1));
 const CASE_TIMEOUT_MS = 240_000;
 
 const title = ({ row, fault }: Case): string => `${row.name}=${fault}`;

@@ -9,6 +9,7 @@ const TITLES: Record<Row['page'], string> = {
   replication: 'Replication and cleaning',
   recovery: 'Recovery',
   coordinator: 'The coordinator',
+  migration: 'Migration of a tablet',
 };
 
 const OPENING = `# Faults

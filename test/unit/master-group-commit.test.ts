@@ -7,6 +7,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MasterService } from '../../src/master/master-service.js';
+import type { MigrationSource } from '../../src/master/migration-source.js';
+import type { MigrationTarget } from '../../src/master/migration-target.js';
 import type { RecoveryMaster } from '../../src/master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../../src/master/replica-manager-runtime.js';
 import type { MasterCore } from '../../src/native/contract.js';
@@ -84,6 +86,8 @@ class Cluster {
     core: this.core,
     replication: this.replication,
     recovery: {} as RecoveryMaster,
+    migrationSource: {} as MigrationSource,
+    migrationTarget: {} as MigrationTarget,
     lease: this.lease,
     checkTerm: () => undefined,
     log: silent,

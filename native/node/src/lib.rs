@@ -8,6 +8,7 @@ pub mod clock;
 mod errors;
 mod malloc;
 mod master;
+mod migration;
 
 use napi_derive::napi;
 

@@ -22,6 +22,7 @@ use rekindle_core::master::{Master, MasterOptions as CoreOptions};
 use rekindle_core::status::Status;
 
 use crate::errors::{Result, border, error, guard, rejection, store, whole};
+use crate::migration::MigrationCore;
 
 /// Log memory of one view; segments do not reach across. Node 20 allows 4 GiB.
 const REGION_BYTES: usize = 1 << 30;
@@ -145,6 +146,22 @@ impl MasterCore {
     pub fn drop_tablet(&self, range: SlotRange) -> Result<()> {
         guard("dropTablet", || {
             self.master.drop_tablet(core_range(&range)?)
+        })
+    }
+
+    /// The first segment whose entries count if the tablets of a range are one.
+    #[napi]
+    pub fn merged_ctime(&self, range: SlotRange) -> Result<f64> {
+        guard("mergedCtime", || {
+            Ok(self.master.merged_ctime(&core_range(&range)?)? as f64)
+        })
+    }
+
+    /// Makes one tablet of those that make up a range.
+    #[napi]
+    pub fn merge_tablets(&self, range: SlotRange) -> Result<()> {
+        guard("mergeTablets", || {
+            self.master.merge_tablets(core_range(&range)?)
         })
     }
 
@@ -378,6 +395,24 @@ impl MasterCore {
             Ok(Arc::new(self.master.start_recovery(&ranges?)?))
         })?;
         Ok(RecoveryCore { recovery })
+    }
+
+    /// Starts to give a tablet away.
+    #[napi]
+    pub fn start_migration(&self, tablet: SlotRange) -> Result<MigrationCore> {
+        let migration = guard("startMigration", || {
+            let range = core_range(&tablet)?;
+            Ok(Arc::new(self.master.start_migration(&range)?))
+        })?;
+        Ok(MigrationCore { migration })
+    }
+
+    /// Takes over what clients were answered elsewhere.
+    #[napi]
+    pub fn import_results(&self, bytes: &[u8], now_ms: f64) -> Result<()> {
+        guard("importResults", || {
+            self.master.import_results(bytes, now_ms as u64)
+        })
     }
 
     /// Sizes and counters.

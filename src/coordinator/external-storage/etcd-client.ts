@@ -124,11 +124,15 @@ export class EtcdClient {
           const lines = (rest + piece).split('\n');
           rest = lines.pop() ?? '';
           if (rest.length > REPLY_BYTES_MAX) end(unanswered(endpoint, 'the message is too long'));
-          for (const line of lines) {
-            if (over || line === '') continue;
-            const { result, error } = JSON.parse(line) as { result?: T; error?: unknown };
-            if (result !== undefined) onMessage(result);
-            else end(unanswered(endpoint, JSON.stringify(error)));
+          try {
+            for (const line of lines) {
+              if (over || line === '') continue;
+              const { result, error } = JSON.parse(line) as { result?: T; error?: unknown };
+              if (result !== undefined) onMessage(result);
+              else end(unanswered(endpoint, JSON.stringify(error)));
+            }
+          } catch (error) {
+            end(error);
           }
         });
         response.once('close', () => end(unanswered(endpoint, 'the stream ended')));

@@ -309,6 +309,9 @@ impl Serving {
     ) -> Result<RpcResult, Status> {
         let (operation, hash) = (&planned.operation, planned.hash);
         let tablet = self.served(operation, hash)?;
+        if !self.tablets.at(tablet).writable() {
+            return Err(Status::Retry);
+        }
         loop {
             let current = planned.current(objects);
             let version = object_version(&current);

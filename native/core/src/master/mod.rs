@@ -13,7 +13,9 @@ pub mod execute;
 pub mod hash_table;
 pub mod log;
 pub mod message;
+pub mod migration;
 pub mod objects;
+mod ownership;
 mod pretouch;
 pub mod prior_segments;
 pub mod recovery;
@@ -36,16 +38,16 @@ use self::cleaner::CleanerState;
 use self::cleaner::passes::Listener;
 use self::epoch::Pin;
 use self::execute::{Executed, Serving};
-use self::hash_table::prefetch;
 use self::log::Purpose;
 use self::message::{OperationKind, Request};
+use self::migration::Migration;
 use self::objects::Objects;
+pub use self::ownership::TabletStats;
 use self::recovery::Recovery;
 use self::segment::{Certificate, Segment};
 use self::tablets::{SlotRange, Tablet};
 use self::worker_pool::WorkerPool;
 use crate::entry::SEGMENT_BYTES;
-use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
 /// Least log memory: the reserve, a head and room for a replay.
@@ -70,17 +72,6 @@ pub struct MasterOptions {
     pub replicated: bool,
     /// Segments that the log may have, as a multiple of those that fit into memory; at least 1.
     pub disk_expansion_factor: f64,
-}
-
-/// What a tablet weighs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TabletStats {
-    /// Its keys.
-    pub range: SlotRange,
-    /// Bytes of the entries of its objects.
-    pub bytes: u64,
-    /// Its objects.
-    pub records: u64,
 }
 
 /// The state of a segment.
@@ -199,61 +190,6 @@ impl Master {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |now| now.as_secs());
         u32::try_from(now).unwrap_or(u32::MAX)
-    }
-
-    /// Owns and serves a tablet.
-    ///
-    /// # Errors
-    /// `InvalidArgument` on an overlap, `Retry` while it is being recovered here, `OutOfMemory`.
-    pub fn take_tablet(&self, range: SlotRange) -> Result<(), Status> {
-        let mut serving = self.serving()?;
-        match serving.tablets.exact(&range)? {
-            Some(tablet) if tablet.ready() => Ok(()),
-            Some(_) => Err(Status::Retry),
-            None => {
-                let ctime = serving.log.head().map_or(0, |head| head.id);
-                serving.tablets.insert(Tablet::new(range, true, ctime))
-            }
-        }
-    }
-
-    /// Forgets a tablet and its objects.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if another tablet overlaps, `Retry` while it is being recovered here.
-    pub fn drop_tablet(&self, range: SlotRange) -> Result<(), Status> {
-        let mut serving = self.serving()?;
-        let records = match serving.tablets.exact(&range)? {
-            None => return Ok(()),
-            Some(tablet) if !tablet.ready() => return Err(Status::Retry),
-            Some(tablet) => tablet.records(),
-        };
-        serving.tablets.remove(&range);
-        // A tombstone left behind would outlive the tablet's versions if it came back.
-        if records > 0 || serving.has_pending_tombstones() {
-            let arena = &self.objects.arena;
-            self.objects.table.retain(
-                |offset| prefetch(arena.pointer(offset)),
-                |offset| drop_if_within(arena, offset, &range),
-            );
-        }
-        Ok(())
-    }
-
-    /// The tablets that are served.
-    ///
-    /// # Errors
-    /// `InvalidArgument` once closed.
-    pub fn tablets(&self) -> Result<Vec<TabletStats>, Status> {
-        let serving = self.serving()?;
-        let ready = serving.tablets.iter().filter(|tablet| tablet.ready());
-        Ok(ready
-            .map(|tablet| TabletStats {
-                range: tablet.range,
-                bytes: tablet.bytes(),
-                records: tablet.records(),
-            })
-            .collect())
     }
 
     /// Whether an EXECUTE body changes nothing, so that it may be executed without backups. False
@@ -456,6 +392,23 @@ impl Master {
         Recovery::start(self, ranges)
     }
 
+    /// Starts to give a tablet away; one at a time.
+    ///
+    /// # Errors
+    /// `UnknownTablet`, `InvalidArgument` if it is not exactly one; `Retry` while another is on its
+    /// way.
+    pub fn start_migration(self: &Arc<Self>, range: &SlotRange) -> Result<Migration, Status> {
+        Migration::start(self, range)
+    }
+
+    /// Takes over what clients were answered by the former owner of a tablet that is durable here.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is not what `Migration::results` gives, `OutOfMemory`.
+    pub fn import_results(&self, bytes: &[u8], now_ms: u64) -> Result<(), Status> {
+        self.serving()?.results.import(bytes, now_ms)
+    }
+
     /// Sizes and counters by name.
     ///
     /// # Errors
@@ -523,20 +476,6 @@ impl Master {
         self.objects.table.release_pages();
         Ok(())
     }
-}
-
-fn drop_if_within(arena: &Arena, offset: usize, range: &SlotRange) -> bool {
-    // SAFETY: called with the offset of a slot, while no segment is freed.
-    let entry = unsafe { arena.entry(offset) };
-    let within = entry.table_id() == range.table_id
-        && range.contains(
-            entry.table_id(),
-            slot(key_hash(entry.table_id(), entry.key())),
-        );
-    if within && entry.entry_type() == crate::entry::EntryType::Object {
-        arena.count_dead(offset, entry.total_bytes());
-    }
-    within
 }
 
 const _: () = assert!(

@@ -15,6 +15,7 @@ use super::arena::Arena;
 use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
 use super::log::Reserve;
+use super::migration::NOTHING_HELD;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::little_endian::u64_at;
@@ -99,6 +100,8 @@ pub struct Objects {
     retired: Mutex<Vec<(u64, Arc<Segment>)>>,
     /// Segments that have left, ever.
     released: AtomicU64,
+    /// The cleaner leaves segments from this one on alone: a migration has yet to read them.
+    pub held_from: AtomicU64,
     /// Memory is used up, and the cleaner cannot make room.
     full: AtomicBool,
     epochs: Epochs,
@@ -135,6 +138,7 @@ impl Objects {
             pinned: replicated.then(Mutex::default),
             retired: Mutex::new(Vec::new()),
             released: AtomicU64::new(0),
+            held_from: AtomicU64::new(NOTHING_HELD),
             full: AtomicBool::new(false),
             epochs: Epochs::new(participants),
             next_segment_id: AtomicU64::new(1),
@@ -269,6 +273,17 @@ impl Objects {
     pub fn is_pinned(&self, id: u64) -> bool {
         let pinned = self.pinned.as_ref().map(Mutex::lock);
         pinned.is_some_and(|pinned| pinned.contains_key(&id))
+    }
+
+    /// The lowest id in memory: no digest from which a recovery could start names an older segment.
+    pub fn first_segment_id(&self) -> u64 {
+        let first = self.segments.lock().keys().next().copied();
+        first.unwrap_or_else(|| self.next_segment_id())
+    }
+
+    /// Segments that are opened from now on have no lower id, but for survivors.
+    pub fn next_segment_id(&self) -> u64 {
+        self.next_segment_id.load(Ordering::Relaxed)
     }
 
     /// Segments in memory.

@@ -19,7 +19,7 @@ use self::room::Room;
 use super::log::Purpose;
 use super::replay::{PIECE_BYTES_MAX, Replay, ReplayWorker, Replayed, Source, erase_entries};
 use super::segment::Segment;
-use super::tablets::{SlotRange, Tablet};
+use super::tablets::{Service, SlotRange, Tablet};
 use super::{Master, REPLAY_PARTICIPANT};
 use crate::entry::PieceChecksum;
 use crate::status::Status;
@@ -60,7 +60,7 @@ impl Recovery {
         let mut serving = master.serving()?;
         let mut tablets: Vec<_> = ranges
             .iter()
-            .map(|range| Tablet::new(*range, false, u64::MAX))
+            .map(|range| Tablet::new(*range, Service::Coming, u64::MAX))
             .collect();
         tablets.sort_by_key(|tablet| tablet.range);
         let mut inserted = 0;
@@ -401,7 +401,7 @@ impl Recovery {
             side.set_cleanable(true);
         }
         for tablet in &self.tablets {
-            tablet.make_ready();
+            tablet.set_service(Service::Full);
         }
         Ok(())
     }
@@ -451,6 +451,10 @@ impl Recovery {
         objects.release_segments(&freed);
         for tablet in &self.tablets {
             serving.tablets.remove(&tablet.range);
+            if committed {
+                let below = objects.next_segment_id();
+                serving.tablets.give_up(tablet.range.table_id, below);
+            }
         }
         // Readers are let go before the memory is asked for.
         drop(serving);

@@ -3,8 +3,9 @@
 //! Rule: ranges never overlap; sorted by (table, first slot). Counters are relaxed atomics, since
 //! replay adds to them from its threads; each entry is counted where its slot is published.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 use crate::status::Status;
 
@@ -36,25 +37,42 @@ impl SlotRange {
     }
 }
 
+/// What a master does about requests for a tablet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Service {
+    /// Nothing: it is being recovered or is on its way here.
+    Coming = 0,
+    /// Reads and writes.
+    Full = 1,
+    /// Reads; writes are told to come again in a moment.
+    ReadsOnly = 2,
+    /// Nothing: it is about to belong to somebody else.
+    Leaving = 3,
+}
+
 /// A tablet that this master owns or is about to own.
 #[derive(Debug)]
 pub struct Tablet {
     /// Its keys.
     pub range: SlotRange,
-    ready: AtomicBool,
+    service: AtomicU8,
     /// Entries in older segments are those of an earlier ownership and do not count.
     ctime_segment_id: AtomicU64,
+    /// Segments below may hold entries of an earlier ownership; 0: there was none.
+    stale_below: AtomicU64,
     bytes: AtomicI64,
     records: AtomicI64,
 }
 
 impl Tablet {
     /// A tablet without objects that is owned from a segment on.
-    pub fn new(range: SlotRange, ready: bool, ctime_segment_id: u64) -> Arc<Self> {
+    pub fn new(range: SlotRange, service: Service, ctime_segment_id: u64) -> Arc<Self> {
         Arc::new(Self {
             range,
-            ready: AtomicBool::new(ready),
+            service: AtomicU8::new(service as u8),
             ctime_segment_id: AtomicU64::new(ctime_segment_id),
+            stale_below: AtomicU64::new(0),
             bytes: AtomicI64::new(0),
             records: AtomicI64::new(0),
         })
@@ -70,15 +88,27 @@ impl Tablet {
         self.ctime_segment_id.store(id, Ordering::Release);
     }
 
-    /// Whether requests are served.
+    /// Whether reads are served.
     #[inline]
     pub fn ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
+        let service = self.service.load(Ordering::Acquire);
+        service == Service::Full as u8 || service == Service::ReadsOnly as u8
     }
 
-    /// Requests are served from now on.
-    pub fn make_ready(&self) {
-        self.ready.store(true, Ordering::Release);
+    /// Whether writes are served.
+    #[inline]
+    pub fn writable(&self) -> bool {
+        self.service.load(Ordering::Acquire) == Service::Full as u8
+    }
+
+    /// Whether it is this master's as far as this master knows.
+    pub fn owned(&self) -> bool {
+        self.service.load(Ordering::Acquire) != Service::Coming as u8
+    }
+
+    /// Requests are served like this from now on.
+    pub fn set_service(&self, service: Service) {
+        self.service.store(service as u8, Ordering::Release);
     }
 
     /// Adds to the live objects and their entries' bytes.
@@ -103,6 +133,9 @@ impl Tablet {
 #[derive(Default)]
 pub struct Tablets {
     sorted: Vec<Arc<Tablet>>,
+    /// Tables of which the log may hold entries that are nobody's any more, with the id below
+    /// which their segments lie.
+    given_up: BTreeMap<u64, u64>,
 }
 
 impl Tablets {
@@ -157,6 +190,96 @@ impl Tablets {
         }
     }
 
+    /// The tablets that make up a range, in order.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if one reaches beyond it, or they leave a gap.
+    pub fn parts(&self, range: &SlotRange) -> Result<Vec<Arc<Tablet>>, Status> {
+        let parts = self.within(range)?;
+        let mut next = Some(range.start_slot);
+        for part in &parts {
+            if next != Some(part.range.start_slot) {
+                return Err(Status::InvalidArgument);
+            }
+            next = part.range.end_slot.checked_add(1);
+        }
+        let ends = parts.last().map(|last| last.range.end_slot);
+        if ends != Some(range.end_slot) {
+            return Err(Status::InvalidArgument);
+        }
+        Ok(parts)
+    }
+
+    /// The tablets inside a range, in order.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if one reaches beyond it, or it is none.
+    pub fn within(&self, range: &SlotRange) -> Result<Vec<Arc<Tablet>>, Status> {
+        if range.table_id == 0 || range.start_slot > range.end_slot {
+            return Err(Status::InvalidArgument);
+        }
+        let overlapping = self.sorted.iter().filter(|one| one.range.overlaps(range));
+        let inside = |one: &Arc<Tablet>| {
+            let Tablet { range: part, .. } = **one;
+            range.start_slot <= part.start_slot && part.end_slot <= range.end_slot
+        };
+        overlapping
+            .map(|one| inside(one).then(|| Arc::clone(one)))
+            .collect::<Option<_>>()
+            .ok_or(Status::InvalidArgument)
+    }
+
+    /// The first segment whose entries would count if the tablets of a range were one: the oldest
+    /// of theirs. `first_segment` is the lowest id in memory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless they make up the range, `Retry` if one is not served, or as long
+    /// as older segments may hold entries that one had when it was this master's before.
+    pub fn merged_ctime(&self, range: &SlotRange, first_segment: u64) -> Result<u64, Status> {
+        let parts = self.parts(range)?;
+        let oldest = parts.iter().map(|one| one.ctime_segment_id()).min();
+        let oldest = oldest.ok_or(Status::InvalidArgument)?;
+        let mergeable = |one: &Arc<Tablet>| {
+            let stale_below = one.stale_below.load(Ordering::Relaxed);
+            let counts_from = oldest.max(first_segment);
+            one.writable() && (one.ctime_segment_id() == oldest || stale_below <= counts_from)
+        };
+        if parts.iter().all(mergeable) {
+            Ok(oldest)
+        } else {
+            Err(Status::Retry)
+        }
+    }
+
+    /// Makes one tablet of those that make up a range; `ctime` is what `merged_ctime` says.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless they make up the range.
+    pub fn merge(&mut self, range: SlotRange, ctime: u64) -> Result<(), Status> {
+        let parts = self.parts(&range)?;
+        let merged = Tablet::new(range, Service::Full, ctime);
+        for part in &parts {
+            let count = |counter: &AtomicI64| counter.load(Ordering::Relaxed);
+            merged.count(count(&part.records), count(&part.bytes));
+            merged
+                .stale_below
+                .fetch_max(part.stale_below.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.remove(&part.range);
+        }
+        self.insert_sorted(merged);
+        Ok(())
+    }
+
+    /// The log keeps entries of a tablet of this table that is gone, in segments below this one.
+    pub fn give_up(&mut self, table_id: u64, segment_id: u64) {
+        self.given_up.insert(table_id, segment_id);
+    }
+
+    /// Segments below are not in memory any more.
+    pub fn forget_given_up(&mut self, first_segment: u64) {
+        self.given_up.retain(|_, below| *below > first_segment);
+    }
+
     /// Adds a tablet that overlaps none.
     ///
     /// # Errors
@@ -168,11 +291,19 @@ impl Tablets {
         if self.sorted.len() >= TABLETS_MAX {
             return Err(Status::OutOfMemory);
         }
+        let stale_below = self.given_up.get(&tablet.range.table_id);
+        tablet
+            .stale_below
+            .store(stale_below.copied().unwrap_or(0), Ordering::Relaxed);
+        self.insert_sorted(tablet);
+        Ok(())
+    }
+
+    fn insert_sorted(&mut self, tablet: Arc<Tablet>) {
         let at = self
             .sorted
             .partition_point(|other| other.range < tablet.range);
         self.sorted.insert(at, tablet);
-        Ok(())
     }
 
     /// Takes a tablet out.
@@ -242,7 +373,7 @@ mod tests {
         let mut tablets = Tablets::default();
         for (table, start, end) in [(2, 0, 9), (1, 10, 19), (1, 30, u32::MAX)] {
             tablets
-                .insert(Tablet::new(range(table, start, end), true, 0))
+                .insert(Tablet::new(range(table, start, end), Service::Full, 0))
                 .expect("inserted");
         }
         for (table, slot, found) in [
@@ -257,7 +388,7 @@ mod tests {
         ] {
             assert_eq!(tablets.find(table, slot).is_some(), found, "{table} {slot}");
         }
-        let overlap = tablets.insert(Tablet::new(range(1, 19, 25), true, 0));
+        let overlap = tablets.insert(Tablet::new(range(1, 19, 25), Service::Full, 0));
         assert_eq!(overlap, Err(Status::InvalidArgument));
         assert!(tablets.exact(&range(1, 10, 19)).expect("fits").is_some());
         tablets.remove(&range(1, 10, 19));

@@ -6,6 +6,7 @@
 //! time: `begin` finds its client once, `check` and `save` are about that one. Lost with the
 //! master's process today: entry type 7 is reserved for results that are not.
 
+mod transfer;
 mod window;
 
 use std::collections::HashMap;

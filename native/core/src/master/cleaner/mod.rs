@@ -335,7 +335,9 @@ fn cleanable(objects: &Objects, durable: u64) -> Vec<Arc<Segment>> {
     let mut segments = objects.all_segments();
     segments.retain(|segment| {
         let end = segment.position + segment.appended() as u64;
+        // Later than `closed`: what is held was open when that was decided.
         segment.closed()
+            && segment.id < objects.held_from.load(Ordering::Acquire)
             && segment.cleanable()
             && (segment.position == 0 || end <= durable)
             && !objects.is_pinned(segment.id)

@@ -1,9 +1,9 @@
-//! Finds slots of a bucket.
+//! Finds slots of a bucket, or goes through all of one.
 //!
 //! Rule: looks at all slots without branches: how many are used, and which one has a tag, is what
 //! no processor can guess. A word that was seen may change at once.
 
-use super::{Bucket, GRAVE, SLOTS, TAG_MASK, is_entry};
+use super::{Bucket, CHAIN, GRAVE, HashTable, REFERENCE_MASK, SLOTS, TAG_MASK, decode, is_entry};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The first slot of a bucket that the serving thread may use, and its word.
@@ -52,4 +52,30 @@ pub(super) fn tagged(bucket: &Bucket, tag: u64) -> Option<(&AtomicU64, u64)> {
     let word = bucket.get(same.trailing_zeros() as usize)?;
     let seen = word.load(Ordering::Acquire);
     (seen & TAG_MASK == tag && is_entry(seen)).then_some((word, seen))
+}
+
+impl HashTable {
+    /// Shows the offsets of a bucket's entries; on any thread. An entry that stays in the table is
+    /// shown; one that comes or goes meanwhile may be, and one of another bucket.
+    pub fn walk(&self, index: usize, mut each: impl FnMut(usize)) {
+        assert!(
+            index < self.buckets,
+            "overflow buckets are reached by their chain"
+        );
+        let mut index = index;
+        loop {
+            let mut seen = 0;
+            // The last word at last: what the chain has taken from here is found there.
+            for word in self.bucket(index) {
+                seen = word.load(Ordering::Acquire);
+                if is_entry(seen) {
+                    each(decode(seen));
+                }
+            }
+            if seen & CHAIN == 0 {
+                return;
+            }
+            index = (seen & REFERENCE_MASK) as usize;
+        }
+    }
 }

@@ -86,6 +86,13 @@ impl Window {
         self.near_count += 1;
     }
 
+    /// All results, by no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, RpcResult)> + '_ {
+        let near = (1..).zip(&self.near);
+        let near = near.filter_map(|(place, result)| Some((self.ack_id + place, (*result)?)));
+        near.chain(self.far.iter().map(|(id, result)| (*id, *result)))
+    }
+
     /// Forgets the results up to `ack_id`, unless it goes back; returns how many there were.
     pub fn acknowledge(&mut self, ack_id: u64) -> usize {
         if ack_id <= self.ack_id {
