@@ -8,7 +8,7 @@
  * group commit are the core's.
  */
 
-import type { BackupCore } from '../native/contract.js';
+import type { BackupCore, RecoveryPiece } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
@@ -45,6 +45,8 @@ export class BackupService {
   readonly #leases: LeaseGrants;
   #tokenLast = 0;
   readonly #load = new Float64Array(3);
+  /** The piece that is being sent; `reply` copies it. */
+  #piece = new Uint8Array(0);
   /** Recoveries that this backup keeps data for: id -> crashed server. */
   readonly #recoveries = new Map<number, number>();
   #closed = false;
@@ -250,9 +252,17 @@ export class BackupService {
       return;
     }
     this.#options.core.recoveryData(recoveryId, segmentId, partitionId).then(
-      (piece) => call.reply(piece),
+      (piece) => this.#replyPiece(call, piece),
       (thrown: unknown) => call.fail(asNativeError(thrown)),
     );
+  }
+
+  /** Through memory that is used again: new memory of this size makes V8 collect garbage. */
+  #replyPiece(call: BinaryCall, piece: RecoveryPiece): void {
+    const { bytes } = piece;
+    if (this.#piece.length < bytes) this.#piece = new Uint8Array(bytes + bytes / 4);
+    piece.take(this.#piece);
+    call.reply(this.#piece.subarray(0, bytes));
   }
 
   #recoveryComplete(request: RequestOf<'RECOVERY_COMPLETE'>): ReplyOf<'RECOVERY_COMPLETE'> {

@@ -227,6 +227,14 @@ export interface BackupDigest {
   tabletStats: TabletStats[];
 }
 
+/** A piece {u32 length, u32 checksum, bytes} in the core's memory. */
+export interface RecoveryPiece {
+  /** Its length; 0 once it is taken. */
+  readonly bytes: number;
+  /** Copies all of it to the start of `target`, once, and lets go of it. */
+  take(target: Uint8Array): void;
+}
+
 export interface BackupCore {
   /** From the superblock; null for a new directory. */
   identity(): { clusterId: string; serverId: number } | null;
@@ -265,8 +273,8 @@ export interface BackupCore {
     partitions: { partitionId: number; tablets: RecoveryTablet[] }[],
     segmentIds: number[],
   ): void;
-  /** The piece {u32 length, u32 checksum, bytes}; split on demand if need be. */
-  recoveryData(recoveryId: number, segmentId: number, partitionId: number): Promise<Uint8Array>;
+  /** Split on demand if need be. */
+  recoveryData(recoveryId: number, segmentId: number, partitionId: number): Promise<RecoveryPiece>;
   endRecovery(recoveryId: number): void;
   stats(): Record<string, number>;
   /** Flushes, ends the threads. */

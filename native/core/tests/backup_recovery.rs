@@ -280,3 +280,26 @@ fn a_replica_that_was_not_named_is_served_on_demand() {
     }
     assert_eq!(disk.piece(1, 4, 10), Err(Status::ReplicaUnknown));
 }
+
+#[test]
+fn frames_are_not_prepared_while_a_recovery_is_served() {
+    let directory = Directory::new();
+    let mut disk = Disk::open(&directory, options(&directory, 16, false));
+    disk.settle();
+    disk.storage
+        .start_partitions(1, 5, &plan(), &[])
+        .expect("starts");
+    for id in 1..=4 {
+        let segment = random_segment(&mut Random::new(id), id, 50);
+        let flags = OPEN | CLOSE;
+        let written = disk.write(6, id, 1, 0, &segment, Some(&segment), flags);
+        assert_eq!(written, Status::Ok, "a frame is there without");
+    }
+    let stats = disk.storage.stats();
+    assert_eq!(stats["framesCreated"], 4.0, "none beyond those in use");
+    assert_eq!(stats["framesPrewriting"], 0.0);
+    disk.storage.end_recovery(1);
+    disk.poll("the stock is filled again", |stats| {
+        stats["framesCreated"] == 6.0 && stats["framesPrewriting"] == 0.0
+    });
+}

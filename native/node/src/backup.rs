@@ -413,8 +413,8 @@ impl BackupCore {
             .map_err(from_status)
     }
 
-    /// The piece {u32 length, u32 checksum, bytes}.
-    #[napi(catch_unwind, ts_return_type = "Promise<Uint8Array>")]
+    /// The piece, when it is there.
+    #[napi(catch_unwind, ts_return_type = "Promise<RecoveryPiece>")]
     pub fn recovery_data<'env>(
         &self,
         env: &'env Env,
@@ -424,11 +424,10 @@ impl BackupCore {
     ) -> Result<Object<'env>> {
         let (recovery_id, segment_id) = (id(recovery_id)?, id(segment_id)?);
         let partition_id = id(partition_id)?;
-        let (promise, settle) = promise::<Uint8Array>(env)?;
-        // Copied, because JavaScript owns what it gets and the cache may serve a piece again.
+        let (promise, settle) = promise::<RecoveryPiece>(env)?;
         let waiter = move |piece: Result<Arc<Vec<u8>>, Status>| {
-            let bytes = piece.map(|piece| Uint8Array::new(piece.to_vec()));
-            settle(bytes.map_err(from_status));
+            let piece = piece.map(|piece| RecoveryPiece { piece: Some(piece) });
+            settle(piece.map_err(from_status));
         };
         self.storage
             .recovery_data(recovery_id, segment_id, partition_id, Box::new(waiter));
@@ -463,6 +462,43 @@ impl BackupCore {
             settle(Ok(()));
         })?;
         Ok(promise)
+    }
+}
+
+/// A piece {u32 length, u32 checksum, bytes} that the cache may serve again.
+///
+/// It is copied to memory that JavaScript has already: V8 collects garbage for each few MiB of
+/// new external memory, and a recovery moves all of a log through here.
+#[napi]
+pub struct RecoveryPiece {
+    /// Until it is taken: collecting this object may be a long time off.
+    piece: Option<Arc<Vec<u8>>>,
+}
+
+#[napi]
+impl RecoveryPiece {
+    /// Its length; 0 once it is taken.
+    #[napi(getter, catch_unwind)]
+    pub fn bytes(&self) -> f64 {
+        self.piece.as_ref().map_or(0, |piece| piece.len()) as f64
+    }
+
+    /// Copies all of it to the start of `target`, once, and lets go of it.
+    #[napi(catch_unwind)]
+    pub fn take(&mut self, mut target: Uint8Array) -> Result<()> {
+        // SAFETY: JavaScript is in this call, so nothing else touches the array.
+        let target = unsafe { target.as_mut() };
+        let piece = self
+            .piece
+            .as_deref()
+            .filter(|piece| piece.len() <= target.len());
+        let Some(piece) = piece else {
+            let text = "a piece is taken once, to memory that is large enough";
+            return Err(coded(Status::InvalidArgument, text));
+        };
+        target[..piece.len()].copy_from_slice(piece);
+        self.piece = None;
+        Ok(())
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
                     state.compress_parked.clear();
                     return;
                 }
-                if let Some(until) = state.compression_rests(Instant::now()) {
+                if let Some(until) = state.rests(Instant::now()) {
                     state.park_compression();
                     shared.compress_wake.wait_until(&mut state, until);
                     continue;
@@ -80,9 +80,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 impl State {
-    /// Until when nothing is compressed, if that is not over.
-    pub fn compression_rests(&self, now: Instant) -> Option<Instant> {
-        self.compression_rests_until.filter(|until| *until > now)
+    /// Until when nothing is compressed or pre-written, if that is not over.
+    pub fn rests(&self, now: Instant) -> Option<Instant> {
+        self.rests_until.filter(|until| *until > now)
     }
 
     /// Remembers what waits without its bytes.
@@ -100,13 +100,14 @@ impl State {
 
 impl Shared {
     /// A recovery is served here: its masters write copies to this backup as well.
-    pub(super) fn rest_compression(&self) {
-        self.state.lock().compression_rests_until = Some(Instant::now() + REST);
+    pub(super) fn rest(&self) {
+        self.state.lock().rests_until = Some(Instant::now() + REST);
     }
 
     /// No recovery is served here any more.
-    pub(super) fn resume_compression(&self) {
-        self.state.lock().compression_rests_until = None;
+    pub(super) fn end_rest(&self) {
+        self.state.lock().rests_until = None;
+        self.io_wake.notify_one();
         self.compress_wake.notify_one();
     }
 

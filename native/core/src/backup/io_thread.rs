@@ -1,4 +1,5 @@
-//! The I/O thread: group commit of all replicas, frees and superblocks; pre-writing when idle.
+//! The I/O thread: group commit of all replicas, frees and superblocks; pre-writing when idle, but
+//! not while a recovery is served: its copies would wait for zeros that double what is written.
 //!
 //! One round: take everything that waits, write it, ONE fdatasync, then report. A failed write or
 //! sync is never tried again: its tokens get `DiskError`; `disk_failure` says what else it costs.
@@ -134,14 +135,17 @@ fn next_round(shared: &Shared, prewrite: &mut Option<Prewrite>, group: &mut Grou
         if state.stopping {
             return Round::Stop;
         }
-        if prewrite.is_none() {
-            let frame = state.frames.start_prewrite(now);
-            *prewrite = frame.map(|frame| Prewrite { frame, offset: 0 });
+        let rests_until = state.rests(now);
+        if rests_until.is_none() {
+            if prewrite.is_none() {
+                let frame = state.frames.start_prewrite(now);
+                *prewrite = frame.map(|frame| Prewrite { frame, offset: 0 });
+            }
+            if prewrite.is_some() {
+                return Round::Prewrite;
+            }
         }
-        if prewrite.is_some() {
-            return Round::Prewrite;
-        }
-        let wake_at = [due, state.frames.growth_retry_at()]
+        let wake_at = [due, rests_until.or(state.frames.growth_retry_at())]
             .into_iter()
             .flatten()
             .min();
@@ -287,7 +291,7 @@ fn trim_compress_queue(state: &mut State, compress: bool) {
     if !compress {
         state.compress_queue.clear();
     }
-    if state.compression_rests(Instant::now()).is_some() {
+    if state.rests(Instant::now()).is_some() {
         state.park_compression();
     }
     while state.compress_queue.len() > COMPRESS_QUEUE_MAX {

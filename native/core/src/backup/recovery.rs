@@ -296,14 +296,14 @@ impl Recoveries {
         };
         inner.recoveries.insert(recovery_id, recovery);
         drop(inner);
-        self.shared.rest_compression();
+        self.shared.rest();
         self.wake.notify_all();
         answer(answers);
         Ok(())
     }
 
     pub fn piece(&self, recovery_id: u64, segment_id: u64, partition_id: u64, waiter: PieceWaiter) {
-        self.shared.rest_compression();
+        self.shared.rest();
         if let Some((waiter, result)) =
             self.find_piece(recovery_id, segment_id, partition_id, waiter)
         {
@@ -368,7 +368,7 @@ impl Recoveries {
         let last = inner.recoveries.is_empty();
         drop(inner);
         if last {
-            self.shared.resume_compression();
+            self.shared.end_rest();
         }
         self.wake.notify_all();
         answer(answers);

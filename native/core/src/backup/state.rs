@@ -227,8 +227,8 @@ pub(super) struct State {
     pub compress_queue: VecDeque<CompressJob>,
     /// Jobs of the time while compression rests, without their bytes.
     pub compress_parked: VecDeque<CompressJob>,
-    /// A recovery needs the processor.
-    pub compression_rests_until: Option<Instant>,
+    /// A recovery needs processor and disk: neither compressing nor pre-writing goes on.
+    pub rests_until: Option<Instant>,
     pub tokens_waiting: usize,
     pub next_replica_id: u64,
     pub stopping: bool,
@@ -253,7 +253,7 @@ impl State {
             jobs: VecDeque::new(),
             compress_queue: VecDeque::new(),
             compress_parked: VecDeque::new(),
-            compression_rests_until: None,
+            rests_until: None,
             tokens_waiting: 0,
             next_replica_id: 1,
             stopping: false,
