@@ -242,7 +242,8 @@ impl Tablets {
     ///
     /// # Errors
     /// `InvalidArgument` unless they make up the range, `Retry` if one is not served or is given
-    /// away, or as long as older segments may hold entries that one had when it was this master's before.
+    /// away, or as long as older segments may hold entries that one had when it was this master's
+    /// before.
     pub fn merged_ctime(&self, range: &SlotRange, first_segment: u64) -> Result<u64, Status> {
         let parts = self.parts(range)?;
         let oldest = parts.iter().map(|one| one.ctime_segment_id()).min();
