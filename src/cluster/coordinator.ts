@@ -244,7 +244,7 @@ async function openStorage(
     return EtcdStorage.open(parseStorageUrl(storage), { log });
   }
   if (dataDirectory === undefined || storage !== undefined) {
-    const text = 'a coordinator needs either a data folder or a storage';
+    const text = 'a coordinator needs a data folder (--data) or a storage (--storage), not both';
     throw new RekindleError('INVALID_ARGUMENT', text);
   }
   return LmdbStorage.open(dataDirectory);

@@ -84,10 +84,10 @@ class Overwritten {
 }
 
 test('five times the memory is written, and all of it is right', { timeout: 600_000 }, async () => {
-  const memoryBytes = 64 * MIB;
+  const memoryBytes = 96 * MIB;
   await withCluster({ servers: 5, memoryBytes }, async (cluster, client) => {
     const table = await client.createTable('objects', { span: 5 });
-    const objects = new Overwritten(table, 9_600, 4_000, 1);
+    const objects = new Overwritten(table, 12_800, 4_000, 1);
     await objects.writeAll();
     await objects.overwrite(5 * 5 * memoryBytes);
     assert.equal(await objects.countWrong(), 0);
