@@ -82,6 +82,8 @@ export class Network {
 
   close(): void {
     const attempts = [
+      // The kernel takes a namespace apart in its own time; a port goes at once.
+      ...this.#names.map((name) => ['link', 'del', this.#port(name)]),
       ...this.#names.map((name) => ['netns', 'del', this.#space(name)]),
       ['link', 'del', this.#bridge],
     ];
