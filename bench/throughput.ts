@@ -23,7 +23,7 @@ export interface ThroughputBenchOptions extends BenchOptions {
   memoryBytes: number;
 }
 
-/** Of one round and one store; `better` says which way. */
+/** One line of the table. */
 interface Work {
   name: string;
   unit: 'operations/s' | 'µs' | 'GB/s';

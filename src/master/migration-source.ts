@@ -14,12 +14,12 @@ import type { SlotRange } from '../rpc/messages.js';
 import { parseRequest } from '../rpc/request-schemas.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall } from '../rpc/transport.js';
+import { EndedMigrations } from './ended-migrations.js';
 
 const checkMs = 100;
 const idleMsMax = 10_000;
 /** Writes wait for the last pieces, and for these to be durable at the target. */
 const frozenMsMax = 3_000;
-const endedMax = 1_024;
 
 export interface MigrationSourceOptions {
   core: Pick<MasterCore, 'startMigration'>;
@@ -41,8 +41,7 @@ interface Giving {
 export class MigrationSource {
   readonly #options: MigrationSourceOptions;
   #giving: Giving | null = null;
-  /** Ids that are over, the oldest first: a late message must not start one again. */
-  readonly #ended = new Set<number>();
+  readonly #ended = new EndedMigrations();
   readonly #timer: NodeJS.Timeout;
 
   constructor(options: MigrationSourceOptions) {
@@ -131,8 +130,6 @@ export class MigrationSource {
 
   #end(migrationId: number, why: string): void {
     this.#ended.add(migrationId);
-    const [oldest] = this.#ended;
-    if (this.#ended.size > endedMax && oldest !== undefined) this.#ended.delete(oldest);
     if (this.#giving?.request.migrationId !== migrationId) return;
     this.#giving.core.end();
     this.#giving = null;

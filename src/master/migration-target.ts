@@ -15,6 +15,8 @@ import { faultPoint } from '../rpc/fault-point.js';
 import type { MigrationDataKind } from '../rpc/messages.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
+import { EndedMigrations } from './ended-migrations.js';
+import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 import { awaitMemory, commitSides, copySides, type SideLogOptions, takeBack } from './side-log.js';
@@ -28,11 +30,9 @@ const deltaPauseMs = 20;
 const retryMs = 10;
 const retriesMax = 500;
 const reportMs = 100;
-const reportMsMax = 2_000;
 const memoryWaitMs = 5_000;
 const headerBytes = 32;
 const tasksMax = 16;
-const endedMax = 1_024;
 
 type MigrateRequest = RequestOf<'MIGRATE'>;
 
@@ -84,7 +84,7 @@ export class MigrationTarget {
   readonly #options: MigrationTargetOptions;
   readonly #tasks = new Map<number, Task>();
   readonly #running = new Set<Promise<void>>();
-  readonly #ended = new Set<number>();
+  readonly #ended = new EndedMigrations();
   #stopped = false;
 
   constructor(options: MigrationTargetOptions) {
@@ -117,7 +117,7 @@ export class MigrationTarget {
       })
       .finally(() => {
         this.#tasks.delete(migrationId);
-        this.#remember(migrationId);
+        this.#ended.add(migrationId);
         this.#running.delete(run);
       });
     this.#running.add(run);
@@ -129,7 +129,7 @@ export class MigrationTarget {
     this.#options.checkTerm(term);
     const task = this.#tasks.get(migrationId);
     if (task === undefined) {
-      this.#remember(migrationId);
+      this.#ended.add(migrationId);
       return;
     }
     task.cancelled = true;
@@ -142,12 +142,6 @@ export class MigrationTarget {
   async stop(): Promise<void> {
     this.#stopped = true;
     await Promise.all(this.#running);
-  }
-
-  #remember(migrationId: number): void {
-    this.#ended.add(migrationId);
-    const [oldest] = this.#ended;
-    if (this.#ended.size > endedMax && oldest !== undefined) this.#ended.delete(oldest);
   }
 
   async #run(task: Task): Promise<void> {
@@ -308,12 +302,11 @@ export class MigrationTarget {
     }
   }
 
-  /** Repeats until the coordinator gives a definite answer or this master stops. */
-  async #report(
+  #report(
     task: Task,
     ctimeSegmentId: number,
     failure: RekindleError | null,
-  ): Promise<'owner' | 'notOwner' | 'unknown'> {
+  ): Promise<OwnershipVerdict> {
     const { coordinator, serverId, log } = this.#options;
     const { migrationId } = task.request;
     const { objects, bytes } = task;
@@ -326,19 +319,13 @@ export class MigrationTarget {
       objects,
       bytes,
     };
-    for (let attempt = 0; !this.#stopped; attempt += 1) {
+    return claimOwnership({
+      ask: () => coordinator.call('MIGRATION_FINISHED', request),
       // Given up by a commit, so no other can follow.
-      if (task.cancelled) return 'notOwner';
-      try {
-        const { committed } = await coordinator.call('MIGRATION_FINISHED', request);
-        return committed ? 'owner' : 'notOwner';
-      } catch (thrown) {
-        const { code, message } = asRekindleError(thrown);
-        if (attempt % 10 === 0) log.warn({ code, message }, 'a migration is not reported yet');
-        await sleep(Math.min(reportMs * (attempt + 1), reportMsMax));
-      }
-    }
-    return 'unknown';
+      cancelled: () => task.cancelled,
+      stopped: () => this.#stopped,
+      log,
+    });
   }
 
   #checkWanted(task: Task): void {

@@ -13,6 +13,7 @@ import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
+import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
 import { type Fetch, RecoveryScoreboard } from './recovery-scoreboard.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
@@ -28,8 +29,6 @@ const hedgeMsMin = 250;
 const memoryWaitMs = 5_000;
 /** A backup that says "not ready" for so long does not get on. */
 const stalledMs = 60_000;
-const reportDelayMs = 100;
-const reportDelayMsMax = 2_000;
 const recoveriesMax = 64;
 const pieceHeaderBytes = 8;
 
@@ -358,13 +357,13 @@ export class RecoveryMaster {
     return true;
   }
 
-  /** Phase 7. Repeats until the coordinator gives a definite answer or this master stops. */
-  async #report(
+  /** Phase 7. */
+  #report(
     task: Task,
     figures: Figures,
     ctimeSegmentId: number,
     failure: RekindleError | null,
-  ): Promise<'owner' | 'notOwner' | 'unknown'> {
+  ): Promise<OwnershipVerdict> {
     const { coordinator, serverId, log } = this.#options;
     const { recoveryId, partition, generation } = task.request;
     const request = {
@@ -378,19 +377,13 @@ export class RecoveryMaster {
       ...figures,
       ...unreadableOf(failure),
     };
-    for (let attempt = 0; !this.#stopped; attempt += 1) {
+    return claimOwnership({
+      ask: () => coordinator.call('RECOVERY_MASTER_FINISHED', request),
       // The coordinator has begun a newer generation, so it refuses this one for good.
-      if (task.cancelled) return 'notOwner';
-      try {
-        const { committed } = await coordinator.call('RECOVERY_MASTER_FINISHED', request);
-        return committed ? 'owner' : 'notOwner';
-      } catch (thrown) {
-        const { code, message } = asRekindleError(thrown);
-        if (attempt % 10 === 0) log.warn({ code, message }, 'a recovery is not reported yet');
-        await sleep(Math.min(reportDelayMs * (attempt + 1), reportDelayMsMax));
-      }
-    }
-    return 'unknown';
+      cancelled: () => task.cancelled,
+      stopped: () => this.#stopped,
+      log,
+    });
   }
 
   #sideLog(task: Task, log: Log): SideLogOptions {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { decideStart } from '../../src/coordinator/cluster-start.js';
-import { CoordinatorState, type Decision } from '../../src/coordinator/coordinator-state.js';
+import { CoordinatorState } from '../../src/coordinator/coordinator-state.js';
 import { decideCrash, decideEnlist } from '../../src/coordinator/server-list.js';
 import { decideCreated, decideCreateTable, decideDropTable } from '../../src/coordinator/tables.js';
 import { decideMerge, mergeableRuns } from '../../src/coordinator/tablet-merge.js';
@@ -12,30 +12,15 @@ import {
   decideMigrate,
   decideMigrated,
 } from '../../src/coordinator/tablet-migration.js';
-
-function applied<T>(state: CoordinatorState, { writes, result }: Decision<T>): T {
-  state.apply(structuredClone(writes));
-  return result;
-}
+import { applied, enlistRequest } from './coordinator-decisions.js';
 
 /** Four servers, and a table with a tablet on each of the first three and one more on the first. */
 function scene(): { state: CoordinatorState; servers: number[]; tableId: number } {
   const state = new CoordinatorState();
   applied(state, decideStart(state, { replicas: 2 }, 'cluster'));
-  const servers = [1, 2, 3].map((n) => {
-    const request = {
-      nonce: `nonce-${n}`,
-      replacesId: null,
-      clusterId: null,
-      address: `127.0.0.1:${7000 + n}`,
-      host: `host-${n}`,
-      rack: null,
-      master: true,
-      backup: true,
-      memoryBytes: 1,
-    };
-    return applied(state, decideEnlist(state, request, 0)).serverId;
-  });
+  const servers = [1, 2, 3].map(
+    (n) => applied(state, decideEnlist(state, enlistRequest(n), 0)).serverId,
+  );
   const create = { operationId: 'create', name: 'table', span: 4 };
   const tableId = applied(state, decideCreateTable(state, create));
   const owners = state.tables.get(tableId)?.tablets.map(({ serverId }) => serverId) ?? [];

@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { decideStart } from '../../src/coordinator/cluster-start.js';
-import { CoordinatorState, type Decision } from '../../src/coordinator/coordinator-state.js';
+import { CoordinatorState } from '../../src/coordinator/coordinator-state.js';
 import { decideAssign, decidePlan } from '../../src/coordinator/recovery-record.js';
 import {
   decideCrash,
@@ -22,6 +22,7 @@ import {
   decideReassignCreating,
 } from '../../src/coordinator/tables.js';
 import { RekindleError } from '../../src/rpc/errors.js';
+import { applied, enlistRequest } from './coordinator-decisions.js';
 
 function code(run: () => unknown): string {
   try {
@@ -33,30 +34,10 @@ function code(run: () => unknown): string {
   return 'OK';
 }
 
-function applied<T>(state: CoordinatorState, { writes, result }: Decision<T>): T {
-  state.apply(structuredClone(writes));
-  return result;
-}
-
 function newState(replicas = 2): CoordinatorState {
   const state = new CoordinatorState();
   applied(state, decideStart(state, { replicas }, 'cluster-a'));
   return state;
-}
-
-function enlistRequest(n: number, over: object = {}) {
-  return {
-    nonce: `nonce-${n}`,
-    replacesId: null,
-    clusterId: null,
-    address: `127.0.0.1:${7000 + n}`,
-    host: `host-${n}`,
-    rack: null,
-    master: true,
-    backup: true,
-    memoryBytes: 1,
-    ...over,
-  };
 }
 
 function enlist(state: CoordinatorState, n: number, over: object = {}): number {

@@ -375,7 +375,11 @@ test('partitions of one recovery take turns, those of two do not wait for each o
   fakes.master.start(partition(5, 1));
   fakes.master.start(partition(5, 2));
   fakes.master.start(partition(6, 3));
-  await sleep(100);
+  const otherLimitMs = performance.now() + 5_000;
+  while (fakes.reports.length === 0) {
+    assert.ok(performance.now() < otherLimitMs, 'recovery 6 waits for nobody');
+    await sleep(2);
+  }
   assert.equal(fakes.fetches.length, 2, 'the second partition of recovery 5 waits');
   assert.deepEqual(
     fakes.reports.map(({ recoveryId, ok }) => [recoveryId, ok]),

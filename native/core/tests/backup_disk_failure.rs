@@ -14,8 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const WHOLE: u32 = OPEN | CLOSE | PRIMARY;
 
@@ -166,11 +165,16 @@ fn the_third_bad_frame_takes_the_disk_out() {
     disk.poll("the disk has failed", |stats| stats["diskFailed"] == 1.0);
 }
 
-struct FullDisk(AtomicBool);
+#[derive(Default)]
+struct FullDisk {
+    full: AtomicBool,
+    refused: AtomicUsize,
+}
 
 impl Medium for FullDisk {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.0.load(Ordering::SeqCst) {
+        if self.full.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         file.write_all_at(bytes, offset)
@@ -184,7 +188,7 @@ impl Medium for FullDisk {
 #[test]
 fn a_full_disk_is_no_failed_disk() {
     let directory = Directory::new();
-    let medium = Arc::new(FullDisk(AtomicBool::new(false)));
+    let medium = Arc::new(FullDisk::default());
     let faults = Faults::over(Arc::clone(&medium) as Arc<dyn Medium>);
     let mut disk = Disk::with_faults(options(&directory, 12, false), faults);
     disk.settle();
@@ -193,7 +197,7 @@ fn a_full_disk_is_no_failed_disk() {
         disk.write(1, 9, 1, 0, &bytes, Some(&bytes), OPEN),
         Status::Ok
     );
-    medium.0.store(true, Ordering::SeqCst);
+    medium.full.store(true, Ordering::SeqCst);
     let mut refused = 0;
     for segment_id in 1..=8 {
         match disk.write(1, segment_id, 1, 0, &bytes, Some(&bytes), OPEN) {
@@ -208,12 +212,15 @@ fn a_full_disk_is_no_failed_disk() {
     );
     assert!(!disk.storage.load().disk_failed);
     // Whether there is room again is tried without a replica, which it would cost.
-    std::thread::sleep(Duration::from_millis(1_500));
+    let before = medium.refused.load(Ordering::SeqCst);
+    disk.poll("the growth is tried again", |_| {
+        medium.refused.load(Ordering::SeqCst) > before
+    });
     assert_eq!(
         disk.write(1, 10, 1, 0, &bytes, Some(&bytes), OPEN),
         Status::NoFreeFrame
     );
-    medium.0.store(false, Ordering::SeqCst);
+    medium.full.store(false, Ordering::SeqCst);
     assert_eq!(
         disk.write(1, 9, 1, 5000, &[], Some(&bytes), CLOSE),
         Status::Ok

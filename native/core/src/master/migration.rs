@@ -21,7 +21,6 @@ use crate::entry::{
     EntryHeader, EntryIterator, EntryType, EntryView, PieceChecksum, SEGMENT_BYTES, detach,
     entry_bytes, write_entry,
 };
-use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
 /// Bytes in front of a piece: {u32 length, u32 checksum, 3 × u64: next, next offset, bytes left}.
@@ -209,19 +208,13 @@ impl Migration {
             for offset in &offsets {
                 // SAFETY: a slot referred to it since the pin, and it is complete since then.
                 let entry = unsafe { objects.arena.entry(*offset) };
-                if entry.entry_type() == EntryType::Object && self.holds(&entry) {
+                if entry.entry_type() == EntryType::Object && self.tablet.range.holds(&entry) {
                     piece.push(&entry);
                 }
             }
             next = behind;
         }
         Ok(piece.finish(next as u64, 0, (end - next.min(end)) as u64))
-    }
-
-    fn holds(&self, entry: &EntryView<'_>) -> bool {
-        let (table_id, range) = (entry.table_id(), &self.tablet.range);
-        table_id == range.table_id
-            && range.contains(table_id, slot(key_hash(table_id, entry.key())))
     }
 
     /// What was appended for the tablet behind `from`, or some of it. Nothing before `from` is
@@ -305,7 +298,9 @@ impl Migration {
                 return Ok(from + at);
             }
             let kind = entry.entry_type();
-            if matches!(kind, EntryType::Object | EntryType::Tombstone) && self.holds(&entry) {
+            if matches!(kind, EntryType::Object | EntryType::Tombstone)
+                && self.tablet.range.holds(&entry)
+            {
                 piece.push(&entry);
             }
         }

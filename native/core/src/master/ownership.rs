@@ -8,7 +8,6 @@ use super::arena::Arena;
 use super::hash_table::prefetch;
 use super::tablets::{Service, SlotRange, Tablet};
 use crate::entry::EntryType;
-use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
 /// What a tablet weighs.
@@ -118,11 +117,7 @@ impl Master {
 fn drop_if_within(arena: &Arena, offset: usize, range: &SlotRange) -> bool {
     // SAFETY: called with the offset of a slot, while no segment is freed.
     let entry = unsafe { arena.entry(offset) };
-    let within = entry.table_id() == range.table_id
-        && range.contains(
-            entry.table_id(),
-            slot(key_hash(entry.table_id(), entry.key())),
-        );
+    let within = range.holds(&entry);
     if within && entry.entry_type() == EntryType::Object {
         arena.count_dead(offset, entry.total_bytes());
     }

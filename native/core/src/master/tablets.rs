@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 
+use crate::entry::EntryView;
+use crate::key_hash::{key_hash, slot};
 use crate::status::Status;
 
 /// Most tablets of one master; their statistics must fit into the opening of a head.
@@ -28,6 +30,12 @@ impl SlotRange {
     #[inline]
     pub fn contains(&self, table_id: u64, slot: u32) -> bool {
         self.table_id == table_id && self.start_slot <= slot && slot <= self.end_slot
+    }
+
+    /// Whether the key of an entry lies within.
+    pub fn holds(&self, entry: &EntryView<'_>) -> bool {
+        let table_id = entry.table_id();
+        table_id == self.table_id && self.contains(table_id, slot(key_hash(table_id, entry.key())))
     }
 
     fn overlaps(&self, other: &Self) -> bool {
