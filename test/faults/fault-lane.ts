@@ -17,13 +17,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
+import { EtcdCluster } from '../../bench/etcd.js';
 import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../../src/cluster/managed-process.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { hashKey } from '../../src/rpc/key-hash.js';
-import { EtcdCluster } from '../cluster/etcd.js';
 import type { Case, Provocation } from './catalogue.js';
 
 const SERVERS = 5;

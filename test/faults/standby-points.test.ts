@@ -6,7 +6,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { withoutEtcd } from '../cluster/etcd.js';
+import { withoutEtcd } from '../../bench/etcd.js';
 import { CASES } from './catalogue.js';
 import { FaultLane } from './fault-lane.js';
 
