@@ -165,13 +165,14 @@ function result(
   );
   const titles = ['', 'times', 'p50', 'p90', 'max', 'longest call', 'target (max)'];
   const text = [
-    `bench failover: ${servers} servers, R = 3, ${durability}, ${COORDINATORS} coordinators, one etcd`,
+    `bench failover: ${servers} servers, R = 3, ${durability}, ${COORDINATORS} coordinators, etcd`,
     machineLine(),
     '',
     textTable(titles, rows),
     '',
     `${formatCount(checker.writesAcknowledged)} acknowledged writes, ` +
-      `${formatCount(checker.reads)} checked reads: ${errorCount} failed calls, ${lost} lost writes`,
+      `${formatCount(checker.reads)} checked reads`,
+    `${errorCount} calls failed, ${lost} writes lost`,
     ...[...errors].map(([what, count]) => `error ${what}: ${formatCount(count)}`),
     ...checker.violations.map((violation) => `VIOLATION ${violation}`),
     `repeat with: rekindle bench failover --kills ${kills} --seed ${seed} --servers ${servers} ` +

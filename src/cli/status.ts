@@ -5,7 +5,12 @@
  */
 import { Command } from 'commander';
 import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
-import type { ClusterStatus, MigrationReport, RecoveryReport } from '../rpc/messages.js';
+import type {
+  ClusterStatus,
+  DrainReport,
+  MigrationReport,
+  RecoveryReport,
+} from '../rpc/messages.js';
 import {
   askBackups,
   type BackupStatusByServer,
@@ -21,6 +26,7 @@ import {
   run,
   withClient,
 } from './command-runner.js';
+import { drainText } from './drain.js';
 import { gapLines, lossText } from './loss-text.js';
 import { jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
 import { tableRows, tableTitles } from './table.js';
@@ -70,6 +76,10 @@ function migrationRow(migration: MigrationReport): (string | number)[] {
   ];
 }
 
+function drainOf({ drains }: ClusterStatus, serverId: number): DrainReport | undefined {
+  return drains.find((each) => each.serverId === serverId);
+}
+
 function leaderText({ leader, term, standbys }: ClusterStatus): string {
   const others = standbys.length === 0 ? 'no standby' : `standbys ${standbys.join(', ')}`;
   return `coordinator ${leader} leads (term ${term}), ${others}`;
@@ -85,7 +95,7 @@ export function statusText(
     server.host,
     server.rack ?? '',
     [server.master ? 'master' : '', server.backup ? 'backup' : ''].filter(Boolean).join('+'),
-    server.status,
+    drainOf(status, server.serverId)?.state ?? server.status,
     formatBytes(server.memoryBytes),
   ]);
   const parts = [
@@ -105,6 +115,9 @@ export function statusText(
     parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
   }
   parts.push(...status.recoveries.flatMap(gapLines));
+  for (const drain of status.drains) {
+    if (drain.state === 'draining') parts.push(`server ${drain.serverId} is ${drainText(drain)}`);
+  }
   const moving = status.migrations.slice(-RECOVERIES_SHOWN_MAX);
   if (moving.length > 0) {
     const titles = [

@@ -78,6 +78,9 @@ export class MasterService {
     this.#registerMigration(endpoint);
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
+    endpoint.handle('COUNT_REPLICAS', ({ backupServerId }) =>
+      this.#options.replication.replicasOn(backupServerId),
+    );
     endpoint.handle('REPORT_ROT', (request) => this.#loseRotten(request));
   }
 

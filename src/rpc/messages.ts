@@ -15,6 +15,8 @@ export interface ServerEntry {
   master: boolean;
   backup: boolean;
   status: 'up' | 'crashed';
+  /** It gets no new tablets, and replicas only if there is no other place for them. */
+  draining?: true;
   memoryBytes: number;
 }
 
@@ -202,6 +204,20 @@ export interface MigrationReport extends SlotRange {
   bytes: number;
 }
 
+/** A server that gives away all that it has (docs/drain.md). */
+export interface DrainReport {
+  serverId: number;
+  /** `drained`: nobody needs it, its process can be stopped. */
+  state: 'draining' | 'drained';
+  startedAtMs: number;
+  /** That it still owns. */
+  tablets: number;
+  /** Of other masters, on its disk; null: not known yet. */
+  replicas: number | null;
+  /** What has to happen next. */
+  waitingFor: string | null;
+}
+
 export interface ServerStats {
   serverId: number;
   uptimeMs: number;
@@ -224,6 +240,7 @@ export interface ClusterStatus {
   recoveries: RecoveryReport[];
   /** Those under way, and the newest that are over. */
   migrations: MigrationReport[];
+  drains: DrainReport[];
   /** All losses that were ever accepted, the newest first. */
   losses: LossReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
@@ -362,6 +379,11 @@ export interface Messages {
     /** false: the tablet stays where it was; drop it. */
     reply: { committed: boolean };
   };
+  DRAIN_SERVER: {
+    /** `cancel`: it is a server like all others again. */
+    request: { serverId: number; cancel: boolean };
+    reply: Empty;
+  };
   UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
   STORE_COORDINATOR_STATE: {
     /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
@@ -417,6 +439,11 @@ export interface Messages {
   IS_REPLICA_NEEDED: {
     request: { backupServerId: number; segmentIds: number[] };
     reply: { needed: number[] };
+  };
+  COUNT_REPLICAS: {
+    request: { backupServerId: number };
+    /** On that backup, of this master; as of which version of the server list. */
+    reply: { serverListVersion: number; replicas: number };
   };
   REPORT_ROT: { request: { backupServerId: number; segmentIds: number[] }; reply: Empty };
   BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };

@@ -166,6 +166,8 @@ export class FaultLane {
         return mergeTablets(world, victim, `merging-${this.#tables++}`, struck);
       case 'migrate':
         return moveTablets(world, victim, struck);
+      case 'drain':
+        return drainServer(world, victim, struck);
       case 'client': {
         await using client = await connect(world.cluster.url);
         await survive(world, client.table('load').get('some key'));
@@ -375,6 +377,25 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
     await survive(world, client.migrateTablet('load', startSlot, target.serverId, options));
     await delay(WATCH_MS);
   }
+}
+
+/** A server is emptied, and is one like all others again, until the fault has struck. */
+async function drainServer(world: World, victim: number, struck: () => boolean): Promise<void> {
+  const { client, cluster } = world;
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  const serverId = cluster.serverId(victim) ?? 0;
+  const options = { timeoutMs: 20_000 };
+  while (!struck() && performance.now() < end) {
+    await survive(world, client.drainServer(serverId, options));
+    await waitFor('a drain, or its end', WHOLE_TIMEOUT_MS, async () => {
+      if (struck()) return true;
+      const { drains } = await client.status({ timeoutMs: 2_000 });
+      return drains.every(({ state }) => state === 'drained') || undefined;
+    });
+    await survive(world, client.drainServer(serverId, { ...options, cancel: true }));
+  }
+  // The fault may have struck the cancellation.
+  await survive(world, client.drainServer(serverId, { ...options, cancel: true }));
 }
 
 /** The dead server has been recovered, or the fault has ended a process that this needs. */
