@@ -4,8 +4,9 @@
  * warning), 2 if no coordinator answers.
  */
 import { Command } from 'commander';
-import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
+import { formatBytes, formatCount, formatMs, textTable } from '../ops/text-table.js';
 import type {
+  BalanceReport,
   ClusterStatus,
   DrainReport,
   MigrationReport,
@@ -80,6 +81,21 @@ function drainOf({ drains }: ClusterStatus, serverId: number): DrainReport | und
   return drains.find((each) => each.serverId === serverId);
 }
 
+/** Null as long as there is nothing to say. */
+function balanceText({ enabled, servers, moves, waitingFor }: BalanceReport): string | null {
+  if (!enabled) return null;
+  const fills = servers.map(({ fill }) => Math.round(100 * fill));
+  const rates = servers.map(({ operationsPerSecond }) => operationsPerSecond);
+  const spread = (values: number[], unit: string): string =>
+    `${formatCount(Math.min(...values))} to ${formatCount(Math.max(...values))} ${unit}`;
+  const loads =
+    servers.length === 0
+      ? 'loads not known yet'
+      : `${spread(fills, '% of memory live')}, ${spread(rates, 'operations/s a server')}`;
+  const waits = waitingFor === null ? '' : `, waits for ${waitingFor}`;
+  return `balancer: ${loads}, ${moves} tablets moved${waits}`;
+}
+
 function leaderText({ leader, term, standbys }: ClusterStatus): string {
   const others = standbys.length === 0 ? 'no standby' : `standbys ${standbys.join(', ')}`;
   return `coordinator ${leader} leads (term ${term}), ${others}`;
@@ -118,6 +134,8 @@ export function statusText(
   for (const drain of status.drains) {
     if (drain.state === 'draining') parts.push(`server ${drain.serverId} is ${drainText(drain)}`);
   }
+  const balance = balanceText(status.balance);
+  if (balance !== null) parts.push(balance);
   const moving = status.migrations.slice(-RECOVERIES_SHOWN_MAX);
   if (moving.length > 0) {
     const titles = [

@@ -14,6 +14,7 @@ import type { ClusterStatus } from '../rpc/messages.js';
 import { answersWithoutId } from '../rpc/probe.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
+import { Balancer } from './balancer.js';
 import type { Lead } from './candidate.js';
 import { type ClusterOptions, decideStart } from './cluster-start.js';
 import { clusterNotes, clusterWarnings } from './cluster-warnings.js';
@@ -50,6 +51,8 @@ export interface CoordinatorOptions {
   /** Called once if the coordinator cannot go on (storage lost or taken over). */
   onFatal?: (error: RekindleError) => void;
   faultPoint?: FaultPoint;
+  /** Tablets are moved so that masters have equal shares; default false. */
+  balance?: boolean;
   monitor?: typeof FAILURE_MONITOR_DEFAULTS;
 }
 
@@ -67,6 +70,7 @@ export class Coordinator implements CoordinatorContext {
   private readonly tables: TableOperations;
   private readonly migrations: MigrationManager;
   private readonly drains: DrainManager;
+  private readonly balancer: Balancer;
   private readonly recoveries: RecoveryManager;
   private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;
@@ -87,6 +91,7 @@ export class Coordinator implements CoordinatorContext {
     this.tables = new TableOperations(this);
     this.migrations = new MigrationManager(this);
     this.drains = new DrainManager(this, this.migrations);
+    this.balancer = new Balancer(this, this.migrations, options.balance ?? false);
     this.recoveries = new RecoveryManager(this, this.leases);
     this.registerHandlers();
   }
@@ -121,6 +126,7 @@ export class Coordinator implements CoordinatorContext {
     const fields = { clusterId, term, servers: state.servers.size, tables: state.tables.size };
     this.log('info', 'the coordinator serves', fields);
     this.monitor.start();
+    this.balancer.start();
     this.changed();
   }
 
@@ -405,6 +411,7 @@ export class Coordinator implements CoordinatorContext {
       recoveries,
       migrations: this.migrations.reports(),
       drains: this.drains.reports(),
+      balance: this.balancer.report(),
       losses: [...this.state.losses.values()].sort((a, b) => b.lossId - a.lossId),
       stateCopies,
       warnings: [

@@ -86,6 +86,11 @@ export interface TabletStats extends SlotRange {
   records: number;
 }
 
+/** `operationsPerSecond`: reads and writes, as sampled in the last seconds. */
+export interface TabletLoad extends TabletStats {
+  operationsPerSecond: number;
+}
+
 /** What an open replica says about its log (docs/formats.md §2, the opening of a head). */
 export interface DigestReport {
   segmentId: number;
@@ -218,6 +223,17 @@ export interface DrainReport {
   waitingFor: string | null;
 }
 
+/** The balancer, as far as it knows the loads of masters. */
+export interface BalanceReport {
+  enabled: boolean;
+  /** `fill`: live bytes as a share of the log's memory. */
+  servers: { serverId: number; fill: number; operationsPerSecond: number }[];
+  /** Tablets that it has moved under this leader. */
+  moves: number;
+  /** Why it does nothing at present. */
+  waitingFor: string | null;
+}
+
 export interface ServerStats {
   serverId: number;
   uptimeMs: number;
@@ -241,6 +257,7 @@ export interface ClusterStatus {
   /** Those under way, and the newest that are over. */
   migrations: MigrationReport[];
   drains: DrainReport[];
+  balance: BalanceReport;
   /** All losses that were ever accepted, the newest first. */
   losses: LossReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
@@ -439,6 +456,11 @@ export interface Messages {
   IS_REPLICA_NEEDED: {
     request: { backupServerId: number; segmentIds: number[] };
     reply: { needed: number[] };
+  };
+  GET_TABLET_LOADS: {
+    request: Empty;
+    /** Of the tablets that it serves, and its log memory. */
+    reply: { memoryBytes: number; tablets: TabletLoad[] };
   };
   COUNT_REPLICAS: {
     request: { backupServerId: number };

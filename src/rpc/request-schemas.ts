@@ -146,6 +146,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
       .max(1_000_000),
   }),
   IS_REPLICA_NEEDED: z.object({ backupServerId: id, segmentIds }),
+  GET_TABLET_LOADS: empty,
   COUNT_REPLICAS: z.object({ backupServerId: id }),
   REPORT_ROT: z.object({ backupServerId: id, segmentIds }),
   BACKUP_FREE: z.object({ masterId: id, segmentIds }),

@@ -85,6 +85,7 @@ export const RPC = {
   RECOVER: json(0x43, 'master', 5_000, 'Starts the recovery of one partition; answers at once.'),
   IS_REPLICA_NEEDED: json(0x44, 'master', 2_000, 'Which of these replicas does the log need?'),
   REPORT_ROT: json(0x46, 'master', 2_000, 'These replicas have rotted on their backup.'),
+  GET_TABLET_LOADS: json(0x53, 'master', 2_000, 'Sizes and request rates of its tablets.'),
   COUNT_REPLICAS: json(0x52, 'master', 2_000, 'How many replicas has it on that backup?'),
   MERGE_TABLET_OWNERSHIP: json(0x48, 'master', 5_000, 'Could these tablets be one? Make them one.'),
   MIGRATE: json(0x49, 'master', 5_000, 'Fetch a tablet from its owner; answers at once.'),
