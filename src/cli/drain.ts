@@ -19,24 +19,29 @@ import {
 import { integer, jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
 
 const POLL_MS = 200;
+/** What it waits for changes many times a second. */
+const WAITS_SAID_MS = 5_000;
 
 /** `cancelled`: somebody else has; `gone`: the server has left the cluster meanwhile. */
 export type DrainEnd = 'drained' | 'cancelled' | 'gone';
 
 export function drainText({ state, tablets, replicas, waitingFor }: DrainReport): string {
   if (state === 'drained') return 'drained';
-  const left = `${tablets} tablets and ${replicas ?? 'some'} replicas left`;
+  const left = `tablets left: ${tablets}, replicas left: ${replicas ?? 'not counted yet'}`;
   return `draining: ${left}${waitingFor === null ? '' : `, waits for ${waitingFor}`}`;
 }
 
-/** Resolves when it is over; `say` hears of each change. */
+/** Resolves when it is over; `say` hears how far it is, and now and then what it waits for. */
 export async function drain(
   client: Client,
   serverId: number,
   say: (text: string) => void,
 ): Promise<DrainEnd> {
   await client.drainServer(serverId);
-  for (let said = ''; ; await sleep(POLL_MS)) {
+  let said = '';
+  let leftSaid = '';
+  let saidAtMs = 0;
+  for (; ; await sleep(POLL_MS)) {
     const { drains, servers } = await client.status();
     const report = drains.find((each) => each.serverId === serverId);
     if (report === undefined) {
@@ -45,8 +50,11 @@ export async function drain(
     }
     if (report.state === 'drained') return 'drained';
     const text = drainText(report);
-    if (text !== said) say(text);
-    said = text;
+    const left = `${report.tablets} ${report.replicas}`;
+    const nowMs = performance.now();
+    if (text === said || (left === leftSaid && nowMs - saidAtMs < WAITS_SAID_MS)) continue;
+    say(text);
+    [said, leftSaid, saidAtMs] = [text, left, nowMs];
   }
 }
 

@@ -10,6 +10,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CoordinatorContext } from './context.js';
 import {
   type DrainStep,
+  type DrainTries,
   decideDrain,
   decideDrained,
   drainUnderWay,
@@ -19,15 +20,22 @@ import {
 import type { MigrationManager } from './migration-manager.js';
 
 const POLL_MS = 200;
-/** After a migration that came to nothing. */
+/** Between two tries of one tablet; doubled with each, so that a cleaner can make room. */
 const RETRY_MS = 500;
+const RETRY_DOUBLINGS_MAX = 4;
+
+interface Tries extends DrainTries {
+  notBeforeMs: number;
+}
+
+const NO_TRIES: Tries = { count: 0, targets: new Set(), notBeforeMs: 0 };
 
 interface Loop {
   wake: (() => void) | null;
   waitingFor: string | null;
   replicas: number | null;
-  /** By tablet: targets that it was sent to in vain. */
-  readonly avoided: Map<string, Set<number>>;
+  /** By tablet. One that is still there in a later turn was sent away in vain. */
+  readonly tries: Map<string, Tries>;
 }
 
 export class DrainManager {
@@ -47,7 +55,7 @@ export class DrainManager {
         loop.wake?.();
         continue;
       }
-      const fresh: Loop = { wake: null, waitingFor: null, replicas: null, avoided: new Map() };
+      const fresh: Loop = { wake: null, waitingFor: null, replicas: null, tries: new Map() };
       this.loops.set(serverId, fresh);
       this.context.background(this.run(serverId, fresh), 'a drain');
     }
@@ -76,7 +84,7 @@ export class DrainManager {
   private async run(serverId: number, loop: Loop): Promise<void> {
     try {
       while (drainUnderWay(this.context.state, serverId) !== undefined) {
-        const step = nextDrainStep(this.context.state, serverId, loop.avoided);
+        const step = nextDrainStep(this.context.state, serverId, loop.tries);
         const delayMs = await this.take(serverId, loop, step);
         if (delayMs > 0) await this.pause(loop, delayMs);
       }
@@ -103,12 +111,19 @@ export class DrainManager {
   }
 
   private async move(loop: Loop, { key, request }: DrainStep & { kind: 'move' }): Promise<number> {
-    // If it is still there in a later turn, that target did not get it.
-    const tried = loop.avoided.get(key) ?? new Set();
-    const again = tried.size > 0;
-    if (tried.has(request.targetServerId)) tried.clear();
-    tried.add(request.targetServerId);
-    loop.avoided.set(key, tried);
+    const nowMs = performance.now();
+    const { count, targets, notBeforeMs } = loop.tries.get(key) ?? NO_TRIES;
+    if (nowMs < notBeforeMs) {
+      loop.waitingFor = 'the next try of a migration that has failed';
+      return notBeforeMs - nowMs;
+    }
+    const { targetServerId } = request;
+    loop.tries.set(key, {
+      count: count + 1,
+      // All have been tried: it starts anew.
+      targets: new Set([...(targets.has(targetServerId) ? [] : targets), targetServerId]),
+      notBeforeMs: nowMs + RETRY_MS * 2 ** Math.min(count, RETRY_DOUBLINGS_MAX),
+    });
     try {
       await this.migrations.migrate(request);
     } catch (error) {
@@ -116,9 +131,9 @@ export class DrainManager {
       // What was true of the state has changed since.
       if (!retryable && code !== 'INVALID_ARGUMENT' && code !== 'TABLE_NOT_FOUND') throw error;
       loop.waitingFor = message;
-      return RETRY_MS;
+      return POLL_MS;
     }
-    return again ? RETRY_MS : 0;
+    return 0;
   }
 
   /** Those that have nothing there; null: not all. */

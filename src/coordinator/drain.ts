@@ -14,6 +14,7 @@ import {
   type DrainRecord,
   type ServerRecord,
   serverKey,
+  type TabletRecord,
 } from './coordinator-state.js';
 import { copysetWrites } from './copyset-record.js';
 import { backupsFor, clusterWrite } from './server-list.js';
@@ -87,22 +88,32 @@ export type DrainStep =
   /** All masters are to be asked for replicas. */
   | { kind: 'ask' };
 
-/** What to do next. `avoided`: targets that have failed for a tablet, by its key. */
+/** How often a tablet was sent away in vain, and to whom in this round of targets. */
+export interface DrainTries {
+  readonly count: number;
+  readonly targets: ReadonlySet<number>;
+}
+
+/** What to do next. `tries`: of tablets, by their keys; those that have failed least come first. */
 export function nextDrainStep(
   state: CoordinatorState,
   serverId: number,
-  avoided: ReadonlyMap<string, ReadonlySet<number>>,
+  tries: ReadonlyMap<string, DrainTries>,
 ): DrainStep {
-  for (const { migrationId, sourceServerId, targetServerId } of state.migrations.values()) {
+  for (const { sourceServerId, targetServerId } of state.migrations.values()) {
     if (sourceServerId !== serverId && targetServerId !== serverId) continue;
-    return { kind: 'wait', reason: `migration ${migrationId}` };
+    return { kind: 'wait', reason: 'a migration' };
   }
-  const tablet = state.tabletsOf(serverId).find((each) => migrationOf(state, each) === undefined);
+  const countOf = (tablet: TabletRecord): number => tries.get(keyOf(tablet))?.count ?? 0;
+  const tablets = state
+    .tabletsOf(serverId)
+    .filter((each) => migrationOf(state, each) === undefined);
+  const [tablet] = tablets.sort((a, b) => countOf(a) - countOf(b));
   if (tablet !== undefined) {
-    const { tableId, startSlot, endSlot } = tablet;
-    const key = `${tableId}:${startSlot}-${endSlot}`;
+    const { tableId, startSlot } = tablet;
+    const key = keyOf(tablet);
     const masters = usableMasters(state);
-    const tried = avoided.get(key);
+    const tried = tries.get(key)?.targets;
     const target = masters.find((each) => !tried?.has(each.serverId)) ?? masters[0];
     const name = state.tables.get(tableId)?.name;
     if (target === undefined || name === undefined)
@@ -118,6 +129,10 @@ export function nextDrainStep(
     return { kind: 'wait', reason: `the recovery of server ${crashedServerId}` };
   }
   return { kind: 'ask' };
+}
+
+function keyOf({ tableId, startSlot, endSlot }: TabletRecord): string {
+  return `${tableId}:${startSlot}-${endSlot}`;
 }
 
 /** Masters whose answers count: all that may have replicas there. */

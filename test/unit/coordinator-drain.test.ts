@@ -137,9 +137,16 @@ test('a target that has failed is not the next one', () => {
   applied(state, decideAbortMigration(state, migrationId, 'no memory'));
   assert.equal(next(state, first).kind, 'wait');
   applied(state, decideForgetMigration(state, migrationId));
-  const avoided = new Map([[step.key, new Set([targetServerId])]]);
-  const other = nextDrainStep(state, first, avoided);
-  assert.ok(other.kind === 'move' && other.request.targetServerId !== targetServerId);
+  const tried = (count: number) => ({ count, targets: new Set([targetServerId]) });
+  const second = nextDrainStep(state, first, new Map([[step.key, tried(1)]]));
+  assert.ok(second.kind === 'move' && second.key !== step.key, 'another tablet comes first');
+  const both = new Map([
+    [step.key, tried(1)],
+    [second.key, tried(2)],
+  ]);
+  const other = nextDrainStep(state, first, both);
+  assert.ok(other.kind === 'move' && other.key === step.key);
+  assert.notEqual(other.request.targetServerId, targetServerId);
 });
 
 test('it is refused where the others could not do without the server, and can be cancelled', () => {
