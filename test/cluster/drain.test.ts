@@ -8,7 +8,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
-import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { waitFor, waitForRecovery, waitUntilWhole } from '../../bench/cluster-health.js';
 import { withoutEtcd } from '../../bench/etcd.js';
 import { leaderOf, withStandbys } from '../../bench/standbys.js';
 import { type Client, connect } from '../../src/client/index.js';
@@ -126,6 +126,33 @@ test('a drain goes on under the next leader', {
       });
       assert.equal(tabletsOn(await client.status(), victim), 0);
       await stopAndStart(cluster, client, 2);
+    });
+  });
+});
+
+test('a drain goes on when another server dies, and ends with its own', {
+  timeout: 140_000,
+}, async () => {
+  await withCluster({ servers: 6, memoryBytes: MEMORY_BYTES }, async (cluster, client) => {
+    await underLoad(client, async () => {
+      const [victim = 0, other = 0] = [0, 1].map((index) => cluster.serverId(index) ?? 0);
+      await client.drainServer(victim);
+      await cluster.killServer(1, 'SIGKILL');
+      await waitForRecovery(client, other, 60_000);
+      await cluster.restartServer(1);
+      await waitFor('the drain', 60_000, async () => {
+        const { drains } = await client.status();
+        return drains[0]?.state === 'drained' || undefined;
+      });
+      assert.equal(tabletsOn(await client.status(), victim), 0);
+      await stopAndStart(cluster, client, 0);
+      const dying = cluster.serverId(2) ?? 0;
+      await client.drainServer(dying);
+      await cluster.killServer(2, 'SIGKILL');
+      await waitForRecovery(client, dying, 60_000);
+      await cluster.restartServer(2);
+      const status = await waitUntilWhole(client, cluster.serverCount, 60_000);
+      assert.deepEqual(status.drains, []);
     });
   });
 });
