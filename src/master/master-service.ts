@@ -206,12 +206,16 @@ export class MasterService {
     return {};
   }
 
-  #dropTablet(request: RequestOf<'DROP_TABLET_OWNERSHIP'>): ReplyOf<'DROP_TABLET_OWNERSHIP'> {
+  /** Answered when nothing of the tablet is left here, so that it may come back. */
+  async #dropTablet(
+    request: RequestOf<'DROP_TABLET_OWNERSHIP'>,
+  ): Promise<ReplyOf<'DROP_TABLET_OWNERSHIP'>> {
     this.#options.checkTerm(request.term);
     const { tableId, startSlot, endSlot } = request;
     try {
-      this.#options.core.dropTablet({ tableId, startSlot, endSlot });
+      const erased = this.#options.core.dropTablet({ tableId, startSlot, endSlot });
       this.#options.migrationSource.dropped(request);
+      await erased;
     } catch (thrown) {
       throw asNativeError(thrown);
     }

@@ -152,6 +152,8 @@ pub struct Tablets {
     /// Tables of which the log may hold entries that are nobody's any more, with the id below
     /// which their segments lie.
     given_up: BTreeMap<u64, u64>,
+    /// Nobody's, but the hash table may still refer to entries of theirs.
+    erasing: Vec<SlotRange>,
 }
 
 impl Tablets {
@@ -298,13 +300,34 @@ impl Tablets {
         self.given_up.retain(|_, below| *below > first_segment);
     }
 
+    /// Entries of a range that is nobody's are being taken out of the table.
+    pub fn begin_erasing(&mut self, range: SlotRange) {
+        self.erasing.push(range);
+    }
+
+    /// None is left.
+    pub fn end_erasing(&mut self, range: &SlotRange) {
+        let place = self.erasing.iter().position(|erasing| erasing == range);
+        self.erasing
+            .swap_remove(place.expect("an erasure that ends has begun"));
+    }
+
+    /// Whether a part of a range is being erased.
+    pub fn erasing(&self, range: &SlotRange) -> bool {
+        self.erasing.iter().any(|erasing| erasing.overlaps(range))
+    }
+
     /// Adds a tablet that overlaps none.
     ///
     /// # Errors
-    /// `InvalidArgument` on an overlap, `OutOfMemory` if there are too many.
+    /// `InvalidArgument` on an overlap, `Retry` while a part of it is being erased, `OutOfMemory` if
+    /// there are too many.
     pub fn insert(&mut self, tablet: Arc<Tablet>) -> Result<(), Status> {
         if self.exact(&tablet.range)?.is_some() {
             return Err(Status::InvalidArgument);
+        }
+        if self.erasing(&tablet.range) {
+            return Err(Status::Retry);
         }
         if self.sorted.len() >= TABLETS_MAX {
             return Err(Status::OutOfMemory);
