@@ -56,6 +56,12 @@ export interface MasterCore {
   mergedCtime(range: SlotRange): number;
   /** Makes one of them; one that is one already is OK. `RETRY` as above, and if it is busy. */
   mergeTablets(range: SlotRange): void;
+  /**
+   * Makes two of a tablet: the upper one begins at `slot`. Reads and writes go on while the objects
+   * of each are counted. OK if the range is cut there already. Rejects with `RETRY` while another
+   * is split, or this one is not served or is given away.
+   */
+  splitTablet(range: SlotRange, slot: number): Promise<void>;
   tablets(): TabletStats[];
 
   /**

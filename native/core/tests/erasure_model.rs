@@ -1,5 +1,5 @@
-//! Tablets are dropped, and recoveries given up, in turns, while other tablets are read, written and
-//! cleaned: nothing else changes, and no entry comes back when the range is owned again.
+//! Tablets are dropped, and recoveries given up, in turns, while other tablets are read, written
+//! and cleaned: nothing else changes, and no entry comes back when the range is owned again.
 //! `REKINDLE_SEED` repeats a run.
 
 mod master_support;

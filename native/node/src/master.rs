@@ -173,6 +173,21 @@ impl MasterCore {
         })
     }
 
+    /// Makes two of a tablet.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn split_tablet<'env>(
+        &self,
+        env: &'env Env,
+        range: SlotRange,
+        slot: f64,
+    ) -> Result<Object<'env>> {
+        promised(env, "splitTablet", |settle| {
+            let slot = u32::try_from(whole(slot)?).map_err(|_| Status::InvalidArgument)?;
+            self.master
+                .split_tablet_later(core_range(&range)?, slot, settle)
+        })
+    }
+
     /// The first segment whose entries count if the tablets of a range are one.
     #[napi]
     pub fn merged_ctime(&self, range: SlotRange) -> Result<f64> {

@@ -1,20 +1,42 @@
 //! Long work on the hash table, done in turns on a thread of the pool.
 //!
 //! Rule: a chore holds the serving lock for one turn at a time, some ten microseconds, and then
-//! hands it to whoever waits; between its turns the master serves, replays and cleans. It ends, with
-//! an error once the master is closed, and owes its caller exactly one answer.
+//! hands it to whoever waits; between its turns the master serves, replays and cleans. It fails
+//! once the master is closed, and owes its caller exactly one answer.
+//!
+//! A chore for which nobody waits pauses after each turn. That is more than politeness: a thread
+//! that never sleeps is stopped by the system when its time is up, with the lock in its hand as
+//! likely as not, and then everybody waits until it is its turn again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::Master;
 use crate::status::Status;
 
 /// Turns at a stretch: then others that wait for the pool come first.
 const STRETCH_TURNS: usize = 64;
+/// The system makes about twice as much of it.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// Whether anybody waits for the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// It is over when it is over.
+    Leisurely,
+    /// A recovery, say.
+    Urgent,
+}
 
 /// What a turn came to: nothing as long as there is more to do.
 pub type Turn<T> = Result<Option<T>, Status>;
+
+/// Lets others come first, for a moment.
+pub fn pause() {
+    thread::sleep(PAUSE);
+}
 
 /// Does all turns here.
 ///
@@ -31,6 +53,7 @@ pub fn finish<T>(mut turn: impl FnMut() -> Turn<T>) -> Result<T, Status> {
 /// Work that is under way, and whom to tell of its end.
 struct Chore<T, W, D> {
     master: Arc<Master>,
+    haste: Haste,
     turn: W,
     done: D,
     _outcome: std::marker::PhantomData<fn() -> T>,
@@ -41,6 +64,7 @@ impl Master {
     /// done here: what has begun must end.
     pub fn do_chore<T: 'static>(
         self: &Arc<Self>,
+        haste: Haste,
         turn: impl FnMut() -> Turn<T> + Send + 'static,
         done: impl FnOnce(Result<T, Status>) + Send + 'static,
     ) {
@@ -48,6 +72,7 @@ impl Master {
         let _outcome = std::marker::PhantomData;
         queue(Chore {
             master,
+            haste,
             turn,
             done,
             _outcome,
@@ -82,7 +107,12 @@ where
                 queue(chore);
                 return;
             }
-            Ok(None) => continue,
+            Ok(None) => {
+                if chore.haste == Haste::Leisurely {
+                    pause();
+                }
+                continue;
+            }
         };
         let Chore { turn, done, .. } = chore;
         // What it holds of the master goes before anybody hears of the end.

@@ -23,6 +23,7 @@ pub mod prior_segments;
 pub mod recovery;
 pub mod replay;
 pub mod segment;
+pub mod split;
 pub mod tablets;
 pub mod unacked_rpc_results;
 pub mod verify;

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::Master;
-use super::chore::{self, Turn};
+use super::chore::{self, Haste, Turn};
 use super::hash_table::prefetch;
 use super::tablets::{Service, SlotRange, Tablet};
 use crate::entry::EntryType;
@@ -82,7 +82,7 @@ impl Master {
         match self.begin_drop(range)? {
             Some(mut erasure) => {
                 let master = Arc::clone(self);
-                self.do_chore(move || master.erase(&mut erasure), done);
+                self.do_chore(Haste::Leisurely, move || master.erase(&mut erasure), done);
             }
             None => done(Ok(())),
         }

@@ -1,7 +1,7 @@
 //! Takes entries out by bucket, whatever their keys are.
 //!
-//! Rule: who sweeps holds the serving lock, for some buckets at a time; what has been fetched before
-//! costs it little.
+//! Rule: who sweeps holds the serving lock, for some buckets at a time; what has been fetched
+//! before costs it little.
 
 use std::ops::Range;
 

@@ -2,14 +2,14 @@
 //! replay, all of it when it is given up.
 //!
 //! Rule: whether it is still to be done is looked at under the serving lock, with each turn: side
-//! segments are freed under that lock, and what lies there later is none of the recovery's business.
+//! segments are freed under that lock, and what lies there later is not the recovery's business.
 
 use std::sync::Arc;
 
 use super::{Phase, Recovery};
 use crate::entry::{EntryIterator, EntryType};
 use crate::key_hash::key_hash;
-use crate::master::chore::{self, Turn};
+use crate::master::chore::{self, Haste, Turn};
 use crate::master::objects::Objects;
 use crate::master::replay::Marker;
 use crate::master::segment::{Piece, Segment};
@@ -109,7 +109,7 @@ impl Recovery {
         let mut finishing = self.begin_finish()?;
         let recovery = Arc::clone(self);
         self.master
-            .do_chore(move || recovery.finish(&mut finishing), done);
+            .do_chore(Haste::Urgent, move || recovery.finish(&mut finishing), done);
         Ok(())
     }
 
@@ -156,8 +156,8 @@ impl Recovery {
         Ok(all.then_some(()))
     }
 
-    /// Takes everything back; done when it returns. Returns the ids of the segments that were freed:
-    /// none after a commit, or when called again.
+    /// Takes everything back; done when it returns. Returns the ids of the segments that were
+    /// freed: none after a commit, or when called again.
     ///
     /// # Errors
     /// See `begin_abort`.
@@ -180,7 +180,7 @@ impl Recovery {
             Some(mut undoing) => {
                 let recovery = Arc::clone(self);
                 self.master
-                    .do_chore(move || recovery.undo(&mut undoing), done);
+                    .do_chore(Haste::Leisurely, move || recovery.undo(&mut undoing), done);
             }
             None => done(Ok(Vec::new())),
         }
