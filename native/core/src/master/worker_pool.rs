@@ -1,6 +1,6 @@
-//! A fixed pool of threads for replay and other long work. The queue is bounded and says no; a panic
-//! in a job ends that job only, and jobs still queued at the end are run, since each owes somebody
-//! an answer.
+//! A fixed pool of threads for replay and other long work. The queue is bounded and says no; a
+//! panic in a job ends that job only, and jobs still queued at the end are run, since each owes
+//! somebody an answer.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
