@@ -1,4 +1,4 @@
-/** `rekindle table create|list|drop|merge|migrate`. */
+/** `rekindle table create|list|drop|split|merge|migrate`. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Command } from 'commander';
 import type { Client } from '../client/index.js';
@@ -79,6 +79,16 @@ async function merge(name: string, options: TableOptions): Promise<number> {
   });
 }
 
+async function split(name: string, options: TableOptions & { slot?: number }): Promise<number> {
+  const { slot } = options;
+  return withClient(options, async (client) => {
+    const { tablets } = await client.splitTablet(name, slot === undefined ? {} : { slot });
+    if (options.json) await printJson({ table: name, tablets: tablets.length });
+    else await printLine(`table ${name}, ${tablets.length} tablets`);
+    return EXIT_OK;
+  });
+}
+
 interface MigrateOptions extends TableOptions {
   to: number;
   slot?: number;
@@ -131,7 +141,7 @@ function subcommand(name: string, description: string, example: string): Command
 
 export function tableCommand(): Command {
   return new Command('table')
-    .description('create, list, merge, move and drop tables')
+    .description('create, list, split, merge, move and drop tables')
     .addCommand(
       subcommand('create', 'create a table', 'rekindle table create notes --span 4')
         .argument('<name>')
@@ -150,6 +160,19 @@ export function tableCommand(): Command {
         .addHelpText('after', '\nExit code 1 if there was no such table.')
         .argument('<name>')
         .action((name: string, options: TableOptions) => run(() => drop(name, options))),
+    )
+    .addCommand(
+      subcommand(
+        'split',
+        'make two of a tablet, on the server that has it',
+        'rekindle table split notes',
+      )
+        .argument('<name>')
+        .option('--slot <n>', 'where the upper one begins', integer(1, SLOT_MAX))
+        .addHelpText('after', '\nWithout --slot the widest tablet is cut in its middle.')
+        .action((name: string, options: TableOptions & { slot?: number }) =>
+          run(() => split(name, options)),
+        ),
     )
     .addCommand(
       subcommand(

@@ -43,6 +43,7 @@ export interface CreateTableOptions extends OperationOptions {
 const TIMEOUT_MS = 10_000;
 const TABLE_NAME_BYTES_MAX = 255;
 /** GET_TABLE for parked operations; they have deadlines of their own. */
+const SLOT_MAX = 0xffff_ffff;
 const FETCH_TIMEOUT_MS = 2_000;
 
 export class Client implements AsyncDisposable {
@@ -116,6 +117,25 @@ export class Client implements AsyncDisposable {
     const reply = await this.#call('MERGE_TABLETS', { name: checkTableName(name) }, options);
     this.#router.tables.learn(reply.table);
     return reply;
+  }
+
+  /**
+   * Makes two of a tablet, on the server that has it: the upper one begins with `slot`, by default
+   * in the middle of the widest one. Nothing if a tablet begins there already.
+   */
+  async splitTablet(
+    name: string,
+    options: OperationOptions & { slot?: number } = {},
+  ): Promise<TableInfo> {
+    const { slot } = options;
+    if (slot !== undefined && !(Number.isInteger(slot) && slot >= 1 && slot <= SLOT_MAX)) {
+      throw invalidArgument(`slot ${slot} is not in 1 … ${SLOT_MAX}`);
+    }
+    const request = { operationId: randomUUID(), name: checkTableName(name) };
+    const at = slot === undefined ? {} : { slot };
+    const { table } = await this.#call('SPLIT_TABLET', { ...request, ...at }, options);
+    this.#router.tables.learn(table);
+    return table;
   }
 
   /**

@@ -33,6 +33,8 @@ export interface ClusterRecord {
   allowSameHost: boolean;
   /** Operation ids of the newest drops that found their table, oldest first. */
   recentDrops: string[];
+  /** The same of splits; absent before the first. */
+  recentSplits?: string[];
 }
 
 export interface ServerRecord extends ServerEntry {

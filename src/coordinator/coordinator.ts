@@ -30,8 +30,10 @@ import { decideCrash, decideEnlist, decideRecoveryInfo } from './server-list.js'
 import { ServerListPusher } from './server-list-pusher.js';
 import { StateCopier } from './state-copier.js';
 import { TableOperations } from './table-operations.js';
+import { TableTurns } from './table-turns.js';
 import { decideCreateTable, decideDropTable } from './tables.js';
 import { mergeTablets } from './tablet-merge-operation.js';
+import { splitTablet } from './tablet-split-operation.js';
 
 /** Commits that may wait for their turn. */
 const COMMITS_WAITING_MAX = 10_000;
@@ -71,6 +73,7 @@ export class Coordinator implements CoordinatorContext {
   private readonly migrations: MigrationManager;
   private readonly drains: DrainManager;
   private readonly balancer: Balancer;
+  private readonly turns = new TableTurns();
   private readonly recoveries: RecoveryManager;
   private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;
@@ -301,7 +304,12 @@ export class Coordinator implements CoordinatorContext {
     this.handle('ACCEPT_LOSS', (request) => this.recoveries.acceptLoss(request));
     this.handle('CREATE_TABLE', (request, { deadlineMs }) => this.createTable(request, deadlineMs));
     this.handle('DROP_TABLE', (request, { deadlineMs }) => this.dropTable(request, deadlineMs));
-    this.handle('MERGE_TABLETS', ({ name }) => mergeTablets(this, name));
+    this.handle('MERGE_TABLETS', ({ name }) =>
+      this.turns.run(name, () => mergeTablets(this, name)),
+    );
+    this.handle('SPLIT_TABLET', (request, { deadlineMs }) =>
+      this.turns.run(request.name, () => splitTablet(this, request, deadlineMs)),
+    );
     this.handle('MIGRATE_TABLET', (request) => this.migrations.migrate(request));
     this.handle('MIGRATION_FINISHED', (request) => this.migrations.finished(request));
     this.handle('DRAIN_SERVER', (request) => this.drains.drain(request));

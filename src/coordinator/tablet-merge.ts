@@ -55,7 +55,7 @@ export function decideMerge(
   const { tableId, startSlot, endSlot, serverId, tablets } = run;
   const index = table.tablets.findIndex((each) => each.startSlot === startSlot);
   const present = table.tablets.slice(index, index + tablets.length);
-  const unchanged = tablets.every((seen, i) => same(seen, present[i]));
+  const unchanged = tablets.every((seen, i) => sameTablet(seen, present[i]));
   if (index < 0 || !unchanged) return no;
   const merged: TabletRecord = {
     tableId,
@@ -74,7 +74,8 @@ export function decideMerge(
   };
 }
 
-function same(one: TabletRecord, other: TabletRecord | undefined): boolean {
+/** Whether nothing has happened to a tablet that was seen before. */
+export function sameTablet(one: TabletRecord, other: TabletRecord | undefined): boolean {
   return (
     one.startSlot === other?.startSlot &&
     one.endSlot === other.endSlot &&

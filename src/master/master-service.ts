@@ -78,6 +78,7 @@ export class MasterService {
     );
     endpoint.handle('DROP_TABLET_OWNERSHIP', (request) => this.#dropTablet(request));
     endpoint.handle('MERGE_TABLET_OWNERSHIP', (request) => this.#mergeTablets(request));
+    endpoint.handle('SPLIT_TABLET_OWNERSHIP', (request) => this.#splitTablet(request));
     this.#registerMigration(endpoint);
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
@@ -217,12 +218,16 @@ export class MasterService {
     return {};
   }
 
-  #dropTablet(request: RequestOf<'DROP_TABLET_OWNERSHIP'>): ReplyOf<'DROP_TABLET_OWNERSHIP'> {
+  /** Answered when nothing of the tablet is left here, so that it may come back. */
+  async #dropTablet(
+    request: RequestOf<'DROP_TABLET_OWNERSHIP'>,
+  ): Promise<ReplyOf<'DROP_TABLET_OWNERSHIP'>> {
     this.#options.checkTerm(request.term);
     const { tableId, startSlot, endSlot } = request;
     try {
-      this.#options.core.dropTablet({ tableId, startSlot, endSlot });
+      const erased = this.#options.core.dropTablet({ tableId, startSlot, endSlot });
       this.#options.migrationSource.dropped(request);
+      await erased;
     } catch (thrown) {
       throw asNativeError(thrown);
     }
@@ -240,6 +245,21 @@ export class MasterService {
       const ctimeSegmentId = core.mergedCtime(range);
       if (apply) core.mergeTablets(range);
       return { ctimeSegmentId };
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
+  }
+
+  async #splitTablet({
+    slot,
+    term,
+    ...range
+  }: RequestOf<'SPLIT_TABLET_OWNERSHIP'>): Promise<ReplyOf<'SPLIT_TABLET_OWNERSHIP'>> {
+    this.#options.checkTerm(term);
+    if (this.#stopped || this.#closed) throw this.#stoppedError();
+    try {
+      await this.#options.core.splitTablet(range, slot);
+      return {};
     } catch (thrown) {
       throw asNativeError(thrown);
     }

@@ -22,7 +22,7 @@ const idleMsMax = 10_000;
 const frozenMsMax = 3_000;
 
 export interface MigrationSourceOptions {
-  core: Pick<MasterCore, 'startMigration'>;
+  core: Pick<MasterCore, 'startMigration' | 'mergeTablets'>;
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
   log: Log;
@@ -52,22 +52,35 @@ export class MigrationSource {
 
   start(request: RequestOf<'START_MIGRATION'>): ReplyOf<'START_MIGRATION'> {
     this.#options.checkTerm(request.term);
-    const { migrationId, tableId, startSlot, endSlot } = request;
+    const { migrationId } = request;
     if (this.#ended.has(migrationId)) throw unknown(migrationId);
     if (this.#giving !== null) {
       throw new RekindleError('RETRY', 'a tablet is given away already', { retryAfterMs: 100 });
     }
-    let core: MigrationCore;
-    try {
-      core = this.#options.core.startMigration({ tableId, startSlot, endSlot });
-    } catch (thrown) {
-      throw asNativeError(thrown);
-    }
+    const core = this.#startWhole(request);
     const askedMs = this.#now();
     this.#giving = { request, core, askedMs, frozenMs: null, released: false };
     this.#options.log.info({ ...request }, 'a tablet is given away');
     const { buckets, markSegmentId, markOffset } = core;
     return { buckets, segmentId: markSegmentId, offset: markOffset };
+  }
+
+  /** What the map has as one tablet may be several here: a merge or a split was cut short. */
+  #startWhole({ tableId, startSlot, endSlot }: SlotRange): MigrationCore {
+    const { core } = this.#options;
+    const range = { tableId, startSlot, endSlot };
+    try {
+      return core.startMigration(range);
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      if (error.code !== 'INVALID_ARGUMENT') throw error;
+    }
+    try {
+      core.mergeTablets(range);
+      return core.startMigration(range);
+    } catch (thrown) {
+      throw asNativeError(thrown);
+    }
   }
 
   data(call: BinaryCall): void {

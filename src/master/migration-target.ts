@@ -19,7 +19,14 @@ import { EndedMigrations } from './ended-migrations.js';
 import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
-import { awaitMemory, commitSides, copySides, type SideLogOptions, takeBack } from './side-log.js';
+import {
+  awaitMemory,
+  commitSides,
+  copySides,
+  type SideLogOptions,
+  startSides,
+  takeBack,
+} from './side-log.js';
 
 const scanLanes = 4;
 /** What is left may be sent while writes wait. */
@@ -148,16 +155,6 @@ export class MigrationTarget {
     const { core, replication } = this.#options;
     const { migrationId, sourceServerId, tableId, startSlot, endSlot } = task.request;
     const log = this.#options.log.with({ migrationId, sourceServerId });
-    let recovery: RecoveryCore;
-    try {
-      core.openLog();
-      // Its creation point is this master's own; the one that it had elsewhere does not count here.
-      const tablet = { tableId, startSlot, endSlot, ctimeSegmentId: 0 };
-      recovery = core.startRecovery([tablet]);
-    } catch (thrown) {
-      await this.#report(task, 0, asNativeError(thrown));
-      return;
-    }
     const sideLog: SideLogOptions = {
       core,
       replication,
@@ -165,6 +162,16 @@ export class MigrationTarget {
       checkWanted: () => this.#checkWanted(task),
       stopped: () => this.#stopped,
     };
+    let recovery: RecoveryCore;
+    try {
+      core.openLog();
+      // Its creation point is this master's own; the one that it had elsewhere does not count here.
+      const tablet = { tableId, startSlot, endSlot, ctimeSegmentId: 0 };
+      recovery = await startSides(core, [tablet], sideLog);
+    } catch (thrown) {
+      await this.#report(task, 0, asNativeError(thrown));
+      return;
+    }
     let committed = false;
     let failure: RekindleError | null = null;
     try {

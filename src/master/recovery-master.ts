@@ -17,7 +17,14 @@ import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
 import { type Fetch, RecoveryScoreboard } from './recovery-scoreboard.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
-import { awaitMemory, commitSides, copySides, type SideLogOptions, takeBack } from './side-log.js';
+import {
+  awaitMemory,
+  commitSides,
+  copySides,
+  type SideLogOptions,
+  startSides,
+  takeBack,
+} from './side-log.js';
 
 const fetchesMax = 4;
 const notReadyDelayMs = 10;
@@ -144,11 +151,12 @@ export class RecoveryMaster {
     const { recoveryId, partition, crashedServerId } = task.request;
     const log = this.#options.log.with({ recoveryId, partitionId: partition.partitionId });
     const figures: Figures = { objects: 0, bytes: 0, readMs: 0, replayMs: 0, durableMs: 0 };
+    const sideLog = this.#sideLog(task, log);
     const endTurn = await this.#awaitTurn(recoveryId);
     let recovery: RecoveryCore;
     try {
       core.openLog();
-      recovery = core.startRecovery(partition.tablets);
+      recovery = await startSides(core, partition.tablets, sideLog);
     } catch (thrown) {
       const error = asNativeError(thrown);
       log.error({ code: error.code, message: error.message }, 'a recovery cannot start');
@@ -157,7 +165,6 @@ export class RecoveryMaster {
       return;
     }
     log.info({ crashedServerId, segments: task.request.segments.length }, 'recovery started');
-    const sideLog = this.#sideLog(task, log);
     let committed = false;
     let failure: RekindleError | null = null;
     try {

@@ -9,12 +9,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
+import type { RecoveryTablet } from '../rpc/messages.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 
 const replicationTimeoutMs = 120_000;
 const retryMs = 100;
 const retryMsMax = 2_000;
 const memoryPollMs = 10;
+const erasurePollMs = 20;
 /** Segments that replay threads may want at once, beyond the reserve. */
 const segmentsAhead = 2;
 
@@ -27,13 +29,34 @@ export interface SideLogOptions {
   stopped: () => boolean;
 }
 
+/**
+ * Prepares tablets for what is to come. What an earlier ownership of them has left here goes first:
+ * that takes a moment and needs nobody.
+ */
+export async function startSides(
+  core: Pick<MasterCore, 'startRecovery'>,
+  tablets: RecoveryTablet[],
+  { checkWanted }: Pick<SideLogOptions, 'checkWanted'>,
+): Promise<RecoveryCore> {
+  for (;;) {
+    try {
+      return core.startRecovery(tablets);
+    } catch (thrown) {
+      const error = asNativeError(thrown);
+      if (error.code !== 'RETRY') throw error;
+    }
+    await sleep(erasurePollMs);
+    checkWanted();
+  }
+}
+
 /** Closes what was replayed on all its backups. */
 export async function copySides(
   recovery: RecoveryCore,
   { replication, checkWanted }: SideLogOptions,
 ): Promise<void> {
   checkWanted();
-  recovery.finishReplay();
+  await recovery.finishReplay();
   const sides = recovery.sideSegments();
   replication.trackSides(sides);
   await replication.waitReplicated(sides, replicationTimeoutMs);
@@ -66,7 +89,7 @@ export async function takeBack(
   if (committed && !(await leaveLog(recovery, options))) return;
   // First the sockets let go of the bytes, then the core reuses them.
   const replicas = await replication.drain(recovery.sideSegments());
-  recovery.abort();
+  await recovery.abort();
   void replication.free(replicas);
 }
 

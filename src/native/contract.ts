@@ -38,10 +38,17 @@ export interface CleaningPass {
  * the durable position has reached its end. Side segments have no positions.
  */
 export interface MasterCore {
-  /** Makes the master own a tablet. Identical ownership is OK, an overlap `INVALID_ARGUMENT`. */
+  /**
+   * Makes the master own a tablet. Identical ownership is OK, an overlap `INVALID_ARGUMENT`;
+   * `RETRY` until what a dropped tablet has left there is gone.
+   */
   takeTablet(range: SlotRange): void;
-  /** Forgets the tablets that a range is made of, and their objects; none is OK. */
-  dropTablet(range: SlotRange): void;
+  /**
+   * Forgets the tablets that a range is made of, and their objects; none is OK. Nothing of them is
+   * served when it returns; the promise is for the objects. Rejects with `RETRY` while an earlier
+   * call is not through.
+   */
+  dropTablet(range: SlotRange): Promise<void>;
   /**
    * `ctimeSegmentId` of the tablet that would come of those that make up a range. Throws `RETRY`
    * if they cannot be one at present, `INVALID_ARGUMENT` if the range is not made of them.
@@ -49,6 +56,12 @@ export interface MasterCore {
   mergedCtime(range: SlotRange): number;
   /** Makes one of them; one that is one already is OK. `RETRY` as above, and if it is busy. */
   mergeTablets(range: SlotRange): void;
+  /**
+   * Makes two of a tablet: the upper one begins at `slot`. Reads and writes go on while the objects
+   * of each are counted. OK if the range is cut there already. Rejects with `RETRY` while another
+   * is split, or this one is not served or is given away.
+   */
+  splitTablet(range: SlotRange, slot: number): Promise<void>;
   tablets(): TabletStats[];
 
   /**
@@ -118,7 +131,10 @@ export interface MasterCore {
    */
   endCleaning(passId: number): void;
 
-  /** Prepares tablets (not ready, hence not served) for the replay of one partition. */
+  /**
+   * Prepares tablets (not ready, hence not served) for the replay of one partition. Throws `RETRY`
+   * until what a dropped tablet has left there is gone.
+   */
   startRecovery(tablets: RecoveryTablet[]): RecoveryCore;
   /** Starts to give a tablet away; `RETRY` while another is on its way. */
   startMigration(tablet: SlotRange): MigrationCore;
@@ -145,7 +161,7 @@ export interface RecoveryCore {
   /** Side segments so far, ascending; `chunk`, `segmentBytes`, `segmentState` work on them. */
   sideSegments(): number[];
   /** Nothing more is replayed: drops dead weight, closes all side segments. */
-  finishReplay(): void;
+  finishReplay(): Promise<void>;
   /**
    * Adds the side segments (all replicated) to the log and rolls the head. Returns the position
    * that must be durable before ownership may be claimed.
@@ -158,8 +174,8 @@ export interface RecoveryCore {
   withdraw(): void;
   /** The coordinator has committed the ownership: serve. */
   activate(): void;
-  /** Takes everything back; side segments are freed (returns their ids). */
-  abort(): number[];
+  /** Takes everything back; in the end side segments are freed (returns their ids). */
+  abort(): Promise<number[]>;
 }
 
 /**

@@ -376,6 +376,11 @@ export interface Messages {
     /** `refused`: runs of neighbours that their master cannot make one at present. */
     reply: { table: TableInfo; merged: number; refused: number };
   };
+  SPLIT_TABLET: {
+    /** `slot`: the first of the upper tablet; by default the middle of the widest one. */
+    request: { operationId: string; name: string; slot?: number };
+    reply: { table: TableInfo };
+  };
   MIGRATE_TABLET: {
     /** The tablet of the table that holds this slot. */
     request: { name: string; slot: number; targetServerId: number };
@@ -420,6 +425,11 @@ export interface Messages {
     request: SlotRange & { term: number; apply: boolean };
     /** Entries of older segments would not count. */
     reply: { ctimeSegmentId: number };
+  };
+  /** `RETRY` until it is done; nothing if the range is cut there already. */
+  SPLIT_TABLET_OWNERSHIP: {
+    request: SlotRange & { term: number; slot: number };
+    reply: Empty;
   };
   MIGRATE: {
     request: SlotRange & { term: number; migrationId: number; sourceServerId: number };

@@ -102,6 +102,11 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     reason: text,
   }),
   MERGE_TABLETS: z.object({ name: tableName }),
+  SPLIT_TABLET: z.object({
+    operationId: text.min(1),
+    name: tableName,
+    slot: slot.min(1).exactOptional(),
+  }),
   MIGRATE_TABLET: z.object({ name: tableName, slot, targetServerId: id }),
   MIGRATION_FINISHED: z.object({
     migrationId: id,
@@ -125,6 +130,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
   TAKE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
   DROP_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
   MERGE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, apply: z.boolean() }),
+  SPLIT_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, slot: slot.min(1) }),
   MIGRATE: z.object({ ...slotRange, term: id, migrationId: id, sourceServerId: id }),
   START_MIGRATION: z.object({ ...slotRange, term: id, migrationId: id }),
   GET_MIGRATION_DATA: z.object({

@@ -57,6 +57,7 @@ export const RPC = {
   GET_STATUS: json(0x1a, 'coordinator', 2_000, 'Everything that `rekindle status` shows.'),
   ACCEPT_LOSS: json(0x1f, 'coordinator', 10_000, 'Gives up a part of a log; kept for ever.'),
   MERGE_TABLETS: json(0x20, 'coordinator', 15_000, 'Makes one of neighbours that one master has.'),
+  SPLIT_TABLET: json(0x23, 'coordinator', 15_000, 'Makes two of a tablet, on its master.'),
   MIGRATE_TABLET: json(0x21, 'coordinator', 10_000, 'Starts to move a tablet to another master.'),
   MIGRATION_FINISHED: json(
     0x22,
@@ -88,6 +89,7 @@ export const RPC = {
   GET_TABLET_LOADS: json(0x53, 'master', 2_000, 'Sizes and request rates of its tablets.'),
   COUNT_REPLICAS: json(0x52, 'master', 2_000, 'How many replicas has it on that backup?'),
   MERGE_TABLET_OWNERSHIP: json(0x48, 'master', 5_000, 'Could these tablets be one? Make them one.'),
+  SPLIT_TABLET_OWNERSHIP: json(0x4e, 'master', 10_000, 'Keep books of two tablets from now on.'),
   MIGRATE: json(0x49, 'master', 5_000, 'Fetch a tablet from its owner; answers at once.'),
   START_MIGRATION: json(0x4a, 'master', 5_000, 'Marks where the changes of a tablet begin.'),
   GET_MIGRATION_DATA: {

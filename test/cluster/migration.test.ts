@@ -1,6 +1,7 @@
 /**
- * Tablets move between servers while they are read and written: nothing acknowledged is lost, no
- * read is stale, no call fails; removed keys stay removed; what was merged stays whole.
+ * Tablets move between servers, and are cut, while they are read and written: nothing that was
+ * acknowledged is lost, no read is stale, no call fails; removed keys stay removed; what was merged
+ * stays whole.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -80,5 +81,37 @@ test('all tablets of a table are brought together and merged', { timeout: 120_00
     for (let i = 1; i < 200; i += 1) assert.equal(`${await table.get(`key-${i}`)}`, `${i}`);
     assert.equal(`${await table.get('key-0')}`, 'after');
     assert.ok(await client.dropTable('objects'));
+  });
+});
+
+test('a tablet is cut under load, and its half goes elsewhere', { timeout: 140_000 }, async () => {
+  await withCluster({ servers: 5, memoryBytes: 128 * 2 ** 20 }, async (cluster, client) => {
+    const table = await client.createTable('load', { span: 1 });
+    const load = new CheckedLoad(table, LIGHT_LOAD, 11);
+    load.start();
+    const [tablet] = await tabletsOf(client, 'load');
+    assert.ok(tablet !== undefined);
+    const home = tablet.serverId;
+    // Another client than the load's: that one finds out by itself.
+    const url = cluster.url;
+    const split = await rekindle(['table', 'split', 'load'], { url });
+    assert.equal(split.code, 0, split.stderr);
+    assert.match(split.stdout, /2 tablets/);
+    const at = 2 ** 30;
+    assert.equal((await client.splitTablet('load', { slot: at })).tablets.length, 3);
+    assert.equal((await client.splitTablet('load', { slot: at })).tablets.length, 3);
+    const other = [0, 1, 2].map((i) => cluster.serverId(i) ?? 0).find((id) => id !== home) ?? 0;
+    assert.equal(await move(client, 'load', at, other), 'done');
+    const owners = (await tabletsOf(client, 'load')).map(({ serverId }) => serverId);
+    assert.deepEqual(owners, [home, other, home]);
+    await load.readAll();
+    assert.equal(load.errorCount, 0, JSON.stringify([...load.errors]));
+    // The other halves stay two when their owner dies.
+    await cluster.killServer(cluster.indexOf(home) ?? 0);
+    await waitForRecovery(client, home, 60_000);
+    await load.stop();
+    await load.readAll();
+    assert.deepEqual(load.checker.violations, []);
+    assert.ok(await client.dropTable('load'));
   });
 });

@@ -24,6 +24,8 @@ export type Provocation =
   | 'zombie'
   /** Neighbours on one server are made, and merged. */
   | 'merge'
+  /** Tablets of the load are cut, on one server. */
+  | 'split'
   /** A tablet of the load moves from one server to another and back. */
   | 'migrate'
   /** A server with tablets of the load is emptied, and is one like all others again. */
@@ -432,6 +434,20 @@ const MERGE_ROWS: readonly Row[] = [
   ),
 ];
 
+const SPLIT_ROWS: readonly Row[] = [
+  step(coordinator('split'), 'split-1', 'SPLIT_TABLET', 'asked to split', REDONE, { ends: [] }),
+  step(coordinator('split'), 'split-2', 'SPLIT_TABLET', 'the owner has', REDONE, { ends: [] }),
+  step(coordinator('split'), 'split-3', 'SPLIT_TABLET ★', 'two tablets', GOES_ON, { ends: [] }),
+  ...message(coordinator('split'), 'SPLIT_TABLET', 'SPLIT_TABLET', 'a client asks', REPEATED),
+  ...message(
+    { ...coordinator('split'), at: 'server' },
+    'SPLIT_TABLET_OWNERSHIP',
+    'SPLIT_TABLET',
+    'the owner keeps books of two',
+    'asked again; without a commit it keeps finer books until the tablet moves or is merged',
+  ),
+];
+
 const migration = (at: Row['at']): Place => ({ page: 'migration', at, by: 'migrate' });
 const STAYS = 'before ★ the source has it; what the target got is dropped';
 const MOVED = 'after ★ the target has it; the source is told to forget it';
@@ -480,6 +496,7 @@ export const CATALOGUE: readonly Row[] = [
   ...RECOVERY_ROWS,
   ...COORDINATOR_ROWS,
   ...MERGE_ROWS,
+  ...SPLIT_ROWS,
   ...MIGRATION_ROWS,
   ...DRAIN_ROWS,
   ...REPAIR_ROWS,

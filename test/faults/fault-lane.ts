@@ -164,6 +164,8 @@ export class FaultLane {
         return;
       case 'merge':
         return mergeTablets(world, victim, `merging-${this.#tables++}`, struck);
+      case 'split':
+        return splitTablets(world, struck);
       case 'migrate':
         return moveTablets(world, victim, struck);
       case 'drain':
@@ -357,6 +359,25 @@ async function mergeTablets(
     await delay(WATCH_MS);
   }
   await untilDropped(client, tableName);
+}
+
+/** Each server gets tablets of the load, and they are cut, until the fault has struck. */
+async function splitTablets(world: World, struck: () => boolean): Promise<void> {
+  const { client } = world;
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  for (let turn = 0; !struck() && performance.now() < end; turn++) {
+    const { tables, servers } = await client.status({ timeoutMs: 20_000 });
+    const { tablets } = tables.find(({ name }) => name === 'load') ?? { tablets: [] };
+    const idle = servers.find((one) => tablets.every(({ serverId }) => serverId !== one.serverId));
+    const tablet = tablets[turn % tablets.length];
+    if (idle !== undefined) {
+      await tolerate(client.migrateTablet('load', tablet?.startSlot ?? 0, idle.serverId));
+    } else if (tablet !== undefined) {
+      const slot = Math.ceil((tablet.startSlot + tablet.endSlot) / 2);
+      await survive(world, client.splitTablet('load', { slot, timeoutMs: 20_000 }));
+    }
+    await delay(WATCH_MS);
+  }
 }
 
 /** Tablets of the load go to a server and to another one, until the fault has struck. */

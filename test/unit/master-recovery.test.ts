@@ -45,14 +45,14 @@ class Fakes {
       return { objects: 10, bytes: 1_000 };
     },
     sideSegments: () => [100],
-    finishReplay: () => void this.trace.push('finishReplay'),
+    finishReplay: async () => void this.trace.push('finishReplay'),
     commit: () => {
       this.trace.push('commit');
       return 5_000;
     },
     withdraw: () => void this.trace.push('withdraw'),
     activate: () => void this.trace.push('activate'),
-    abort: () => {
+    abort: async () => {
       this.trace.push('abort');
       return [100];
     },

@@ -98,16 +98,26 @@ fn no_slot_becomes_empty_for_a_replay_while_it_runs() {
 }
 
 #[test]
-fn retain_clears_what_is_named() {
+fn a_sweep_clears_what_is_named_in_its_buckets() {
     let table = HashTable::new(16 * 800).expect("small table");
     for number in 0..200 {
         table.insert(spread(number), number * 8).expect("room");
     }
-    table.retain(|_| (), |offset| offset % 16 == 0);
-    for number in 0..200 {
-        let there = table.refers_to(spread(number), number * 8);
-        assert_eq!(there, number % 2 == 1, "{number}");
+    let mut gone = Vec::new();
+    for from in (0..16).step_by(4) {
+        let in_sweep = |number: &usize| table.place(spread(*number)).0 < from + 4;
+        table.sweep(
+            from..from + 4,
+            |offset| offset % 16 == 0,
+            |offset| gone.push(offset / 8),
+        );
+        for number in 0..200 {
+            let there = table.refers_to(spread(number), number * 8);
+            assert_eq!(there, number % 2 == 1 || !in_sweep(&number), "{number}");
+        }
     }
+    gone.sort_unstable();
+    assert_eq!(gone, (0..200).step_by(2).collect::<Vec<_>>());
     assert_eq!(table.report().entries, 100);
 }
 

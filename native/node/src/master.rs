@@ -6,12 +6,13 @@
 //! `MasterCore` that is not closed keeps its memory.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use napi::Status as NapiStatus;
 use napi::bindgen_prelude::{
     BufferSlice, Env, Float64ArraySlice, FnArgs, Function, JsObjectValue, JsValue, Object,
-    ObjectRef, Uint8Array, Uint8ArraySlice, Unknown,
+    ObjectRef, ToNapiValue, Uint8Array, Uint8ArraySlice, Unknown,
 };
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
@@ -106,6 +107,28 @@ fn numbers(ids: Vec<u64>) -> Vec<f64> {
     ids.into_iter().map(|id| id as f64).collect()
 }
 
+/// What a promise that `promised` has made comes to.
+type Settle<T> = Box<dyn FnOnce(std::result::Result<T, Status>) + Send>;
+
+/// A promise of long work; rejected if `start` refuses it.
+fn promised<'env, T: ToNapiValue + Send + 'static>(
+    env: &'env Env,
+    call: &'static str,
+    start: impl FnOnce(Settle<T>) -> std::result::Result<(), Status>,
+) -> Result<Object<'env>> {
+    let (deferred, promise) = env.create_deferred().map_err(border)?;
+    let refused = deferred.clone();
+    let settled = move |outcome: std::result::Result<T, Status>| {
+        move |env: Env| outcome.map_err(|status| rejection(env, status, call))
+    };
+    let settle = Box::new(move |outcome| deferred.resolve(settled(outcome)));
+    let started = catch_unwind(AssertUnwindSafe(|| start(settle)));
+    if let Err(status) = started.unwrap_or(Err(Status::Internal)) {
+        refused.resolve(settled(Err(status)));
+    }
+    Ok(promise)
+}
+
 /// A master's data.
 #[napi]
 pub struct MasterCore {
@@ -141,11 +164,27 @@ impl MasterCore {
         })
     }
 
-    /// Forgets a tablet.
-    #[napi]
-    pub fn drop_tablet(&self, range: SlotRange) -> Result<()> {
-        guard("dropTablet", || {
-            self.master.drop_tablet(core_range(&range)?)
+    /// Forgets a tablet: who owns it at once, its objects in the background.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn drop_tablet<'env>(&self, env: &'env Env, range: SlotRange) -> Result<Object<'env>> {
+        promised(env, "dropTablet", |settle| {
+            let range = core_range(&range)?;
+            self.master.drop_tablet_later(range, settle)
+        })
+    }
+
+    /// Makes two of a tablet.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn split_tablet<'env>(
+        &self,
+        env: &'env Env,
+        range: SlotRange,
+        slot: f64,
+    ) -> Result<Object<'env>> {
+        promised(env, "splitTablet", |settle| {
+            let slot = u32::try_from(whole(slot)?).map_err(|_| Status::InvalidArgument)?;
+            self.master
+                .split_tablet_later(core_range(&range)?, slot, settle)
         })
     }
 
@@ -498,9 +537,11 @@ impl RecoveryCore {
     }
 
     /// Nothing more is replayed.
-    #[napi]
-    pub fn finish_replay(&self) -> Result<()> {
-        guard("finishReplay", || self.recovery.finish_replay())
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn finish_replay<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        promised(env, "finishReplay", |settle| {
+            self.recovery.finish_replay_later(settle)
+        })
     }
 
     /// The side segments enter the log.
@@ -522,8 +563,11 @@ impl RecoveryCore {
     }
 
     /// Takes everything back.
-    #[napi]
-    pub fn abort(&self) -> Result<Vec<f64>> {
-        guard("abort", || Ok(numbers(self.recovery.abort()?)))
+    #[napi(ts_return_type = "Promise<number[]>")]
+    pub fn abort<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        promised(env, "abort", |settle| {
+            self.recovery
+                .abort_later(|freed| settle(freed.map(numbers)))
+        })
     }
 }

@@ -389,7 +389,7 @@ impl Serving {
         });
         let records = i64::from(dead.is_none());
         let bytes = object.bytes() as i64 - dead_bytes;
-        self.tally.count(&self.tablets, tablet, records, bytes);
+        self.count(objects, tablet, planned.hash, records, bytes);
         self.counters.writes += 1;
         Ok(Some(RpcResult {
             status: Status::Ok,
@@ -429,7 +429,7 @@ impl Serving {
         objects.set_full(false);
         let bytes = dead.entry.total_bytes();
         objects.arena.count_dead(dead.offset, bytes);
-        self.tally.count(&self.tablets, tablet, -1, -(bytes as i64));
+        self.count(objects, tablet, planned.hash, -1, -(bytes as i64));
         self.counters.removes += 1;
         let position = self.log.appended_position();
         let pending = PendingTombstone {
@@ -444,6 +444,15 @@ impl Serving {
             version,
             position,
         }))
+    }
+
+    fn count(&mut self, objects: &Objects, tablet: usize, hash: u64, records: i64, bytes: i64) {
+        self.tally.count(&self.tablets, tablet, records, bytes);
+        let tablet = self.tablets.at(tablet);
+        if tablet.splitting() {
+            let (bucket, _) = objects.table.place(hash);
+            tablet.count_half(slot(hash), bucket, records, bytes);
+        }
     }
 
     fn prior_of(&mut self, objects: &Objects, dead: &Current<'_>) -> PriorSegments {

@@ -29,6 +29,7 @@ mod memory;
 mod prefetch;
 pub mod report;
 mod scan;
+mod sweep;
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 mod wide;
 
@@ -50,8 +51,6 @@ const GRAVE: u64 = 1 << 48;
 /// Log bytes for each bucket: 4 – 5 of its slots are used when a log of 160-byte entries is full
 /// to 90 %, and the table has 8 % of the log's size.
 const LOG_BYTES_PER_BUCKET: usize = 800;
-/// Buckets whose entries `retain` fetches ahead of its use.
-const RETAIN_AHEAD: usize = 16;
 
 type Bucket = [AtomicU64; SLOTS];
 
@@ -467,48 +466,6 @@ impl HashTable {
         }
         overflow.next += 1;
         Some(overflow.next - 1)
-    }
-
-    /// Takes all entries out that `dead` names; for the serving thread. `ahead` sees each entry
-    /// some buckets earlier, to fetch it.
-    pub fn retain(&self, ahead: impl Fn(usize), dead: impl Fn(usize) -> bool) {
-        for index in 0..self.buckets {
-            if index + RETAIN_AHEAD < self.buckets {
-                for word in self.bucket(index + RETAIN_AHEAD) {
-                    let seen = word.load(Ordering::Acquire);
-                    if is_entry(seen) {
-                        ahead(decode(seen));
-                    }
-                }
-            }
-            self.retain_chain(index, &dead);
-        }
-    }
-
-    fn retain_chain(&self, first: usize, dead: &impl Fn(usize) -> bool) {
-        let (mut index, mut previous) = (first, None);
-        loop {
-            let bucket = self.bucket(index);
-            for word in bucket {
-                let mut seen = word.load(Ordering::Acquire);
-                while is_entry(seen) && dead(decode(seen)) {
-                    if swap(word, seen, self.vacated()) {
-                        self.entries.fetch_sub(1, Ordering::Relaxed);
-                        break;
-                    }
-                    seen = word.load(Ordering::Acquire);
-                }
-            }
-            let last = bucket[LAST].load(Ordering::Acquire);
-            if last & CHAIN == 0 {
-                if let Some(previous) = previous {
-                    self.unlink_if_empty(previous, index);
-                }
-                return;
-            }
-            previous = Some(index);
-            index = (last & REFERENCE_MASK) as usize;
-        }
     }
 
     /// A replay starts: see the file's head. For the serving thread.

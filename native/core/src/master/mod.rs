@@ -2,11 +2,13 @@
 //!
 //! [`Master`] is the handle. One thread serves (all calls but replay take the serving lock, which
 //! is uncontended then); replay runs on the pool's threads and cleaning on its own beside it, and
-//! both share [`objects`] only. Locking order: serving state, recovery state, a replay worker,
+//! both share [`objects`] only. Long work that needs the serving lock takes it for a moment at a
+//! time ([`chore`]). Locking order: serving state, recovery state, a replay worker,
 //! passes of the cleaner, segments. All segments share one id space; ids only grow.
 
 pub mod arena;
 mod batch;
+pub mod chore;
 pub mod cleaner;
 pub mod epoch;
 pub mod execute;
@@ -21,6 +23,7 @@ pub mod prior_segments;
 pub mod recovery;
 pub mod replay;
 pub mod segment;
+pub mod split;
 pub mod tablets;
 pub mod unacked_rpc_results;
 pub mod verify;
@@ -108,6 +111,15 @@ pub struct ServingGuard<'a> {
     // Dropped first: the next holder pins again.
     _pin: Pin<'a>,
     guard: MutexGuard<'a, Serving>,
+}
+
+impl ServingGuard<'_> {
+    /// Hands the lock to whoever waits for it, instead of a race that he may lose again and again.
+    fn let_go(self) {
+        let Self { _pin, guard } = self;
+        drop(_pin);
+        MutexGuard::unlock_fair(guard);
+    }
 }
 
 impl Deref for ServingGuard<'_> {

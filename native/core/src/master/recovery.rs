@@ -8,6 +8,7 @@
 
 pub mod room;
 mod sift;
+mod undo;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 
 use self::room::Room;
 use super::log::Purpose;
-use super::replay::{PIECE_BYTES_MAX, Replay, ReplayWorker, Replayed, Source, erase_entries};
+use super::replay::{PIECE_BYTES_MAX, Replay, ReplayWorker, Replayed, Source};
 use super::segment::Segment;
 use super::tablets::{Service, SlotRange, Tablet};
 use super::{Master, REPLAY_PARTICIPANT};
@@ -29,6 +30,8 @@ enum Phase {
     Replaying,
     /// A replay failed half-way; only `abort` is left.
     Failed(Status),
+    /// Markers are taken out of the table.
+    Finishing,
     Finished,
     Committed,
     Active,
@@ -308,7 +311,7 @@ impl Recovery {
             && state.phase == Phase::Replaying
         {
             state.phase = Phase::Failed(status);
-            self.cancelled.store(true, Ordering::Relaxed);
+            self.cancel();
         }
     }
 
@@ -317,27 +320,6 @@ impl Recovery {
         let mut ids: Vec<u64> = self.sides.lock().iter().map(|side| side.id).collect();
         ids.sort_unstable();
         ids
-    }
-
-    /// Nothing more is replayed: takes the markers out of the table, closes all side segments.
-    ///
-    /// # Errors
-    /// The error of a failed replay; `InvalidArgument` while one is running or in another phase.
-    pub fn finish_replay(&self) -> Result<(), Status> {
-        let serving = self.master.serving()?;
-        self.advance(Phase::Replaying, Phase::Finished)?;
-        let table = &self.master.objects.table;
-        table.end_replay();
-        for worker in &self.workers {
-            let mut worker = worker.lock();
-            worker.close();
-            for marker in worker.markers.drain(..) {
-                // Not there any more if a newer object has taken its slot.
-                table.erase(marker.hash, marker.offset);
-            }
-        }
-        drop(serving);
-        Ok(())
     }
 
     fn advance(&self, from: Phase, to: Phase) -> Result<(), Status> {
@@ -406,59 +388,16 @@ impl Recovery {
         Ok(())
     }
 
-    /// Takes everything back; waits until running replays have noticed. Returns the ids of the
-    /// segments that were freed: none after a commit, or when called again.
-    ///
-    /// # Errors
-    /// `InvalidArgument` once active.
-    pub fn abort(&self) -> Result<Vec<u64>, Status> {
-        // Readers are kept out while segments are freed.
-        let mut serving = self.master.serving()?;
-        let (committed, replaying) = {
-            let mut state = self.state.lock();
-            let committed = match state.phase {
-                Phase::Active => return Err(Status::InvalidArgument),
-                Phase::Aborted => return Ok(Vec::new()),
-                phase => phase == Phase::Committed,
-            };
-            let replaying = matches!(state.phase, Phase::Replaying | Phase::Failed(_));
-            state.phase = Phase::Aborted;
-            self.cancelled.store(true, Ordering::Relaxed);
-            while state.running > 0 {
-                self.none_running.wait(&mut state);
-            }
-            (committed, replaying)
-        };
-        let objects = &self.master.objects;
-        if replaying {
-            objects.table.end_replay();
+    /// Replays that run end soon, those that wait fail.
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns when no replay runs; soon after `cancel`.
+    fn await_replays(&self) {
+        let mut state = self.state.lock();
+        while state.running > 0 {
+            self.none_running.wait(&mut state);
         }
-        for worker in &self.workers {
-            let mut worker = worker.lock();
-            worker.close();
-            worker.markers.clear();
-        }
-        let freed = if committed {
-            Vec::new()
-        } else {
-            self.side_segments()
-        };
-        let sides = std::mem::take(&mut *self.sides.lock());
-        for side in &sides {
-            erase_entries(objects, side);
-            side.set_cleanable(committed);
-        }
-        objects.release_segments(&freed);
-        for tablet in &self.tablets {
-            serving.tablets.remove(&tablet.range);
-            if committed {
-                let below = objects.next_segment_id();
-                serving.tablets.give_up(tablet.range.table_id, below);
-            }
-        }
-        // Readers are let go before the memory is asked for.
-        drop(serving);
-        objects.reclaim();
-        Ok(freed)
     }
 }

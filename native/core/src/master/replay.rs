@@ -27,10 +27,9 @@ use super::segment::{Append, SEGMENT_HEADER_BYTES, Segment};
 use super::tablets::Tablet;
 use crate::backup::lz4_image;
 use crate::entry::{
-    EntryIterator, EntryType, EntryView, HEADER_BYTES, KEY_BYTES_MAX, PRIOR_MAX, SEGMENT_BYTES,
+    EntryIterator, EntryType, HEADER_BYTES, KEY_BYTES_MAX, PRIOR_MAX, SEGMENT_BYTES,
     VALUE_BYTES_MAX, entry_bytes, neutralise, write_entry,
 };
-use crate::key_hash::key_hash;
 use crate::status::Status;
 
 /// Buckets that are fetched ahead.
@@ -389,42 +388,6 @@ impl ReplayWorker {
             segment.close();
         }
     }
-}
-
-/// Takes the entries of a side segment out of the table.
-pub fn erase_entries(objects: &Objects, side: &Segment) {
-    let pieces: Vec<_> = side.pieces().collect();
-    let mut entries = pieces
-        .iter()
-        .flat_map(|piece| {
-            let start = piece.extent.offset;
-            // SAFETY: the piece keeps its extent, and its bytes are published.
-            let bytes = unsafe { objects.arena.published(start, piece.bytes) };
-            EntryIterator::new(bytes).map(move |item| {
-                let (offset, entry) = item.expect("published entries parse");
-                (start + offset, entry)
-            })
-        })
-        .filter(|(_, entry)| is_indexed(entry))
-        .map(|(offset, entry)| (key_hash(entry.table_id(), entry.key()), offset));
-    let mut batch = Vec::with_capacity(AHEAD);
-    loop {
-        batch.clear();
-        batch.extend(entries.by_ref().take(AHEAD));
-        for (hash, _) in &batch {
-            objects.table.prefetch_bucket(*hash);
-        }
-        for (hash, offset) in &batch {
-            objects.table.erase(*hash, *offset);
-        }
-        if batch.is_empty() {
-            return;
-        }
-    }
-}
-
-fn is_indexed(entry: &EntryView<'_>) -> bool {
-    matches!(entry.entry_type(), EntryType::Object | EntryType::Tombstone)
 }
 
 const _: () = assert!(

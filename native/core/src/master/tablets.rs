@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::entry::EntryView;
 use crate::key_hash::{key_hash, slot};
@@ -73,6 +75,48 @@ pub struct Tablet {
     stale_below: AtomicU64,
     bytes: AtomicI64,
     records: AtomicI64,
+    /// Whether there is a `lower`: looked at with each change.
+    splitting: AtomicBool,
+    lower: Mutex<Option<Arc<LowerHalf>>>,
+}
+
+/// What is known of the lower half of a tablet that is being cut.
+#[derive(Debug)]
+pub struct LowerHalf {
+    /// The first slot that is not of it.
+    end: u32,
+    /// Buckets below are counted.
+    counted: AtomicUsize,
+    bytes: AtomicI64,
+    records: AtomicI64,
+}
+
+impl LowerHalf {
+    /// Everything below `end`; nothing is counted yet.
+    pub fn new(end: u32) -> Self {
+        Self {
+            end,
+            counted: AtomicUsize::new(0),
+            bytes: AtomicI64::new(0),
+            records: AtomicI64::new(0),
+        }
+    }
+
+    /// Whether a slot of the tablet is of it.
+    pub fn holds(&self, slot: u32) -> bool {
+        slot < self.end
+    }
+
+    /// The buckets below `end` are counted now; the last of them had these. Under the serving lock.
+    pub fn counted(&self, end: usize, records: i64, bytes: i64) {
+        self.add(records, bytes);
+        self.counted.store(end, Ordering::Relaxed);
+    }
+
+    fn add(&self, records: i64, bytes: i64) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Tablet {
@@ -86,7 +130,39 @@ impl Tablet {
             stale_below: AtomicU64::new(0),
             bytes: AtomicI64::new(0),
             records: AtomicI64::new(0),
+            splitting: AtomicBool::new(false),
+            lower: Mutex::new(None),
         })
+    }
+
+    /// Whether it may be cut at present.
+    pub fn divisible(&self) -> bool {
+        self.writable() && !self.moving.load(Ordering::Acquire)
+    }
+
+    /// Whether it is being cut.
+    pub fn splitting(&self) -> bool {
+        self.splitting.load(Ordering::Relaxed)
+    }
+
+    /// It is being cut from now on, or not any more. Under the serving lock.
+    pub fn set_lower(&self, lower: Option<Arc<LowerHalf>>) {
+        self.splitting.store(lower.is_some(), Ordering::Relaxed);
+        *self.lower.lock() = lower;
+    }
+
+    /// What changes in a bucket that was counted for the lower half: besides `count`.
+    #[inline]
+    pub fn count_half(&self, slot: u32, bucket: usize, records: i64, bytes: i64) {
+        if self.splitting() {
+            let lower = self.lower.lock();
+            let lower = lower.as_ref().filter(|lower| lower.holds(slot));
+            if let Some(lower) = lower
+                && bucket < lower.counted.load(Ordering::Relaxed)
+            {
+                lower.add(records, bytes);
+            }
+        }
     }
 
     /// First segment that can hold entries that count.
@@ -152,6 +228,8 @@ pub struct Tablets {
     /// Tables of which the log may hold entries that are nobody's any more, with the id below
     /// which their segments lie.
     given_up: BTreeMap<u64, u64>,
+    /// Nobody's, but the hash table may still refer to entries of theirs.
+    erasing: Vec<SlotRange>,
 }
 
 impl Tablets {
@@ -288,6 +366,36 @@ impl Tablets {
         Ok(())
     }
 
+    /// Makes two of a tablet; all of the lower half is counted.
+    pub fn cut(&mut self, tablet: &Tablet, lower: &LowerHalf) {
+        let value = |counter: &AtomicI64| counter.load(Ordering::Relaxed);
+        let below = (value(&lower.records), value(&lower.bytes));
+        let all = (value(&tablet.records), value(&tablet.bytes));
+        let halves = [
+            (tablet.range.start_slot, lower.end - 1, below),
+            (
+                lower.end,
+                tablet.range.end_slot,
+                (all.0 - below.0, all.1 - below.1),
+            ),
+        ];
+        self.remove(&tablet.range);
+        for (start_slot, end_slot, (records, bytes)) in halves {
+            let range = SlotRange {
+                table_id: tablet.range.table_id,
+                start_slot,
+                end_slot,
+            };
+            let half = Tablet::new(range, Service::Full, tablet.ctime_segment_id());
+            half.count(records, bytes);
+            half.stale_below.store(
+                tablet.stale_below.load(Ordering::Relaxed),
+                Ordering::Relaxed,
+            );
+            self.insert_sorted(half);
+        }
+    }
+
     /// The log keeps entries of a tablet of this table that is gone, in segments below this one.
     pub fn give_up(&mut self, table_id: u64, segment_id: u64) {
         self.given_up.insert(table_id, segment_id);
@@ -298,13 +406,34 @@ impl Tablets {
         self.given_up.retain(|_, below| *below > first_segment);
     }
 
+    /// Entries of a range that is nobody's are being taken out of the table.
+    pub fn begin_erasing(&mut self, range: SlotRange) {
+        self.erasing.push(range);
+    }
+
+    /// None is left.
+    pub fn end_erasing(&mut self, range: &SlotRange) {
+        let place = self.erasing.iter().position(|erasing| erasing == range);
+        self.erasing
+            .swap_remove(place.expect("an erasure that ends has begun"));
+    }
+
+    /// Whether a part of a range is being erased.
+    pub fn erasing(&self, range: &SlotRange) -> bool {
+        self.erasing.iter().any(|erasing| erasing.overlaps(range))
+    }
+
     /// Adds a tablet that overlaps none.
     ///
     /// # Errors
-    /// `InvalidArgument` on an overlap, `OutOfMemory` if there are too many.
+    /// `InvalidArgument` on an overlap, `Retry` while a part of it is being erased, `OutOfMemory`
+    /// if there are too many.
     pub fn insert(&mut self, tablet: Arc<Tablet>) -> Result<(), Status> {
         if self.exact(&tablet.range)?.is_some() {
             return Err(Status::InvalidArgument);
+        }
+        if self.erasing(&tablet.range) {
+            return Err(Status::Retry);
         }
         if self.sorted.len() >= TABLETS_MAX {
             return Err(Status::OutOfMemory);

@@ -5,10 +5,10 @@
 //! refers to what a replay publishes later.
 //!
 //! What holds: each slot refers to one published entry of its hash in a segment that is in memory,
-//! and no key has two; a tablet counts its objects, no more and no less; no segment counts more
-//! dead bytes than it has; free blocks belong to nobody; chains end; and the invariant of
-//! `docs/formats.md` §2, that every dead version of a key is named by the key's newest entry or by
-//! a tombstone.
+//! and no key has two; it belongs to a tablet, or to a range that is being erased; a tablet counts
+//! its objects, no more and no less; no segment counts more dead bytes than it has; free blocks
+//! belong to nobody; chains end; and the invariant of `docs/formats.md` §2, that every dead version
+//! of a key is named by the key's newest entry or by a tombstone.
 
 mod violation;
 
@@ -21,6 +21,7 @@ use super::execute::Serving;
 use super::log::Reserve;
 use super::objects::Objects;
 use super::segment::Segment;
+use super::tablets::SlotRange;
 use crate::entry::{EntryIterator, EntryType, EntryView, SEGLET_BYTES};
 use crate::key_hash::{key_hash, slot};
 
@@ -147,8 +148,17 @@ impl Verification<'_> {
             return Ok(());
         }
         self.result.objects += 1;
-        let tablet = self.serving.tablets.find(entry.table_id(), slot);
-        let range = tablet.ok_or(Violation::WithoutTablet { offset })?.range;
+        let (tablets, table_id) = (&self.serving.tablets, entry.table_id());
+        let Some(tablet) = tablets.find(table_id, slot) else {
+            let key = SlotRange {
+                table_id,
+                start_slot: slot,
+                end_slot: slot,
+            };
+            let leaving = tablets.erasing(&key).then_some(());
+            return leaving.ok_or(Violation::WithoutTablet { offset });
+        };
+        let range = tablet.range;
         let sum = self
             .counts
             .entry((range.table_id, range.start_slot))
@@ -373,7 +383,6 @@ mod tests {
     use crate::entry::EntryHeader;
     use crate::master::MasterOptions;
     use crate::master::segment::Append;
-    use crate::master::tablets::SlotRange;
 
     const KEY: &[u8] = b"key";
 

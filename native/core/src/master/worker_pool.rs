@@ -1,5 +1,6 @@
-//! A fixed pool of threads for replay. The queue is bounded and says no; a panic in a job ends that
-//! job only, and jobs still queued at the end are run, since each owes somebody an answer.
+//! A fixed pool of threads for replay and other long work. The queue is bounded and says no; a
+//! panic in a job ends that job only, and jobs still queued at the end are run, since each owes
+//! somebody an answer.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -65,13 +66,26 @@ impl WorkerPool {
     /// # Errors
     /// `Retry` if the queue is full or the pool closed; the job is dropped unrun.
     pub fn submit(&self, job: Job) -> Result<(), Status> {
+        self.offer(job).map_err(|_unrun| Status::Retry)
+    }
+
+    /// Queues a job, or gives it back if the queue is full or the pool closed.
+    ///
+    /// # Errors
+    /// The job.
+    pub fn offer(&self, job: Job) -> Result<(), Job> {
         let mut queue = self.shared.queue.lock();
         if queue.closed || queue.jobs.len() >= QUEUE_MAX {
-            return Err(Status::Retry);
+            return Err(job);
         }
         queue.jobs.push_back(job);
         self.shared.changed.notify_one();
         Ok(())
+    }
+
+    /// Whether jobs wait for a thread.
+    pub fn busy(&self) -> bool {
+        !self.shared.queue.lock().jobs.is_empty()
     }
 
     /// Runs what is queued, then ends the threads.

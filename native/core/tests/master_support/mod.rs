@@ -358,7 +358,7 @@ pub fn run_ops(client: &mut Client, model: &mut Model, random: &mut Random, coun
 }
 
 /// Waits for what happens soon: the cleaner may hold a segment a moment longer.
-pub fn eventually(what: &str, reached: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while !reached() {
         assert!(std::time::Instant::now() < end, "{what}");

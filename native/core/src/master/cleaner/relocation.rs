@@ -275,7 +275,10 @@ impl<'a> Survey<'a> {
         let owned = |tablet: &&Arc<Tablet>| tablet.range.contains(entry.table_id(), place);
         let tablet = self.tablets.iter().find(owned);
         if let (false, Some(tablet)) = (live.tombstone(), tablet) {
-            tablet.count(0, used as i64 - live.bytes() as i64);
+            let bytes = used as i64 - live.bytes() as i64;
+            let (bucket, _) = self.objects.table.place(live.hash);
+            tablet.count(0, bytes);
+            tablet.count_half(place, bucket, 0, bytes);
         }
     }
 
