@@ -14,7 +14,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
+import { CheckedLoad, type CheckedLoadShape, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
 import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
@@ -26,6 +26,8 @@ import { hashKey } from '../../src/rpc/key-hash.js';
 import { EtcdCluster } from '../cluster/etcd.js';
 import type { Case, Provocation } from './catalogue.js';
 
+/** Several lanes share the machine: with LIGHT_LOAD the load takes half of one core a lane. */
+const LOAD: CheckedLoadShape = { ...LIGHT_LOAD, writePauseMs: 200, readPauseMs: 16 };
 const SERVERS = 5;
 const MEMORY_BYTES = 128 * 2 ** 20;
 const SPAN = 15;
@@ -99,7 +101,7 @@ export class FaultLane {
       const victim = await busiestServer(world);
       const names = await this.#targets(world, each, victim);
       const before = names.map((name) => world.layer.struck(name));
-      for (const name of names) await arm(world, name, each);
+      await Promise.all(names.map((name) => arm(world, name, each)));
       const strikes = (): boolean =>
         names.some((name, index) => hasStruck(world, name, each, before[index] ?? 0));
       await this.#provoke(world, row.by, victim, strikes);
@@ -246,7 +248,7 @@ async function beginWith(etcd: EtcdCluster | null): Promise<World> {
     await cluster.startAll();
     const client = await connect(cluster.url, { timeoutMs: 60_000 });
     const table = await client.createTable('load', { span: SPAN });
-    const load = new CheckedLoad(table, LIGHT_LOAD, 1);
+    const load = new CheckedLoad(table, LOAD, 1);
     load.start();
     return { directory, cluster, client, load, files, layer, exits, etcd };
   } catch (error) {
@@ -390,13 +392,10 @@ async function recovered(world: World, servers: number, struck: () => boolean): 
 
 /** What ends only now (a master that learns that it was declared dead) is started again too. */
 async function whole(world: World): Promise<void> {
-  const { client, cluster } = world;
+  const { client } = world;
   let over = false;
   const watch = async (): Promise<void> => {
-    for (; !over; await delay(WATCH_MS)) {
-      const gone = cluster.processes().some(({ pid }) => pid === undefined);
-      if (gone) await restartAll(world);
-    }
+    for (; !over; await Promise.race([wait, delay(WATCH_MS)])) await restartAll(world);
   };
   const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
     over = true;
@@ -416,6 +415,7 @@ async function whole(world: World): Promise<void> {
  * would wait. Disarmed first: a process reads its faults when it starts.
  */
 async function restartAll({ cluster, files, etcd }: World): Promise<void> {
+  if (cluster.processes().every(({ pid }) => pid !== undefined)) return;
   if (etcd !== null) return restartServers(cluster, files);
   const startCoordinator = async (): Promise<void> => {
     if (cluster.coordinatorIsRunning()) return;
@@ -429,10 +429,7 @@ async function restartAll({ cluster, files, etcd }: World): Promise<void> {
     started = true;
   });
   const watch = async (): Promise<void> => {
-    while (!started) {
-      await startCoordinator();
-      await delay(WATCH_MS);
-    }
+    for (; !started; await Promise.race([servers, delay(WATCH_MS)])) await startCoordinator();
   };
   await Promise.all([servers, watch()]);
 }

@@ -11,6 +11,7 @@ import { CASES, type Case } from './catalogue.js';
 import { FaultLane } from './fault-lane.js';
 
 const wanted = process.env.REKINDLE_FAULT_CASES?.split(',');
+const [slice = 0, slices = 1] = (process.env.REKINDLE_FAULT_SLICE ?? '0/1').split('/').map(Number);
 const all = process.env.REKINDLE_FAULTS === 'all';
 const lanesMax = Number(process.env.REKINDLE_FAULT_LANES ?? (all ? 4 : 1));
 const CASE_TIMEOUT_MS = 240_000;
@@ -20,7 +21,7 @@ const chosen = CASES.filter(({ row }) => row.elsewhere === undefined).filter((ea
   wanted !== undefined
     ? wanted.some((word) => title(each).includes(word))
     : all || each.row.short.includes(each.kind),
-);
+).filter((_, index) => index % slices === slice);
 
 test('faults at the steps of all protocols', { concurrency: lanesMax }, async (t) => {
   assert.ok(chosen.length > 0, `no case is called ${wanted?.join(', ')}`);
