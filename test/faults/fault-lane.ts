@@ -21,6 +21,7 @@ import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../../src/cluster/managed-process.js';
+import { inspectFrameFile } from '../../src/ops/inspector/frame-file.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { hashKey } from '../../src/rpc/key-hash.js';
 import { EtcdCluster } from '../cluster/etcd.js';
@@ -101,7 +102,7 @@ export class FaultLane {
       const victim = await busiestServer(world);
       const names = await this.#targets(world, each, victim);
       const before = names.map((name) => world.layer.struck(name));
-      await Promise.all(names.map((name) => arm(world, name, each)));
+      await armAll(world, names, each);
       const strikes = (): boolean =>
         names.some((name, index) => hasStruck(world, name, each, before[index] ?? 0));
       await this.#provoke(world, row.by, victim, strikes);
@@ -134,8 +135,9 @@ export class FaultLane {
       return others.slice(-1).map(nameOf);
     }
     const dies = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
-    const chosen = dies ? [others[this.#turn++ % others.length] ?? 0] : others;
-    return chosen.map(nameOf);
+    if (!dies) return others.map(nameOf);
+    const able = row.name.endsWith('IS_REPLICA_NEEDED') ? mastersOn(world, victim) : others;
+    return [nameOf(able[this.#turn++ % able.length] ?? 0)];
   }
 
   async #provoke(
@@ -176,9 +178,20 @@ export class FaultLane {
   }
 }
 
+/** Servers of whose logs this one has replicas: they are asked when it has started again. */
+function mastersOn({ cluster }: World, index: number): number[] {
+  const masters = new Set<number>();
+  inspectFrameFile(join(cluster.dataDirectory, nameOf(index), 'backup', 'frames'), (report) => {
+    for (const { masterId } of report.replicas) masters.add(masterId);
+  });
+  return [...masters].flatMap((id) => cluster.indexOf(id) ?? []).filter((at) => at !== index);
+}
+
 function nameOf(index: number): string {
   return `server-${index + 1}`;
 }
+
+const SERVER_NAMES = Array.from({ length: SERVERS }, (_, index) => nameOf(index));
 
 /** What the disk layer does for the rows that are steps of a disk; `ms` of a delay. */
 const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
@@ -188,10 +201,21 @@ const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
   'disk-grow': () => ({ full: 1 }),
 };
 
-async function arm({ files, layer }: World, name: string, { row, fault }: Case): Promise<void> {
+/** Every server leads to the step, only those that are named are hurt there. */
+async function armAll(world: World, names: readonly string[], { row, fault }: Case): Promise<void> {
+  const { files, layer } = world;
   const disk = DISK_FAULTS[row.name];
-  if (disk === undefined) await files.arm(name, `${row.name}=${fault}`);
-  else layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+  if (disk !== undefined) {
+    for (const name of names) layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+    return;
+  }
+  const led = row.lead === undefined ? [] : SERVER_NAMES;
+  const arm = (name: string): Promise<void> => {
+    const lead = led.includes(name) ? [row.lead] : [];
+    const hurt = names.includes(name) ? [`${row.name}=${fault}`] : [];
+    return files.arm(name, [...lead, ...hurt].join(','));
+  };
+  await Promise.all([...new Set([...led, ...names])].map(arm));
 }
 
 function hasStruck({ files, layer }: World, name: string, each: Case, before: number): boolean {
@@ -204,7 +228,7 @@ function hasStruck({ files, layer }: World, name: string, each: Case, before: nu
 async function disarm(world: World, names: readonly string[], { row, kind }: Case): Promise<void> {
   const { cluster, files, layer } = world;
   if (row.name in DISK_FAULTS) await delay(DISK_FAULT_MS);
-  for (const name of names) {
+  for (const name of new Set([...names, ...(row.lead === undefined ? [] : SERVER_NAMES)])) {
     files.disarm(name);
     layer.setFault(name, {});
     const index = cluster.processes().findIndex((each) => each.name === name) - 1;

@@ -26,7 +26,10 @@ test('a piece that was bad on arrival is fetched again when the other backups we
 
 test('bad twice: the replica is damaged', () => {
   const scoreboard = new RecoveryScoreboard([{ segmentId, backups: [1, 2] }]);
-  assert.deepEqual(Array.from({ length: 4 }, () => bad(scoreboard)), [1, 2, 1, 2]);
+  assert.deepEqual(
+    Array.from({ length: 4 }, () => bad(scoreboard)),
+    [1, 2, 1, 2],
+  );
   assert.deepEqual(scoreboard.next(0), { kind: 'failed', segmentId, damagedOn: [1, 2] });
 });
 
