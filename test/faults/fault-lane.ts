@@ -41,6 +41,8 @@ const FILLER_KEYS = 8;
 const FILLERS_AT_ONCE = 4;
 const FILLER_BYTES = 900_000;
 const WATCH_MS = 100;
+/** For calls that an end of a process may hold up. */
+const PATIENT = { timeoutMs: 20_000 };
 const DISK_FAULT_MS = 1_500;
 const EIO = 5;
 const COORDINATOR = 'coordinator';
@@ -293,12 +295,11 @@ async function busiestServer({ cluster, client }: World): Promise<number> {
 }
 
 /** Errors that the SDK throws on purpose are what a fault may look like to a client. */
-async function tolerate(operation: Promise<unknown>): Promise<boolean> {
+async function tolerate<T>(operation: Promise<T>): Promise<T | undefined> {
   try {
-    await operation;
-    return true;
+    return await operation;
   } catch (error) {
-    if (error instanceof RekindleError) return false;
+    if (error instanceof RekindleError) return undefined;
     throw error;
   }
 }
@@ -337,22 +338,22 @@ async function untilDropped(client: Client, tableName: string): Promise<void> {
 async function useTable(world: World, tableName: string): Promise<void> {
   const { client } = world;
   const steps = [
-    () => client.createTable(tableName, { span: SERVERS, timeoutMs: 20_000 }),
+    () => client.createTable(tableName, { span: SERVERS, ...PATIENT }),
     () => client.table(tableName).put('key', 'value'),
-    () => client.dropTable(tableName, { timeoutMs: 20_000 }),
+    () => client.dropTable(tableName, PATIENT),
   ];
   for (const act of steps) await survive(world, act());
 }
 
 /** What has died of the fault may be needed for the answer, and struck is struck. */
-async function survive(world: World, operation: Promise<unknown>): Promise<void> {
+async function survive<T>(world: World, operation: Promise<T>): Promise<T | undefined> {
   let over = false;
   const done = tolerate(operation).finally(() => {
     over = true;
   });
   await untilTrue(() => over || world.exits.length > 0, WHOLE_TIMEOUT_MS);
   if (world.exits.length > 0) await restartAll(world);
-  await done;
+  return done;
 }
 
 /**
@@ -368,15 +369,15 @@ async function mergeTablets(
   const { client, cluster } = world;
   const target = cluster.serverId(owner) ?? 0;
   const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
-  await client.createTable(tableName, { span: 2, timeoutMs: 20_000 });
+  await client.createTable(tableName, { span: 2, ...PATIENT });
   while (!struck() && performance.now() < end) {
-    const { tables } = await client.status();
+    const { tables } = (await survive(world, client.status(PATIENT))) ?? { tables: [] };
     const { tablets } = tables.find(({ name }) => name === tableName) ?? { tablets: [] };
     const away = tablets.find(({ serverId }) => serverId !== target);
     if (away !== undefined) {
       await tolerate(client.migrateTablet(tableName, away.startSlot, target));
     } else {
-      await survive(world, client.mergeTablets(tableName, { timeoutMs: 20_000 }));
+      await survive(world, client.mergeTablets(tableName, PATIENT));
     }
     await delay(WATCH_MS);
   }
@@ -388,7 +389,9 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
   const { client, cluster } = world;
   const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
   for (let turn = 0; !struck() && performance.now() < end; turn++) {
-    const { tables, servers } = await client.status({ timeoutMs: 20_000 });
+    const status = await survive(world, client.status(PATIENT));
+    if (status === undefined) continue;
+    const { tables, servers } = status;
     const { tablets } = tables.find(({ name }) => name === 'load') ?? { tablets: [] };
     const tablet = tablets[turn % tablets.length];
     const others = servers.filter(({ serverId }) => {
@@ -397,8 +400,7 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
     const target = others[turn % others.length];
     if (tablet === undefined || target === undefined) continue;
     const { startSlot } = tablet;
-    const options = { timeoutMs: 20_000 };
-    await survive(world, client.migrateTablet('load', startSlot, target.serverId, options));
+    await survive(world, client.migrateTablet('load', startSlot, target.serverId, PATIENT));
     await delay(WATCH_MS);
   }
 }
