@@ -204,13 +204,13 @@ function detectionCommand(): Command {
   return withDurability(
     subcommand('detection', 'how soon dead servers are noticed, and only those', '128MB'),
   )
-    .option('--rounds <n>', 'kills, and as many stops (with --quick: 6)', integer(1, 1_000))
-    .option('--saturate <s>', 'seconds with all cores busy (with --quick: 10)', integer(0, 86_400))
+    .option('--rounds <n>', 'kills, and as many stops (with --quick: 4)', integer(1, 1_000))
+    .option('--saturate <s>', 'seconds with all cores busy (with --quick: 8)', integer(0, 86_400))
     .action((options: CommonOptions & { rounds?: number; saturate?: number }) =>
       run(() => {
         const { servers, memory: memoryBytes, durability, quick = false } = options;
-        const rounds = options.rounds ?? (quick ? 6 : 25);
-        const saturateSeconds = options.saturate ?? (quick ? 10 : 600);
+        const rounds = options.rounds ?? (quick ? 4 : 25);
+        const saturateSeconds = options.saturate ?? (quick ? 8 : 600);
         const detection = { servers, durability, memoryBytes, rounds, saturateSeconds, quick };
         return report(options.json, runDetectionBench(detection));
       }),

@@ -4,6 +4,7 @@
  * mutation may have been applied.
  */
 
+import { DeadlineMember } from '../rpc/deadline-set.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { ExecuteOperation } from '../rpc/execute-codec.js';
 import { OP_READ, operationBytes } from '../rpc/execute-codec.js';
@@ -24,7 +25,7 @@ export const DOUBT_NONE = 0;
 /** Attempts on more than one server have. */
 export const DOUBT_MANY = -1;
 
-export class Operation implements ExecuteOperation {
+export class Operation extends DeadlineMember implements ExecuteOperation {
   /** 0 until routed; changes only while nothing was sent. */
   tableId = 0;
   slot = 0;
@@ -55,7 +56,9 @@ export class Operation implements ExecuteOperation {
     readonly codec: Codec<any, any>,
     readonly sink: ResultSink,
     readonly index: number,
-  ) {}
+  ) {
+    super();
+  }
 
   get isMutation(): boolean {
     return this.op !== OP_READ;

@@ -44,6 +44,12 @@ const memoryBytesMin = 64 * 1024 * 1024;
 const framesMin = 256;
 const diskExpansionFactorDefault = 2;
 export const scrubBytesPerSecondDefault = 1024 * 1024;
+/**
+ * Pieces of a dead master's log that wait for recovery masters: a share of the log memory, so that
+ * nine servers of a kind hold all of the ninth's, and each segment is read and split once.
+ */
+const pieceCacheShare = 1 / 8;
+const pieceCacheBytesMin = 128 * 1024 * 1024;
 /** Frames beyond an even share of all replicas: chance, and logs that are being recovered. */
 const framesMargin = 4 / 3;
 /** Exit code of a server that was declared crashed. */
@@ -309,6 +315,7 @@ class Server implements RunningServer {
       durability,
       flushIntervalMs: flushIntervalMs ?? 100,
       compress: compress ?? true,
+      pieceCacheBytes: Math.max(pieceCacheBytesMin, Math.floor(memoryBytes * pieceCacheShare)),
       scrubBytesPerSecond: this.#options.scrubBytesPerSecond ?? scrubBytesPerSecondDefault,
       fault: process.env.REKINDLE_DISK_FAULT ?? '',
     });

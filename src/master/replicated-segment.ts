@@ -405,6 +405,8 @@ export class ReplicatedSegment {
         replica.closeSent);
     const epochStale = replica.opened && replica.epochCertified < this.epoch;
     if (bytesLeft === 0 && !mayClose && !epochStale) return null;
+    // Nobody waits for a side before it is closed: few large writes instead of many small ones.
+    if (this.kind === 'side' && !this.closed && bytesLeft < writeBytesMax) return null;
     // A head that waits for its predecessor ends at its opening: `from` 0 ends there by contract.
     const bytesMax = Math.min(bytesLeft, writeBytesMax);
     const { end, checksum } =

@@ -199,6 +199,8 @@ export interface BackupOptions {
   flushIntervalMs: number;
   /** Compress closed replicas where it pays. */
   compress: boolean;
+  /** Split pieces of dead masters' logs that are kept for recovery masters, at most. */
+  pieceCacheBytes: number;
   /** Closed replicas are read again and verified at this rate; 0: never. */
   scrubBytesPerSecond: number;
   /** For tests: `write@N`, `sync@N` (all after N more fail), `read`; empty: none. */

@@ -1,7 +1,8 @@
 /**
  * Things that end at a deadline, with one timer for all of them: a timer a call would cost more
  * than the call. The timer stands at the earliest deadline seen; when it fires, the whole set is
- * scanned. With one usual timeout that is one scan per timeout, not one per call.
+ * scanned. With one usual timeout that is one scan per timeout, not one per call. A set that gets
+ * empty keeps its timer for the next member.
  *
  * Times are on `performance.now()`'s clock. While the set has members the timer keeps the process
  * alive, so that nothing that waits is forgotten.
@@ -10,9 +11,22 @@
 /** setTimeout fires at once for longer delays than this. */
 const TIMER_MS_MAX = 2_000_000_000;
 
-export class DeadlineSet<T extends { deadlineMs: number }> {
-  readonly #members = new Set<T>();
+/** What a set holds. The links lie in the member, so that to come and to go allocates nothing. */
+export abstract class DeadlineMember {
+  abstract readonly deadlineMs: number;
+  /** The set's own. */
+  setBefore: DeadlineMember | null = null;
+  setBehind: DeadlineMember | null = null;
+  inSet = false;
+}
+
+export class DeadlineSet<T extends DeadlineMember> {
+  /** The oldest member and the newest. */
+  #first: T | null = null;
+  #last: T | null = null;
+  #size = 0;
   readonly #expire: (member: T) => void;
+  /** Without members it does not keep the process alive. */
   #timer: NodeJS.Timeout | null = null;
   /** Invariant: while there are members, #timerAtMs <= every member's deadline. */
   #timerAtMs = Number.POSITIVE_INFINITY;
@@ -23,29 +37,51 @@ export class DeadlineSet<T extends { deadlineMs: number }> {
   }
 
   get size(): number {
-    return this.#members.size;
+    return this.#size;
   }
 
-  [Symbol.iterator](): IterableIterator<T> {
-    return this.#members.values();
-  }
-
+  /** A member is in one set at most. */
   add(member: T): void {
-    this.#members.add(member);
+    if (member.inSet) return;
+    member.inSet = true;
+    member.setBefore = this.#last;
+    if (this.#last === null) {
+      this.#first = member;
+      this.#timer?.ref();
+    } else this.#last.setBehind = member;
+    this.#last = member;
+    this.#size += 1;
     if (member.deadlineMs < this.#timerAtMs) this.#arm(member.deadlineMs);
   }
 
   delete(member: T): boolean {
-    const was = this.#members.delete(member);
-    if (this.#members.size === 0) this.#disarm();
-    return was;
+    if (!member.inSet) return false;
+    const { setBefore: before, setBehind: behind } = member;
+    if (before === null) this.#first = behind as T | null;
+    else before.setBehind = behind;
+    if (behind === null) this.#last = before as T | null;
+    else behind.setBefore = before;
+    member.setBefore = null;
+    member.setBehind = null;
+    member.inSet = false;
+    this.#size -= 1;
+    if (this.#size === 0) this.#timer?.unref();
+    return true;
   }
 
   /** Takes all members out. */
   drain(): T[] {
-    const members = [...this.#members];
-    this.#members.clear();
+    const members = this.#members();
+    for (const member of members) this.delete(member);
     this.#disarm();
+    return members;
+  }
+
+  #members(): T[] {
+    const members: T[] = [];
+    for (let member = this.#first; member !== null; member = member.setBehind as T | null) {
+      members.push(member);
+    }
     return members;
   }
 
@@ -67,13 +103,13 @@ export class DeadlineSet<T extends { deadlineMs: number }> {
     const now = performance.now();
     let earliestMs = Number.POSITIVE_INFINITY;
     const expired: T[] = [];
-    for (const member of this.#members) {
+    for (const member of this.#members()) {
       if (member.deadlineMs <= now) expired.push(member);
       else if (member.deadlineMs < earliestMs) earliestMs = member.deadlineMs;
     }
     // A scan that is late finds several: they expire in their order all the same.
     expired.sort((a, b) => a.deadlineMs - b.deadlineMs);
-    for (const member of expired) this.#members.delete(member);
+    for (const member of expired) this.delete(member);
     if (earliestMs < this.#timerAtMs) this.#arm(earliestMs);
     // Last, since `expire` may add members.
     for (const member of expired) this.#expire(member);

@@ -5,6 +5,7 @@
  * Encoders write into a buffer that the caller has sized with `operationBytes` / `resultBytes`.
  */
 import { RekindleError } from './errors.js';
+import { loadU32, storeU32 } from './frame.js';
 
 export const OP_READ = 1;
 export const OP_WRITE = 2;
@@ -25,6 +26,9 @@ export const EXECUTE_REPLY_HEADER_BYTES = 8;
 const OPERATION_HEADER_BYTES = 32;
 const RESULT_HEADER_BYTES = 16;
 const TWO_32 = 0x1_0000_0000;
+const COPIED_BY_HAND_MAX = 32;
+/** Of a reply whose values are handed out as views of it. */
+const SHARED_BYTES_MAX = 64 * 1024;
 
 export interface ExecuteOperation {
   op: number;
@@ -49,17 +53,26 @@ export function resultBytes(valueLength: number): number {
   return RESULT_HEADER_BYTES + align8(valueLength);
 }
 
-function storeU64(target: Buffer, at: number, value: number): void {
+function storeU64(target: Uint8Array, at: number, value: number): void {
   const high = Math.floor(value / TWO_32);
-  target.writeUInt32LE(value - high * TWO_32, at);
-  target.writeUInt32LE(high, at + 4);
+  storeU32(target, at, value - high * TWO_32);
+  storeU32(target, at + 4, high);
 }
 
 /** A u64 that must be below 2^53. */
-export function loadU64(source: Buffer, at: number): number {
-  const high = source.readUInt32LE(at + 4);
+export function loadU64(source: Uint8Array, at: number): number {
+  const high = loadU32(source, at + 4);
   if (high >= 0x20_0000) throw malformed(`u64 at ${at} is not below 2^53`);
-  return high * TWO_32 + source.readUInt32LE(at);
+  return high * TWO_32 + loadU32(source, at);
+}
+
+/** Short ones by hand: a call of `set` costs more than a few dozen bytes. */
+function storeBytes(target: Uint8Array, at: number, bytes: Uint8Array): void {
+  if (bytes.length > COPIED_BY_HAND_MAX) {
+    target.set(bytes, at);
+    return;
+  }
+  for (let i = 0; i < bytes.length; i++) target[at + i] = bytes[i]!;
 }
 
 function malformed(what: string): RekindleError {
@@ -74,8 +87,8 @@ export function writeExecuteHeader(
 ): void {
   storeU64(target, 0, clientId);
   storeU64(target, 8, ackId);
-  target.writeUInt32LE(count, 16);
-  target.writeUInt32LE(0, 20);
+  storeU32(target, 16, count);
+  storeU32(target, 20, 0);
 }
 
 /** Writes one operation at `at` (a multiple of 8) and returns where the next begins. */
@@ -84,17 +97,17 @@ export function writeOperation(target: Buffer, at: number, operation: ExecuteOpe
   const valueLength = value === null ? 0 : value.length;
   target[at] = operation.op;
   target[at + 1] = operation.reject;
-  target.writeUInt16LE(key.length, at + 2);
-  target.writeUInt32LE(valueLength, at + 4);
+  target[at + 2] = key.length;
+  target[at + 3] = key.length >>> 8;
+  storeU32(target, at + 4, valueLength);
   storeU64(target, at + 8, operation.tableId);
   storeU64(target, at + 16, operation.rpcId);
   storeU64(target, at + 24, operation.givenVersion);
   const keyAt = at + OPERATION_HEADER_BYTES;
-  target.set(key, keyAt);
-  if (value !== null) target.set(value, keyAt + key.length);
-  const end = keyAt + key.length + valueLength;
+  storeBytes(target, keyAt, key);
+  if (value !== null) storeBytes(target, keyAt + key.length, value);
   const next = at + operationBytes(key.length, valueLength);
-  target.fill(0, end, next);
+  for (let end = keyAt + key.length + valueLength; end < next; end++) target[end] = 0;
   return next;
 }
 
@@ -199,22 +212,25 @@ export class ExecuteReplyReader {
   next(): void {
     const at = this.#at;
     if (at + RESULT_HEADER_BYTES > this.#body.length) throw brokenReply('cut off');
-    this.status = this.#body.readUInt16LE(at);
-    this.retryAfterMs = this.#body.readUInt16LE(at + 2);
-    this.valueLength = this.#body.readUInt32LE(at + 4);
-    this.version = loadU64(this.#body, at + 8);
+    const body = this.#body;
+    this.status = body[at]! | (body[at + 1]! << 8);
+    this.retryAfterMs = body[at + 2]! | (body[at + 3]! << 8);
+    this.valueLength = loadU32(body, at + 4);
+    this.version = loadU64(body, at + 8);
     this.#valueAt = at + RESULT_HEADER_BYTES;
     if (this.#valueAt + this.valueLength > this.#body.length) throw brokenReply('cut off');
     this.#at = at + resultBytes(this.valueLength);
   }
 
   /**
-   * The value of the present result: a copy, unless it is most of the message, which it then
-   * keeps alive as a view.
+   * The value of the present result: a view that keeps all of the message alive if that is short,
+   * as Node's own pool would, or hardly longer than the value; else a copy.
    */
   takeValue(): Buffer {
     const view = this.#body.subarray(this.#valueAt, this.#valueAt + this.valueLength);
-    return this.valueLength * 2 > this.#body.length ? view : Buffer.from(view);
+    const shared =
+      this.#body.length <= SHARED_BYTES_MAX || this.valueLength * 2 > this.#body.length;
+    return shared ? view : Buffer.from(view);
   }
 }
 

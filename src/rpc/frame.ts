@@ -28,14 +28,15 @@ export function emptyHeader(): Header {
   return { kind: 0, opcode: 0, status: 0, callId: 0, deadlineMs: 0 };
 }
 
-function storeU32(target: Uint8Array, at: number, value: number): void {
+/** Little-endian, as everything here. */
+export function storeU32(target: Uint8Array, at: number, value: number): void {
   target[at] = value;
   target[at + 1] = value >>> 8;
   target[at + 2] = value >>> 16;
   target[at + 3] = value >>> 24;
 }
 
-function loadU32(source: Uint8Array, at: number): number {
+export function loadU32(source: Uint8Array, at: number): number {
   return (
     (source[at]! | (source[at + 1]! << 8) | (source[at + 2]! << 16) | (source[at + 3]! << 24)) >>> 0
   );

@@ -2,12 +2,13 @@
  * One call that waits for its reply on a link. It ends exactly once: by its reply, its deadline,
  * its signal, or the loss of the connection; a mutation's outcome depends on whether it was sent.
  */
+import { DeadlineMember } from './deadline-set.js';
 import { RekindleError } from './errors.js';
 import { HEADER_BYTES } from './frame.js';
 import type { StatusCode } from './status.js';
 import { RPC, type RpcName } from './table.js';
 
-export class PendingCall {
+export class PendingCall extends DeadlineMember {
   readonly deadlineMs: number;
   readonly bytes: number;
   sent = false;
@@ -28,6 +29,7 @@ export class PendingCall {
     readonly resolve: (body: Uint8Array) => void,
     readonly reject: (error: RekindleError) => void,
   ) {
+    super();
     this.deadlineMs = nowMs + timeoutMs;
     let bytes = HEADER_BYTES;
     for (const part of parts) bytes += part.length;

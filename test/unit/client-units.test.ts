@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { attemptMs, nextStep, waitMs } from '../../src/client/retry-policy.js';
 import { RpcTracker } from '../../src/client/rpc-tracker.js';
 import { parseStorageUrl } from '../../src/coordinator/external-storage/storage-url.js';
 import { backoffMs } from '../../src/rpc/backoff.js';
 import { parseConnectionString, parseCoordinators } from '../../src/rpc/connection-string.js';
-import { DeadlineSet } from '../../src/rpc/deadline-set.js';
+import { DeadlineMember, DeadlineSet } from '../../src/rpc/deadline-set.js';
 import { until } from './rpc-fixture.js';
 
 test('connection strings are understood', () => {
@@ -140,22 +141,53 @@ test('answers lead to the right next step', () => {
   assert.equal(backoffMs(500, 20, 1_000, 1), 500);
 });
 
+class Waiting extends DeadlineMember {
+  constructor(
+    readonly deadlineMs: number,
+    readonly name: string,
+  ) {
+    super();
+  }
+}
+
 test('a deadline set expires each member once, earliest first, and keeps later ones', async () => {
   const expired: string[] = [];
-  const set = new DeadlineSet<{ deadlineMs: number; name: string }>(({ name }) =>
-    expired.push(name),
-  );
+  const set = new DeadlineSet<Waiting>(({ name }) => expired.push(name));
   const now = performance.now();
-  const late = { deadlineMs: now + 60_000, name: 'late' };
-  const gone = { deadlineMs: now + 20, name: 'gone' };
+  const late = new Waiting(now + 60_000, 'late');
+  const gone = new Waiting(now + 20, 'gone');
   set.add(late);
-  set.add({ deadlineMs: now + 60, name: 'second' });
-  set.add({ deadlineMs: now + 30, name: 'first' });
+  set.add(new Waiting(now + 60, 'second'));
+  set.add(new Waiting(now + 30, 'first'));
   set.add(gone);
+  set.add(gone);
+  assert.equal(set.size, 4);
   assert.equal(set.delete(gone), true);
+  assert.equal(set.delete(gone), false);
   await until('expired', () => expired.length === 2);
   assert.deepEqual(expired, ['first', 'second']);
   assert.deepEqual(set.drain(), [late]);
+  assert.equal(set.size, 0);
+});
+
+test('a deadline set that was empty for a while still expires who comes then', async () => {
+  const expired: string[] = [];
+  const set = new DeadlineSet<Waiting>(({ name }) => expired.push(name));
+  const early = new Waiting(performance.now() + 40, 'early');
+  set.add(early);
+  set.delete(early);
+  set.add(new Waiting(performance.now() + 80, 'later'));
+  set.add(early);
+  await until('expired', () => expired.length === 2);
+  assert.deepEqual(expired, ['early', 'later']);
+  // The timer of an empty set has fired for nobody; the next member gets one of its own.
+  const again = new Waiting(performance.now() + 20, 'again');
+  set.add(again);
+  set.delete(again);
+  await sleep(60);
+  set.add(new Waiting(performance.now() + 20, 'last'));
+  await until('expired again', () => expired.length === 3);
+  assert.equal(expired[2], 'last');
 });
 
 test('the SDK loads neither the server side nor the native core', () => {

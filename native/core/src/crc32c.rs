@@ -26,22 +26,24 @@ pub fn extend(prefix: u32, bytes: &[u8]) -> u32 {
     extend_portable(prefix, bytes)
 }
 
-/// Puts the checksum of each part to the same place of `checksums`: short ones overlap. Fetches
-/// what lies some kilobytes behind them.
-///
-/// # Panics
-/// If they are not equally many.
+/// Puts the checksum of each part to the next place of `checksums`; says how many there were. A
+/// part is asked for while the sums of those before it are still on their way: so what finds it
+/// costs little, if it needs none of them. Of short parts it fetches what lies some kilobytes
+/// behind. Ends when the places are used up.
 #[inline]
-pub fn crc32c_each(parts: &[&[u8]], checksums: &mut [u32]) {
-    assert_eq!(parts.len(), checksums.len(), "a place for each checksum");
+pub fn crc32c_each<'b>(parts: impl Iterator<Item = &'b [u8]>, checksums: &mut [u32]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if let Some(wide) = folding::Wide::detect() {
-        wide.each(parts, checksums);
-        return;
+        return wide.each(parts, checksums);
     }
-    for (part, checksum) in parts.iter().zip(checksums) {
-        *checksum = extend_portable(0, part);
-    }
+    each_portable(parts, checksums)
+}
+
+#[inline]
+fn each_portable<'b>(parts: impl Iterator<Item = &'b [u8]>, checksums: &mut [u32]) -> usize {
+    let sums = checksums.iter_mut().zip(parts);
+    sums.map(|(checksum, part)| *checksum = extend_portable(0, part))
+        .count()
 }
 
 /// What `extend` says by `crc-fast`, for processors without wide multiplication; public to be
@@ -95,9 +97,12 @@ mod tests {
                 let expected = reference(part);
                 assert_eq!(crc32c(part), expected, "{length} bytes at {start}");
                 assert_eq!(extend_portable(0, part), expected, "{length} at {start}");
-                let mut each = [0; 3];
-                crc32c_each(&[part, &[], part], &mut each);
-                assert_eq!(each, [expected, 0, expected], "{length} at {start}");
+                let parts: [&[u8]; 4] = [part, &[], part, part];
+                for each in [crc32c_each, each_portable] {
+                    let mut checksums = [0; 3];
+                    assert_eq!(each(parts.into_iter(), &mut checksums), 3);
+                    assert_eq!(checksums, [expected, 0, expected], "{length} at {start}");
+                }
             }
         }
     }

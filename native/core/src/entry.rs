@@ -2,7 +2,10 @@
 //!
 //! Rule: nothing of an entry is used before its lengths are checked against the bytes at hand and
 //! its checksum against its contents. Everything that parses log bytes goes through
-//! [`EntryView::parse`] or [`EntryIterator`].
+//! [`EntryView::parse`] or [`EntryIterator`]; replay, which has millions to check, does what they
+//! do with [`head::EntryHead`].
+
+pub mod head;
 
 use crate::crc32c::{crc32c, extend};
 use crate::little_endian::{u32_at, u64_at};
@@ -49,6 +52,7 @@ pub enum EntryType {
 }
 
 impl EntryType {
+    #[inline(always)]
     fn from_u8(value: u8) -> Option<Self> {
         Some(match value {
             1 => Self::SegmentHeader,
@@ -350,18 +354,6 @@ impl<'a> EntryView<'a> {
     #[inline]
     pub fn total_bytes(&self) -> usize {
         (self.bytes.len() + 7) & !7
-    }
-}
-
-/// A place that no entry was put to yet.
-impl Default for EntryView<'_> {
-    fn default() -> Self {
-        Self {
-            bytes: &[0; HEADER_BYTES],
-            key_start: HEADER_BYTES,
-            value_start: HEADER_BYTES,
-            entry_type: EntryType::Padding,
-        }
     }
 }
 

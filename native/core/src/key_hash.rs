@@ -18,7 +18,7 @@ const FINAL_1: u32 = 0x85eb_ca6b;
 const FINAL_2: u32 = 0xc2b2_ae35;
 const BLOCK_BYTES: usize = 16;
 /// Keys that [`key_hashes`] hashes together.
-const TOGETHER: usize = 8;
+pub(crate) const TOGETHER: usize = 8;
 
 #[inline(always)]
 fn mix(k: u32, first: u32, rotation: u32, second: u32) -> u32 {

@@ -123,6 +123,8 @@ fn a_failed_flush_takes_the_whole_disk_out_and_closed_replicas_stay_readable() {
         let opened = disk.write(1, segment_id, 1, 0, &bytes, Some(&bytes), OPEN);
         assert_eq!(opened, Status::Ok);
     }
+    // The frames that are prepared for these are flushed as well.
+    disk.settle();
     disk.faults.fail_sync_after(0, false);
     let longer = [&bytes[..], b"more"].concat();
     let failed = disk.write(1, 2, 1, 50_000, b"more", Some(&longer), 0);

@@ -184,13 +184,12 @@ fn pieces_equal_a_naive_filter_from_memory_and_from_disk() {
     }
 }
 
-#[test]
-fn a_cache_smaller_than_one_segment_serves_everything() {
-    let mut random = Random::new(11);
-    let directory = Directory::new();
-    let mut options = options(&directory, 40, false);
-    options.piece_cache_bytes = 1;
-    let mut disk = Disk::open(&directory, options);
+/// Thirty segments on a disk whose cache has this limit, and the recovery of their master begun.
+fn thirty_segments(directory: &Directory, piece_cache_bytes: usize) -> (Disk, Vec<Vec<u8>>) {
+    let mut random = Random::new(14);
+    let mut options = options(directory, 40, false);
+    options.piece_cache_bytes = piece_cache_bytes;
+    let mut disk = Disk::open(directory, options);
     let segments: Vec<Vec<u8>> = (1..=30)
         .map(|segment_id| random_segment(&mut random, segment_id, 50))
         .collect();
@@ -199,19 +198,68 @@ fn a_cache_smaller_than_one_segment_serves_everything() {
         assert_eq!(status, Status::Ok);
     }
     let ids: Vec<u64> = (1..=30).collect();
-    disk.storage
-        .start_partitions(1, 5, &plan(), &ids)
-        .expect("starts");
+    let started = disk.storage.start_partitions(1, 5, &plan(), &ids);
+    started.expect("starts");
+    (disk, segments)
+}
+
+/// One partition after the other, as masters that take them in turn do; says how many splits it
+/// took.
+fn fetch_in_turn(disk: &mut Disk, segments: &[Vec<u8>]) -> f64 {
+    let before = disk.storage.stats()["segmentSplits"];
     for one in plan() {
-        for segment_id in (1..=30).rev() {
+        for segment_id in (1..=segments.len()).rev() {
+            let (segment, segment_id) = (&segments[segment_id - 1], segment_id as u64);
             let piece = disk.piece(1, segment_id, one.partition_id).expect("splits");
-            check_piece(
-                &piece,
-                &naive(&segments[segment_id as usize - 1], segment_id, &one),
-            );
+            check_piece(&piece, &naive(segment, segment_id, &one));
         }
     }
+    disk.storage.stats()["segmentSplits"] - before
+}
+
+#[test]
+fn a_cache_smaller_than_one_segment_serves_everything() {
+    let directory = Directory::new();
+    let (mut disk, segments) = thirty_segments(&directory, 1);
+    fetch_in_turn(&mut disk, &segments);
     assert!(disk.storage.stats()["pieceCacheBytes"] <= 1.0);
+}
+
+#[test]
+fn a_segment_is_split_once_for_all_turns_if_the_cache_can_hold_it() {
+    let directory = Directory::new();
+    let (mut disk, segments) = thirty_segments(&directory, 1 << 30);
+    disk.poll("all is split ahead", |stats| stats["segmentSplits"] == 30.0);
+    assert_eq!(fetch_in_turn(&mut disk, &segments), 0.0);
+    assert_eq!(
+        disk.storage.stats()["pieceCacheBytes"],
+        0.0,
+        "all were handed out"
+    );
+    // Answers were lost, or a partition begins again elsewhere.
+    assert!(fetch_in_turn(&mut disk, &segments) >= 30.0);
+    let stats = disk.storage.stats();
+    assert_eq!(
+        (stats["pieceCacheBytes"], stats["segmentEvictions"]),
+        (0.0, 0.0)
+    );
+}
+
+#[test]
+fn a_cache_of_half_the_log_saves_splits_of_later_turns() {
+    let directory = Directory::new();
+    let whole: usize = {
+        let directory = Directory::new();
+        let (disk, _) = thirty_segments(&directory, 1 << 30);
+        disk.poll("all is split ahead", |stats| stats["segmentSplits"] == 30.0);
+        disk.storage.stats()["pieceCacheBytes"] as usize
+    };
+    let (mut disk, segments) = thirty_segments(&directory, whole / 2);
+    fetch_in_turn(&mut disk, &segments);
+    let stats = disk.storage.stats();
+    // Three turns; without a cache, or with one that always drops what comes next, it would be 90.
+    assert!(stats["segmentSplits"] <= 65.0, "{}", stats["segmentSplits"]);
+    assert!(stats["pieceCacheBytes"] <= (whole / 2) as f64);
 }
 
 #[test]

@@ -64,10 +64,15 @@ fn offer_damaged(recovery: &Recovery, thread: usize, sound: &[u8]) {
     let mismatch = Err(Status::ChecksumMismatch);
     for item in EntryIterator::new(sound) {
         let (at, entry) = item.expect("parses");
-        let mut flipped = sound.to_vec();
-        flipped[at + entry.bytes().len() - 1] ^= 4;
-        assert_eq!(recovery.replay(thread, &flipped, checksum), mismatch);
         let behind = at + entry.total_bytes();
+        // The last one may lie behind what the entry's own checksum covers.
+        for place in [at + entry.bytes().len() - 1, behind - 1] {
+            let mut flipped = sound.to_vec();
+            flipped[place] ^= 4;
+            assert_eq!(recovery.replay(thread, &flipped, checksum), mismatch);
+            let sifted = recovery.replay_sifted(thread, &flipped, checksum);
+            assert_eq!(sifted, mismatch);
+        }
         let without = [&sound[..at], &sound[behind..]].concat();
         assert_eq!(recovery.replay(thread, &without, checksum), mismatch);
         assert_eq!(
@@ -128,6 +133,17 @@ fn a_fault_at_any_entry_leaves_nothing() {
         take_over(&next, &recovery);
         check(&next, 3, false);
     }
+}
+
+#[test]
+fn a_fault_of_what_is_dead_on_arrival_is_one_too() {
+    let next = master(96 << 20);
+    let recovery = next.start_recovery(&[WHOLE]).expect("starts");
+    let (older, newer) = (piece(3, false), piece(5, false));
+    recovery.replay(0, &newer, sum(&newer)).expect("sound");
+    offer_damaged(&recovery, 0, &older);
+    take_over(&next, &recovery);
+    check(&next, 5, false);
 }
 
 #[test]

@@ -26,10 +26,6 @@ use std::time::Duration;
 
 use crate::errors::{Code, border, coded, whole};
 
-/// Split pieces that are kept for recovery masters. Small, since memory used again is several times
-/// faster than fresh memory; what was dropped is split again on demand.
-const PIECE_CACHE_BYTES: usize = 128 << 20;
-
 type CodedError = napi::Error<Code>;
 /// Named so that the `napi` macro sees a result.
 type Result<T, E = CodedError> = std::result::Result<T, E>;
@@ -95,6 +91,8 @@ pub struct JsBackupOptions {
     pub flush_interval_ms: f64,
     /// Compress closed replicas.
     pub compress: bool,
+    /// Split pieces of dead masters' logs that are kept for recovery masters, at most.
+    pub piece_cache_bytes: f64,
     /// Closed replicas are verified at this rate; 0: never.
     pub scrub_bytes_per_second: f64,
     /// A fault for tests, as `REKINDLE_DISK_FAULT` says it; empty: none.
@@ -218,7 +216,7 @@ fn options(js: JsBackupOptions) -> Result<BackupOptions> {
         durability,
         flush_interval,
         compress: js.compress,
-        piece_cache_bytes: PIECE_CACHE_BYTES,
+        piece_cache_bytes: id(js.piece_cache_bytes)? as usize,
         scrub_bytes_per_second: id(js.scrub_bytes_per_second)?,
     })
 }

@@ -1,8 +1,12 @@
 //! Reading and splitting a dead master's segments for its recovery masters.
 //!
 //! At most [`WORKERS`] threads read, verify and split, first what somebody waits for, then ahead of
-//! demand while the cache has room. Pieces stay until the recovery ends; over the cache's limit
-//! whole segments go, served ones first, and are split again when asked for.
+//! demand while the cache has room. A piece leaves the cache when it is handed out: a recovery
+//! master asks for it once, if nothing fails. What is asked for and not there is split again.
+//!
+//! Masters take their partitions in turn, each from the newest segment to the oldest. So over the
+//! cache's limit go pieces of partitions that nobody has begun, latest splits first (the next turn
+//! comes to them last), and only then those of the present turn, oldest first.
 //!
 //! Rule: a request never waits for room. Splits on demand ignore the limit and evict afterwards, so
 //! a cache full of segments that nobody asked for cannot stop the one that somebody waits for.
@@ -30,10 +34,11 @@ pub type Piece = Arc<Vec<u8>>;
 pub type PieceWaiter = Box<dyn FnOnce(Result<Piece, Status>) + Send>;
 
 enum Progress {
-    /// Not split, or evicted.
+    /// Not split, or nothing is left of it.
     Absent,
     Working,
-    Ready(Vec<Piece>),
+    /// By partition, what was neither handed out nor evicted: at least one piece.
+    Ready(Vec<Option<Piece>>),
     Failed(Status),
 }
 
@@ -54,8 +59,22 @@ impl SegmentWork {
         }
     }
 
-    fn all_served(&self) -> bool {
-        self.served.iter().all(|&served| served)
+    /// Takes the pieces that `wanted` says by their partition, until `over` bytes are taken; says
+    /// how many were.
+    fn take(&mut self, over: usize, wanted: impl Fn(usize) -> bool) -> usize {
+        let Progress::Ready(pieces) = &mut self.progress else {
+            return 0;
+        };
+        let mut taken = 0;
+        for (index, place) in pieces.iter_mut().enumerate() {
+            if taken < over && wanted(index) {
+                taken += place.take().map_or(0, |piece| piece.len());
+            }
+        }
+        if pieces.iter().all(Option::is_none) {
+            self.progress = Progress::Absent;
+        }
+        taken
     }
 }
 
@@ -65,6 +84,8 @@ struct Recovery {
     master_id: u64,
     partitions: Arc<PartitionMap>,
     segments: BTreeMap<u64, SegmentWork>,
+    /// By partition: somebody has asked for a piece of it.
+    begun: Vec<bool>,
     waiters: usize,
 }
 
@@ -76,7 +97,7 @@ struct Inner {
     urgent: VecDeque<(u64, u64, u64)>,
     /// Those to split ahead of demand.
     ahead: VecDeque<(u64, u64, u64)>,
-    /// Ready segments, oldest first.
+    /// Segments that were split, the latest last; of some nothing may be left.
     ready: VecDeque<(u64, u64, u64)>,
     cached_bytes: usize,
     splits: u64,
@@ -134,32 +155,41 @@ impl Inner {
         }
     }
 
-    /// Drops ready segments until the cache is within the limit: served ones first, then, if
-    /// `force`, the oldest.
-    fn evict(&mut self, limit: usize, force: bool) {
-        for served_only in [true, false] {
-            if !served_only && !force {
-                return;
-            }
-            let mut kept = VecDeque::with_capacity(self.ready.len());
-            while let Some(id) = self.ready.pop_front() {
-                let over = self.cached_bytes > limit;
-                let work = self
-                    .segment(id)
-                    .expect("ready segments belong to a recovery");
-                if !over || (served_only && !work.all_served()) {
-                    kept.push_back(id);
-                    continue;
-                }
-                if let Progress::Ready(pieces) =
-                    std::mem::replace(&mut work.progress, Progress::Absent)
-                {
-                    self.cached_bytes -= bytes_of(&pieces);
-                    self.evictions += 1;
-                }
-            }
-            self.ready = kept;
+    /// Drops pieces until the cache is within its limit, in the order of the file's head.
+    fn evict(&mut self, limit: usize) {
+        if self.cached_bytes <= limit {
+            return;
         }
+        let ready = std::mem::take(&mut self.ready);
+        for id in ready.iter().rev() {
+            self.drop_pieces(*id, limit, false);
+        }
+        for id in &ready {
+            self.drop_pieces(*id, limit, true);
+        }
+        self.ready = ready;
+    }
+
+    fn drop_pieces(&mut self, id: (u64, u64, u64), limit: usize, of_begun: bool) {
+        let over = self.cached_bytes.saturating_sub(limit);
+        let recovery = self.recoveries.get_mut(&id.0);
+        let recovery = recovery.expect("ready segments belong to a recovery");
+        let work = recovery.segments.get_mut(&id.2);
+        let work = work.expect("ready segments are known");
+        let taken = work.take(over, |index| of_begun || !recovery.begun[index]);
+        self.cached_bytes -= taken;
+        self.evictions += u64::from(taken > 0);
+    }
+
+    /// Notes that a segment was split, and forgets those of which nothing is left.
+    fn note_ready(&mut self, id: (u64, u64, u64)) {
+        let recoveries = &self.recoveries;
+        self.ready.retain(|other| {
+            let recovery = recoveries.get(&other.0);
+            let work = recovery.and_then(|found| found.segments.get(&other.2));
+            *other != id && work.is_some_and(|work| matches!(work.progress, Progress::Ready(_)))
+        });
+        self.ready.push_back(id);
     }
 
     fn next_task(&mut self, cache_bytes_max: usize) -> Option<Task> {
@@ -167,9 +197,6 @@ impl Inner {
             let (id, demanded) = match self.urgent.pop_front() {
                 Some(id) => (id, true),
                 None => {
-                    if self.cached_bytes >= cache_bytes_max {
-                        self.evict(cache_bytes_max.saturating_sub(1), false);
-                    }
                     if self.cached_bytes >= cache_bytes_max {
                         return None;
                     }
@@ -179,7 +206,7 @@ impl Inner {
             let Some(work) = self.segment(id) else {
                 continue;
             };
-            // Left over: answered meanwhile, or served and evicted, which only demand undoes.
+            // Left over: answered meanwhile, or handed out in part, after which only demand counts.
             let wanted = if demanded {
                 !work.waiters.is_empty()
             } else {
@@ -219,10 +246,18 @@ impl Inner {
         }
         match result {
             Ok(pieces) => {
-                let bytes = bytes_of(&pieces);
-                work.progress = Progress::Ready(pieces);
+                let pieces = pieces.into_iter().zip(&work.served);
+                let kept: Vec<_> = pieces
+                    .map(|(piece, served)| (!served).then_some(piece))
+                    .collect();
+                let bytes = bytes_of(&kept);
+                work.progress = if bytes == 0 {
+                    Progress::Absent
+                } else {
+                    Progress::Ready(kept)
+                };
                 self.cached_bytes += bytes;
-                self.ready.push_back(id);
+                self.note_ready(id);
             }
             Err(status) => work.progress = Progress::Failed(status),
         }
@@ -231,13 +266,13 @@ impl Inner {
             .get_mut(&id.0)
             .expect("its segment was found");
         recovery.waiters -= answers.len();
-        self.evict(cache_bytes_max, true);
+        self.evict(cache_bytes_max);
         answers
     }
 }
 
-fn bytes_of(pieces: &[Piece]) -> usize {
-    pieces.iter().map(|piece| piece.len()).sum()
+fn bytes_of(pieces: &[Option<Piece>]) -> usize {
+    pieces.iter().flatten().map(|piece| piece.len()).sum()
 }
 
 impl Recoveries {
@@ -292,6 +327,7 @@ impl Recoveries {
             master_id,
             partitions,
             segments,
+            begun: vec![false; count],
             waiters: 0,
         };
         inner.recoveries.insert(recovery_id, recovery);
@@ -307,7 +343,7 @@ impl Recoveries {
         if let Some((waiter, result)) =
             self.find_piece(recovery_id, segment_id, partition_id, waiter)
         {
-            // A segment that is now served to all may make room for the next one.
+            // There is room for another one now.
             self.wake.notify_one();
             waiter(result);
         }
@@ -339,16 +375,21 @@ impl Recoveries {
             }
             Entry::Vacant(_) => return Some((waiter, Err(Status::ReplicaUnknown))),
         };
-        match &work.progress {
-            Progress::Failed(status) => return Some((waiter, Err(*status))),
-            Progress::Ready(pieces) => {
+        recovery.begun[index] = true;
+        if let Progress::Failed(status) = work.progress {
+            return Some((waiter, Err(status)));
+        }
+        if let Progress::Ready(pieces) = &work.progress {
+            if let Some(piece) = pieces[index].clone() {
                 work.served[index] = true;
-                return Some((waiter, Ok(Arc::clone(&pieces[index]))));
+                inner.cached_bytes -= work.take(usize::MAX, |other| other == index);
+                return Some((waiter, Ok(piece)));
             }
-            Progress::Absent | Progress::Working if recovery.waiters >= WAITERS_MAX => {
-                return Some((waiter, Err(Status::Retry)));
-            }
-            Progress::Absent | Progress::Working => {}
+            // Handed out before, or evicted: all of the segment is split again.
+            inner.cached_bytes -= work.take(usize::MAX, |_| true);
+        }
+        if recovery.waiters >= WAITERS_MAX {
+            return Some((waiter, Err(Status::Retry)));
         }
         work.waiters.push((index, waiter));
         recovery.waiters += 1;

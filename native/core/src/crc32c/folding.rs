@@ -7,15 +7,13 @@
 //! the CRC instruction itself takes.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _MM_HINT_T0, _mm_crc32_u8, _mm_crc32_u64, _mm_cvtsi32_si128,
+    __m128i, __m512i, _MM_HINT_T0, _mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64, _mm_cvtsi32_si128,
     _mm_cvtsi128_si64, _mm_extract_epi64, _mm_prefetch, _mm_xor_si128, _mm512_clmulepi64_epi128,
     _mm512_extracti32x4_epi32, _mm512_loadu_si512, _mm512_set_epi64, _mm512_set4_epi64,
     _mm512_ternarylogic_epi64, _mm512_xor_si512, _mm512_zextsi128_si512,
 };
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Below, independent CRC instructions of neighbouring calls overlap better.
-const FOLD_BYTES_MIN: usize = 128;
 /// From here on four accumulators pay.
 const FOUR_BYTES_MIN: usize = 512;
 const BLOCK_BYTES: usize = 64;
@@ -63,9 +61,13 @@ impl Wide {
         unsafe { update::<AHEAD_BYTES>(state, bytes) }
     }
 
-    /// The checksum of each part.
+    /// The checksum of each part, and how many they were.
     #[inline(always)]
-    pub(super) fn each(self, parts: &[&[u8]], checksums: &mut [u32]) {
+    pub(super) fn each<'b>(
+        self,
+        parts: impl Iterator<Item = &'b [u8]>,
+        checksums: &mut [u32],
+    ) -> usize {
         // SAFETY: as above.
         unsafe { each(parts, checksums) }
     }
@@ -125,32 +127,60 @@ fn fold(accumulator: __m512i, multipliers: __m512i, onto: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<XOR3>(low, high, onto)
 }
 
-/// One function, so that the multipliers stay in registers from one part to the next.
+/// One function, so that the multipliers stay in registers from one part to the next, and that what
+/// finds a part overlaps with the sums of those before it.
 #[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
-fn each(parts: &[&[u8]], checksums: &mut [u32]) {
-    for (part, checksum) in parts.iter().zip(checksums) {
+fn each<'b>(parts: impl Iterator<Item = &'b [u8]>, checksums: &mut [u32]) -> usize {
+    let mut count = 0;
+    for (checksum, part) in checksums.iter_mut().zip(parts) {
         if part.len() < FOUR_BYTES_MIN {
             for block in part.chunks(BLOCK_BYTES) {
                 prefetch(block.as_ptr().wrapping_add(PARTS_AHEAD_BYTES));
             }
         }
         *checksum = !update::<PARTS_AHEAD_BYTES>(!0, part);
+        count += 1;
     }
+    count
 }
 
 #[inline]
 #[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
 fn update<const AHEAD_BYTES: usize>(state: u32, bytes: &[u8]) -> u32 {
-    if bytes.len() < FOLD_BYTES_MIN {
+    if bytes.len() >= FOUR_BYTES_MIN {
+        long::<AHEAD_BYTES>(state, bytes)
+    } else {
+        short::<AHEAD_BYTES>(state, bytes)
+    }
+}
+
+/// Less than four accumulators pay for. One for each kind of caller, so that it becomes part of it.
+#[inline]
+#[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
+fn short<const AHEAD_BYTES: usize>(state: u32, bytes: &[u8]) -> u32 {
+    let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
+    let [first, blocks @ ..] = blocks else {
+        return serial(state, bytes);
+    };
+    // Below two blocks, independent CRC instructions of neighbouring calls overlap better.
+    if blocks.is_empty() {
         return serial(state, bytes);
     }
+    let before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state.cast_signed()));
+    let by_block = all_lanes(BY_BLOCK);
+    let mut accumulator = _mm512_xor_si512(before, load(first));
+    for block in blocks {
+        accumulator = fold(accumulator, by_block, load(block));
+    }
+    serial(reduce(accumulator), rest)
+}
+
+#[inline(never)]
+#[target_feature(enable = "sse4.2,avx512f,vpclmulqdq")]
+fn long<const AHEAD_BYTES: usize>(state: u32, bytes: &[u8]) -> u32 {
     let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
     let before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state.cast_signed()));
-    let (mut accumulator, blocks) = if bytes.len() >= FOUR_BYTES_MIN {
-        four::<AHEAD_BYTES>(before, blocks)
-    } else {
-        (_mm512_xor_si512(before, load(&blocks[0])), &blocks[1..])
-    };
+    let (mut accumulator, blocks) = four::<AHEAD_BYTES>(before, blocks);
     let by_block = all_lanes(BY_BLOCK);
     for block in blocks {
         accumulator = fold(accumulator, by_block, load(block));
@@ -223,6 +253,10 @@ fn serial(state: u32, bytes: &[u8]) -> u32 {
     let wide = words.iter().fold(u64::from(state), |state, word| {
         _mm_crc32_u64(state, u64::from_le_bytes(*word))
     });
+    let (halves, rest) = rest.as_chunks::<4>();
+    let half = halves.iter().fold(wide as u32, |state, half| {
+        _mm_crc32_u32(state, u32::from_le_bytes(*half))
+    });
     rest.iter()
-        .fold(wide as u32, |state, byte| _mm_crc32_u8(state, *byte))
+        .fold(half, |state, byte| _mm_crc32_u8(state, *byte))
 }

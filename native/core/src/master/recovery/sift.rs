@@ -110,6 +110,13 @@ fn verified<'b>(
     for item in EntryIterator::new(bytes) {
         let (offset, entry) = item?;
         entry.verify()?;
+        let (used, end) = (offset + entry.bytes().len(), offset + entry.total_bytes());
+        if bytes
+            .get(used..end)
+            .is_none_or(|padding| padding.iter().any(|byte| *byte != 0))
+        {
+            return Err(Status::ChecksumMismatch);
+        }
         sum.add(entry.checksum());
         more = entry.more();
         let counts = matches!(entry.entry_type(), EntryType::Object | EntryType::Tombstone);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::ReplayWorker;
 use crate::crc32c::crc32c_each;
+use crate::entry::head::EntryHead;
 use crate::entry::{EntryType, EntryView, PieceChecksum, VALUE_BYTES_MAX, VERSION_MAX, detach};
-use crate::key_hash::{key_hashes, slot};
+use crate::key_hash::{TOGETHER as HASHED_TOGETHER, key_hashes, slot};
 use crate::little_endian::u64_at;
 use crate::master::tablets::Tablet;
 use crate::status::Status;
@@ -46,11 +47,54 @@ impl Parsed {
     }
 }
 
-/// What `walk` has come by.
-struct Walked {
-    count: usize,
+/// An entry and where it begins.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    at: usize,
+    head: EntryHead,
+}
+
+/// Entries that are looked at together; one is used for many batches, since making it costs.
+#[derive(Default)]
+struct Batch {
+    found: [Found; BATCH],
+    stored: [u32; BATCH],
+    checksums: [u32; BATCH],
+}
+
+/// Finds the next entries that are whole, by lengths that may yet prove wrong, and gives what the
+/// checksum of each covers. Where one is not whole, [`Check::finish`] finds that the piece has not
+/// come to its end.
+struct Walk<'r, 'b> {
+    room: &'r [u8],
+    found: std::slice::IterMut<'b, Found>,
+    stored: std::slice::IterMut<'b, u32>,
+    at: usize,
+    stop: usize,
     /// Bits that are set behind the entries, where none may be.
     padding: u64,
+}
+
+impl<'r> Iterator for Walk<'r, '_> {
+    type Item = &'r [u8];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<&'r [u8]> {
+        if self.at >= self.stop {
+            return None;
+        }
+        let rest = self.room.get(self.at..)?;
+        let head = EntryHead::of(rest.first_chunk()?);
+        let total_bytes = head.total_bytes();
+        let entry = rest.get(..total_bytes)?;
+        *self.found.next()? = Found { at: self.at, head };
+        *self.stored.next()? = head.checksum();
+        // Of what the last word holds, that behind the entry; nothing if it ends there.
+        let used_bits = 63 - 8 * (total_bytes - head.used_bytes());
+        self.padding |= u64_at(entry, total_bytes - 8) >> used_bits >> 1;
+        self.at += total_bytes;
+        Some(&entry[size_of::<u32>()..head.covered_end()])
+    }
 }
 
 /// See the file's head.
@@ -90,119 +134,142 @@ impl<'a> Check<'a> {
     /// # Errors
     /// `ChecksumMismatch`, `InvalidArgument` (entries of other tablets or types).
     pub fn advance(&mut self, room: &mut [u8], end: usize) -> Result<(), Status> {
+        let mut batch = Batch::default();
         loop {
             let start = self.at;
-            let mut batch = [EntryView::default(); BATCH];
-            let Walked { count, padding } = self.walk(&room[..end], &mut batch);
-            let batch = &batch[..count];
-            self.verify(batch, padding)?;
-            let attached = self.note(start, batch)?;
+            let count = self.verify(&room[..end], &mut batch)?;
+            let Some(last) = count.checked_sub(1) else {
+                return Ok(());
+            };
+            self.more = batch.found[last].head.more();
+            let mut attached = false;
+            for group in batch.found[..count].chunks(HASHED_TOGETHER) {
+                attached |= self.note(room, group)?;
+            }
             if attached {
                 detach_all(&mut room[start..self.at]);
             }
-            if count == 0 {
-                return Ok(());
-            }
         }
     }
 
-    /// Finds the next entries that are whole, by lengths that may yet prove wrong. Where one is
-    /// not, `finish` finds that the piece has not come to its end.
+    /// Finds the next entries and compares their checksums; says how many they are. Apart from
+    /// `note`, since sums of neighbours overlap, but not across a hash.
     #[inline]
-    fn walk<'r>(&mut self, room: &'r [u8], batch: &mut [EntryView<'r>; BATCH]) -> Walked {
-        let (mut at, mut count, mut padding) = (self.at, 0, 0);
-        let stop = at + BATCH_BYTES;
-        while at < stop
-            && let Some(place) = batch.get_mut(count)
-            && let Ok(entry) = EntryView::parse(&room[at..])
-        {
-            let total_bytes = entry.total_bytes();
-            let behind = at + total_bytes;
-            if behind > room.len() {
-                break;
-            }
-            // Of what the last word holds, that behind the entry; nothing if it ends there.
-            let used_bits = 63 - 8 * (total_bytes - entry.bytes().len());
-            padding |= u64_at(room, behind - 8) >> used_bits >> 1;
-            *place = entry;
-            count += 1;
-            at = behind;
-        }
+    fn verify(&mut self, room: &[u8], batch: &mut Batch) -> Result<usize, Status> {
+        let mut walk = Walk {
+            room,
+            found: batch.found.iter_mut(),
+            stored: batch.stored.iter_mut(),
+            at: self.at,
+            stop: self.at + BATCH_BYTES,
+            padding: 0,
+        };
+        let count = crc32c_each(&mut walk, &mut batch.checksums);
+        let Walk { at, padding, .. } = walk;
         self.at = at;
-        Walked { count, padding }
-    }
-
-    /// Compares checksums. Apart from `note`, since sums of neighbours overlap, but not across a
-    /// hash.
-    #[inline]
-    fn verify(&mut self, batch: &[EntryView<'_>], padding: u64) -> Result<(), Status> {
-        let mut covered = [&[][..]; BATCH];
-        for (covered, entry) in covered.iter_mut().zip(batch) {
-            *covered = entry.covered();
-        }
-        let mut checksums = [0; BATCH];
-        let checksums = &mut checksums[..batch.len()];
-        crc32c_each(&covered[..batch.len()], checksums);
-        let stored = batch.iter().map(EntryView::checksum);
-        let differing = stored
-            .zip(&*checksums)
-            .fold(0, |differing, (stored, found)| differing | (stored ^ found));
-        if differing != 0 || padding != 0 {
+        let checksums = &batch.checksums[..count];
+        if *checksums != batch.stored[..count] || padding != 0 {
             return Err(Status::ChecksumMismatch);
         }
         self.checksum.add_all(checksums);
-        Ok(())
+        Ok(count)
     }
 
-    /// Notes a batch for pass two; says whether some of its entries name segments or belong to
+    /// Notes a few entries for pass two; says whether some of them name segments or belong to
     /// longer appends.
     #[inline]
-    fn note(&mut self, start: usize, batch: &[EntryView<'_>]) -> Result<bool, Status> {
-        let mut keys = [(0, &[][..]); BATCH];
-        for (key, entry) in keys.iter_mut().zip(batch) {
-            *key = (entry.table_id(), entry.key());
+    fn note(&mut self, room: &[u8], group: &[Found]) -> Result<bool, Status> {
+        let mut keys = [(0, &[][..]); HASHED_TOGETHER];
+        for (key, Found { at, head }) in keys.iter_mut().zip(group) {
+            let bytes = &room[at + head.key_start()..at + head.value_start()];
+            *key = (head.table_id, bytes);
         }
-        let mut hashes = [0; BATCH];
-        key_hashes(&keys[..batch.len()], &mut hashes[..batch.len()]);
-        let mut noted = [Parsed::default(); BATCH];
-        let mut count = 0;
-        let (mut at, mut attached, mut safe_version) = (start, false, self.safe_version);
-        for ((entry, (table_id, _)), hash) in batch.iter().zip(keys).zip(hashes) {
-            let total_bytes = entry.total_bytes();
-            let version = entry.version();
-            attached |= entry.is_attached();
+        let mut hashes = [0; HASHED_TOGETHER];
+        key_hashes(&keys[..group.len()], &mut hashes[..group.len()]);
+        if let Ok(group) = group.try_into()
+            && self.note_alike(group, &hashes)
+        {
+            return Ok(false);
+        }
+        self.note_each(group, &hashes)
+    }
+
+    /// Notes a whole group of objects of the present tablet without flags, as most are: looks at
+    /// all of them without branches. Else it says false and has done nothing.
+    #[inline]
+    fn note_alike(
+        &mut self,
+        group: &[Found; HASHED_TOGETHER],
+        hashes: &[u64; HASHED_TOGETHER],
+    ) -> bool {
+        let Some(range) = self.tablets.get(self.tablet).map(|tablet| &tablet.range) else {
+            return false;
+        };
+        let (mut alike, mut version_max) = (true, 0);
+        for (Found { head, .. }, hash) in group.iter().zip(hashes) {
+            alike &= head.is_plain_object() & (head.value_length() <= VALUE_BYTES_MAX);
+            alike &= (head.table_id == range.table_id)
+                & (range.start_slot <= slot(*hash))
+                & (slot(*hash) <= range.end_slot);
+            version_max = version_max.max(head.version);
+        }
+        if !alike || version_max > VERSION_MAX {
+            return false;
+        }
+        let tablet = self.tablet as u32;
+        let noted: [Parsed; HASHED_TOGETHER] = std::array::from_fn(|index| Parsed {
+            hash: hashes[index],
+            offset: group[index].at as u32,
+            tablet_and_type: tablet,
+        });
+        self.parsed.extend_from_slice(&noted);
+        self.safe_version = self.safe_version.max(version_max + 1);
+        let last = &group[HASHED_TOGETHER - 1];
+        let sum = &mut self.sums[self.tablet];
+        sum.0 += HASHED_TOGETHER as i64;
+        sum.1 += (last.at + last.head.total_bytes() - group[0].at) as i64;
+        true
+    }
+
+    fn note_each(
+        &mut self,
+        group: &[Found],
+        hashes: &[u64; HASHED_TOGETHER],
+    ) -> Result<bool, Status> {
+        let mut attached = false;
+        for (Found { at, head }, hash) in group.iter().zip(hashes) {
+            attached |= head.is_attached();
+            if head.has_unknown_flags() {
+                return Err(Status::ChecksumMismatch);
+            }
             // Else a version that follows would begin again at 0.
-            if version > VERSION_MAX {
+            if head.version > VERSION_MAX {
                 return Err(Status::InvalidArgument);
             }
-            let tombstone = match entry.entry_type() {
-                EntryType::Object if entry.value().len() <= VALUE_BYTES_MAX => Some(0),
-                EntryType::Tombstone if entry.value().is_empty() => Some(TOMBSTONE),
-                EntryType::SafeVersion | EntryType::Padding => None,
-                _ => return Err(Status::InvalidArgument),
-            };
-            if let Some(tombstone) = tombstone {
-                safe_version = safe_version.max(version + 1);
-                let tablet = self.find_tablet(table_id, slot(hash))?;
-                if tombstone == 0 {
-                    let sum = &mut self.sums[tablet];
-                    sum.0 += 1;
-                    sum.1 += total_bytes as i64;
+            let tombstone = match head.entry_type() {
+                Some(EntryType::Object) if head.value_length() <= VALUE_BYTES_MAX => 0,
+                Some(EntryType::Tombstone) if head.value_length() == 0 => TOMBSTONE,
+                Some(EntryType::SafeVersion) => {
+                    self.safe_version = self.safe_version.max(head.version);
+                    continue;
                 }
-                noted[count] = Parsed {
-                    hash,
-                    offset: at as u32,
-                    tablet_and_type: tablet as u32 | tombstone,
-                };
-                count += 1;
-            } else if entry.entry_type() == EntryType::SafeVersion {
-                safe_version = safe_version.max(version);
+                Some(EntryType::Padding) => continue,
+                Some(_) => return Err(Status::InvalidArgument),
+                None => return Err(Status::ChecksumMismatch),
+            };
+            self.safe_version = self.safe_version.max(head.version + 1);
+            let tablet = self.find_tablet(head.table_id, slot(*hash))?;
+            if tombstone == 0 {
+                let sum = &mut self.sums[tablet];
+                sum.0 += 1;
+                sum.1 += head.total_bytes() as i64;
             }
-            at += total_bytes;
+            self.parsed.push(Parsed {
+                hash: *hash,
+                offset: *at as u32,
+                tablet_and_type: tablet as u32 | tombstone,
+            });
         }
-        self.parsed.extend_from_slice(&noted[..count]);
-        self.safe_version = safe_version;
-        self.more = batch.last().map_or(self.more, EntryView::more);
         Ok(attached)
     }
 
