@@ -337,7 +337,7 @@ async function untilDropped(client: Client, tableName: string): Promise<void> {
 
 async function useTable(world: World, tableName: string): Promise<void> {
   const { client } = world;
-  const steps = [
+  const steps: (() => Promise<unknown>)[] = [
     () => client.createTable(tableName, { span: SERVERS, ...PATIENT }),
     () => client.table(tableName).put('key', 'value'),
     () => client.dropTable(tableName, PATIENT),
