@@ -125,6 +125,7 @@ export function page(): string {
     table('replication'),
     table('recovery'),
     table('coordinator'),
+    table('migration'),
     `RPCs without rows:\n\n${exempt.join('\n')}\n`,
     CLOSING,
   ].join('\n');
