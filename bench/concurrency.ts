@@ -61,3 +61,10 @@ export function median(values: readonly number[]): number {
   const upper = sorted[middle] ?? Number.NaN;
   return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? upper) + upper) / 2;
 }
+
+/** The smallest value that so many percent of them do not exceed; NaN of none. */
+export function percentile(values: readonly number[], wanted: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const at = Math.ceil((wanted / 100) * sorted.length) - 1;
+  return sorted[Math.max(0, at)] ?? Number.NaN;
+}

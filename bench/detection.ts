@@ -14,6 +14,7 @@ import { formatMs, textTable } from '../src/ops/text-table.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { serverStats, waitFor, waitUntilWhole } from './cluster-health.js';
+import { percentile } from './concurrency.js';
 import { randomStream } from './dataset.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
 
@@ -153,12 +154,6 @@ async function saturate(
   if (falseDeaths > 0) process.stderr.write(`${cluster.logTails()}\n`);
   const leaseLapses = (await lapsesOf()) - lapsesBefore;
   return { seconds, falseDeaths, operations, longestMs, leaseLapses };
-}
-
-function percentile(values: readonly number[], wanted: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const at = Math.ceil((wanted / 100) * sorted.length) - 1;
-  return sorted[Math.max(0, at)] ?? Number.NaN;
 }
 
 function result(

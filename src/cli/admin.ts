@@ -1,5 +1,6 @@
 /**
- * `rekindle admin accept-loss`: lets a recovery go on without segments that are gone for ever.
+ * `rekindle admin`: what only an operator decides. `accept-loss`, here, lets a recovery go on
+ * without segments that are gone for ever; `rolling-restart` has a file of its own.
  *
  * Rule: nothing is given up by default. Without `--segments` the command only shows what is
  * missing, who may have it, and what to type; the list of segments is the confirmation.
@@ -25,6 +26,7 @@ import {
   segmentsText,
 } from './loss-text.js';
 import { integer, jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
+import { rollingRestartCommand } from './rolling-restart.js';
 
 interface AcceptLossOptions extends ClientOptions {
   json?: boolean;
@@ -112,5 +114,9 @@ Exit codes: 0 given up (or was before), 1 nothing was given up, 2 refused.`,
   return new Command('admin')
     .description('decisions that only an operator can take')
     .addCommand(accept)
-    .addHelpText('after', '\nExamples:\n  $ rekindle admin accept-loss 3');
+    .addCommand(rollingRestartCommand())
+    .addHelpText(
+      'after',
+      '\nExamples:\n  $ rekindle admin accept-loss 3\n  $ rekindle admin rolling-restart',
+    );
 }

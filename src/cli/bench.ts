@@ -9,6 +9,7 @@ import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
 import { runDurableBench } from '../../bench/durable.js';
+import { runFailoverBench } from '../../bench/failover.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
 import { runPlacementBench } from '../../bench/placement.js';
@@ -226,6 +227,30 @@ Exit code 1 if a live server was declared crashed.`,
     );
 }
 
+function failoverCommand(): Command {
+  return withDurability(subcommand('failover', 'kill leaders and servers under load', '128MB'))
+    .option('--kills <n>', 'of leaders, and of servers (with --quick: 3)', integer(1, 10_000))
+    .option('--seed <n>', 'draw the same victims, pauses and operations', integer(0, 2 ** 31 - 1))
+    .action((options: CommonOptions & { kills?: number; seed?: number }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, seed, quick = false } = options;
+        const kills = options.kills ?? (quick ? 3 : 20);
+        const failover = { kills, seed, servers, durability, memoryBytes, quick };
+        return report(options.json, runFailoverBench(failover));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench failover --quick
+  $ rekindle bench failover --kills 20 --json failover.json
+
+Needs Debian's etcd-server. Exit code 1 if a call failed within its deadline, or an acknowledged
+write was lost.`,
+    );
+}
+
 function chaosCommand(): Command {
   return withDurability(subcommand('chaos', 'kill random servers under checked load', '256MB'))
     .option('--kills <n>', 'how many (with --quick: 8)', integer(1, 10_000))
@@ -374,6 +399,7 @@ export function benchCommand(): Command {
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
+    .addCommand(failoverCommand())
     .addCommand(chaosCommand())
     .addCommand(coldStartCommand())
     .addCommand(faultsCommand())

@@ -25,6 +25,7 @@ interface CoordinatorCommandOptions extends ServiceOptions {
   allowSameHost?: boolean;
   scatterWidth?: number;
   restore?: string;
+  balance?: boolean;
   storage?: string;
   advertise?: string;
 }
@@ -43,6 +44,7 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
     ...(options.allowSameHost === undefined ? {} : { allowSameHost: options.allowSameHost }),
     ...(options.scatterWidth === undefined ? {} : { scatterWidth: options.scatterWidth }),
     insecure: options.insecure ?? false,
+    balance: options.balance ?? false,
     ...(options.restore === undefined ? {} : { restoreFile: options.restore }),
     // It no longer knows what is true: whoever supervises it starts one that reads the storage.
     onFatal: () => process.exit(EXIT_FAILED),
@@ -95,6 +97,7 @@ export function coordinatorCommand(): Command {
         integer(0, 10_000),
       ),
     )
+    .addOption(flag('--balance', 'move tablets until masters have equal shares', 'BALANCE'))
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
     .addHelpText(

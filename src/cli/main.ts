@@ -27,6 +27,7 @@ const COMMANDS: Record<string, () => Promise<Command>> = {
   coordinator: async () => (await import('./coordinator.js')).coordinatorCommand(),
   server: async () => (await import('./server.js')).serverCommand(),
   status: async () => (await import('./status.js')).statusCommand(),
+  drain: async () => (await import('./drain.js')).drainCommand(),
   inspect: async () => (await import('./inspect.js')).inspectCommand(),
   table: async () => (await import('./table.js')).tableCommand(),
   get: async () => (await import('./get.js')).getCommand(),

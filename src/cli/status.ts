@@ -4,8 +4,14 @@
  * warning), 2 if no coordinator answers.
  */
 import { Command } from 'commander';
-import { formatBytes, formatMs, textTable } from '../ops/text-table.js';
-import type { ClusterStatus, MigrationReport, RecoveryReport } from '../rpc/messages.js';
+import { formatBytes, formatCount, formatMs, textTable } from '../ops/text-table.js';
+import type {
+  BalanceReport,
+  ClusterStatus,
+  DrainReport,
+  MigrationReport,
+  RecoveryReport,
+} from '../rpc/messages.js';
 import {
   askBackups,
   type BackupStatusByServer,
@@ -21,6 +27,7 @@ import {
   run,
   withClient,
 } from './command-runner.js';
+import { drainText } from './drain.js';
 import { gapLines, lossText } from './loss-text.js';
 import { jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
 import { tableRows, tableTitles } from './table.js';
@@ -70,6 +77,25 @@ function migrationRow(migration: MigrationReport): (string | number)[] {
   ];
 }
 
+function drainOf({ drains }: ClusterStatus, serverId: number): DrainReport | undefined {
+  return drains.find((each) => each.serverId === serverId);
+}
+
+/** Null as long as there is nothing to say. */
+function balanceText({ enabled, servers, moves, waitingFor }: BalanceReport): string | null {
+  if (!enabled) return null;
+  const fills = servers.map(({ fill }) => Math.round(100 * fill));
+  const rates = servers.map(({ operationsPerSecond }) => operationsPerSecond);
+  const spread = (values: number[], unit: string): string =>
+    `${formatCount(Math.min(...values))} to ${formatCount(Math.max(...values))} ${unit}`;
+  const loads =
+    servers.length === 0
+      ? 'loads not known yet'
+      : `${spread(fills, '% of memory live')}, ${spread(rates, 'operations/s a server')}`;
+  const waits = waitingFor === null ? '' : `, waits for ${waitingFor}`;
+  return `balancer: ${loads}, ${moves} tablets moved${waits}`;
+}
+
 function leaderText({ leader, term, standbys }: ClusterStatus): string {
   const others = standbys.length === 0 ? 'no standby' : `standbys ${standbys.join(', ')}`;
   return `coordinator ${leader} leads (term ${term}), ${others}`;
@@ -85,7 +111,7 @@ export function statusText(
     server.host,
     server.rack ?? '',
     [server.master ? 'master' : '', server.backup ? 'backup' : ''].filter(Boolean).join('+'),
-    server.status,
+    drainOf(status, server.serverId)?.state ?? server.status,
     formatBytes(server.memoryBytes),
   ]);
   const parts = [
@@ -105,6 +131,11 @@ export function statusText(
     parts.push('', textTable([...titles, ...rest], recent.map(recoveryRow)));
   }
   parts.push(...status.recoveries.flatMap(gapLines));
+  for (const drain of status.drains) {
+    if (drain.state === 'draining') parts.push(`server ${drain.serverId} is ${drainText(drain)}`);
+  }
+  const balance = balanceText(status.balance);
+  if (balance !== null) parts.push(balance);
   const moving = status.migrations.slice(-RECOVERIES_SHOWN_MAX);
   if (moving.length > 0) {
     const titles = [

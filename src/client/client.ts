@@ -152,6 +152,17 @@ export class Client implements AsyncDisposable {
     return (await this.#call('MIGRATE_TABLET', request, options)).migrationId;
   }
 
+  /**
+   * Starts to empty a server (docs/drain.md), or gives that up; `status` shows how it gets on.
+   * Repeating it does no harm.
+   */
+  async drainServer(
+    serverId: number,
+    { cancel = false, ...options }: OperationOptions & { cancel?: boolean } = {},
+  ): Promise<void> {
+    await this.#call('DRAIN_SERVER', { serverId, cancel }, options);
+  }
+
   async listTables(options: OperationOptions = {}): Promise<TableInfo[]> {
     return (await this.#call('LIST_TABLES', {}, options)).tables;
   }

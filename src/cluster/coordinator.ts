@@ -46,6 +46,8 @@ export interface CoordinatorProcessOptions {
   /** A server's copy of the state, for an empty storage. */
   restoreFile?: string;
   insecure?: boolean;
+  /** Tablets are moved so that masters have equal shares; default false. */
+  balance?: boolean;
   log?: Log;
   /** Called once if it cannot go on. */
   onFatal?: (error: RekindleError) => void;
@@ -180,6 +182,7 @@ class CoordinatorProcess implements RunningCoordinator {
       endpoint: this.#gate,
       links: this.#links,
       storage: this.#storage,
+      balance: this.#options.balance ?? false,
       config: this.#config(),
       log: this.#log,
       onFatal: (error) => this.#cannotGoOn(coordinator, error),

@@ -18,12 +18,22 @@ function placeOf(state: CoordinatorState): string {
   return state.cluster.allowSameHost ? 'servers' : 'hosts';
 }
 
+function drainedNotes(state: CoordinatorState): string[] {
+  return state
+    .upServers()
+    .filter(({ drain }) => drain?.state === 'drained')
+    .map(({ serverId }) => `server ${serverId} is drained: its process can be stopped`);
+}
+
 /** Writes work, so this degrades nothing; but one loss stops them until the server is back. */
 export function clusterNotes(state: CoordinatorState): string[] {
   const { replicas } = state.cluster;
-  if (replicas === 0) return ['there are no replicas: a server that ends takes its data along'];
-  if (fewestBackups(state) !== replicas) return [];
+  const drained = drainedNotes(state);
+  if (replicas === 0)
+    return [...drained, 'there are no replicas: a server that ends takes its data along'];
+  if (fewestBackups(state) !== replicas) return drained;
   return [
+    ...drained,
     `the cluster survives the loss of a server, but writes would wait for it: ` +
       `${replicas + 2} ${placeOf(state)} with backups are needed to go on without one`,
   ];

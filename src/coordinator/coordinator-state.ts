@@ -42,6 +42,14 @@ export interface ServerRecord extends ServerEntry {
   /** Open replicas below this (segment, epoch) prove nothing about this server's log. */
   minOpenSegmentId: number;
   minOpenEpoch: number;
+  /** It is being emptied (docs/drain.md); absent: it is not. */
+  drain?: DrainRecord;
+}
+
+export interface DrainRecord {
+  /** drained: it owned nothing, and no master needed a replica of it, at that commit. */
+  state: 'draining' | 'drained';
+  startedAtMs: number;
 }
 
 export interface TabletRecord extends SlotRange {
@@ -217,6 +225,18 @@ export class CoordinatorState {
     return this.servers.get(serverId)?.status === 'up';
   }
 
+  /** Nothing of a table or of a recovery is there, or on its way there or away. */
+  ownsNothing(serverId: number): boolean {
+    const tables = [...this.tables.values()];
+    const migrations = [...this.migrations.values()];
+    const partitions = [...this.recoveries.values()].flatMap((each) => each.partitions ?? []);
+    return !(
+      tables.some(({ tablets }) => tablets.some((tablet) => tablet.serverId === serverId)) ||
+      migrations.some((m) => m.sourceServerId === serverId || m.targetServerId === serverId) ||
+      partitions.some((each) => each.serverId === serverId && each.state !== 'done')
+    );
+  }
+
   upServers(): ServerRecord[] {
     return [...this.servers.values()]
       .filter(({ status }) => status === 'up')
@@ -296,5 +316,6 @@ function replace<T>(records: Map<number, T>, id: number, value: unknown): void {
 
 export function serverEntry(server: ServerRecord): ServerEntry {
   const { serverId, address, host, rack, master, backup, status, memoryBytes } = server;
-  return { serverId, address, host, rack, master, backup, status, memoryBytes };
+  const draining = server.drain === undefined ? {} : { draining: true as const };
+  return { serverId, address, host, rack, master, backup, status, ...draining, memoryBytes };
 }

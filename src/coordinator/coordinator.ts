@@ -14,11 +14,13 @@ import type { ClusterStatus } from '../rpc/messages.js';
 import { answersWithoutId } from '../rpc/probe.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions, JsonHandler, LinkPool, RpcEndpoint } from '../rpc/transport.js';
+import { Balancer } from './balancer.js';
 import type { Lead } from './candidate.js';
 import { type ClusterOptions, decideStart } from './cluster-start.js';
 import { clusterNotes, clusterWarnings } from './cluster-warnings.js';
 import type { CoordinatorContext, Log } from './context.js';
 import type { CoordinatorState, Decision } from './coordinator-state.js';
+import { DrainManager } from './drain-manager.js';
 import type { ExternalStorage, Leadership } from './external-storage/external-storage.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from './failure-monitor.js';
 import { MigrationManager } from './migration-manager.js';
@@ -51,6 +53,8 @@ export interface CoordinatorOptions {
   /** Called once if the coordinator cannot go on (storage lost or taken over). */
   onFatal?: (error: RekindleError) => void;
   faultPoint?: FaultPoint;
+  /** Tablets are moved so that masters have equal shares; default false. */
+  balance?: boolean;
   monitor?: typeof FAILURE_MONITOR_DEFAULTS;
 }
 
@@ -68,6 +72,8 @@ export class Coordinator implements CoordinatorContext {
   private readonly tables: TableOperations;
   private readonly migrations: MigrationManager;
   private readonly turns = new TableTurns();
+  private readonly drains: DrainManager;
+  private readonly balancer: Balancer;
   private readonly recoveries: RecoveryManager;
   private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;
@@ -87,6 +93,8 @@ export class Coordinator implements CoordinatorContext {
     this.copier = new StateCopier(this);
     this.tables = new TableOperations(this);
     this.migrations = new MigrationManager(this);
+    this.drains = new DrainManager(this, this.migrations);
+    this.balancer = new Balancer(this, this.migrations, options.balance ?? false);
     this.recoveries = new RecoveryManager(this, this.leases);
     this.registerHandlers();
   }
@@ -121,6 +129,7 @@ export class Coordinator implements CoordinatorContext {
     const fields = { clusterId, term, servers: state.servers.size, tables: state.tables.size };
     this.log('info', 'the coordinator serves', fields);
     this.monitor.start();
+    this.balancer.start();
     this.changed();
   }
 
@@ -239,23 +248,25 @@ export class Coordinator implements CoordinatorContext {
     this.tables.kick();
     this.recoveries.kick();
     this.migrations.kick();
+    this.drains.kick();
   }
 
   private async crash(serverId: number, suspectedAtMs: number, reason: string): Promise<void> {
     await this.faultPoint('crash-1');
+    const address = this.state.servers.get(serverId)?.address;
     const crashed = await this.commit((state) =>
       decideCrash(state, serverId, suspectedAtMs, this.now()),
     );
     if (!crashed) return;
-    this.log('warn', 'a server has crashed', { serverId, reason });
-    this.left(serverId);
+    // A drained one is gone at once; every other one is listed until it is recovered.
+    const what = this.state.servers.has(serverId) ? 'has crashed' : 'was drained, and has ended';
+    this.log('warn', `a server ${what}`, { serverId, reason });
+    this.left(serverId, address);
     await this.faultPoint('crash-2');
   }
 
-  private left(serverId: number): void {
+  private left(serverId: number, address: string | undefined): void {
     this.monitor.left(serverId);
-    const server = this.state.servers.get(serverId);
-    const address = server?.address;
     const shared = this.state.upServers().some((other) => other.address === address);
     if (address !== undefined && !shared) this.options.links.drop(address);
   }
@@ -301,6 +312,7 @@ export class Coordinator implements CoordinatorContext {
     );
     this.handle('MIGRATE_TABLET', (request) => this.migrations.migrate(request));
     this.handle('MIGRATION_FINISHED', (request) => this.migrations.finished(request));
+    this.handle('DRAIN_SERVER', (request) => this.drains.drain(request));
     this.handle('LIST_TABLES', () => ({ tables: this.state.tableInfos() }));
     this.handle('GET_TABLE', (request) => this.getTable(request));
     this.handle('GET_STATUS', () => this.status());
@@ -328,14 +340,15 @@ export class Coordinator implements CoordinatorContext {
 
   private async enlist(request: RequestOf<'ENLIST_SERVER'>): Promise<ReplyOf<'ENLIST_SERVER'>> {
     await this.faultPoint('enlist-1');
+    const before = new Map(this.state.servers);
     const { serverId, crashed } = await this.commit((state) =>
       decideEnlist(state, request, this.now()),
     );
     await this.faultPoint('enlist-2');
     for (const crashedServerId of crashed) {
-      this.left(crashedServerId);
+      this.left(crashedServerId, before.get(crashedServerId)?.address);
       const fields = { serverId: crashedServerId, replacedBy: serverId };
-      this.log('warn', 'a server has crashed: its process was replaced', fields);
+      this.log('warn', 'the process of a server was replaced', fields);
     }
     const { address, host, master, backup } = request;
     this.log('info', 'a server has joined', { serverId, address, host, master, backup });
@@ -405,6 +418,8 @@ export class Coordinator implements CoordinatorContext {
       tables: this.state.tableInfos(),
       recoveries,
       migrations: this.migrations.reports(),
+      drains: this.drains.reports(),
+      balance: this.balancer.report(),
       losses: [...this.state.losses.values()].sort((a, b) => b.lossId - a.lossId),
       stateCopies,
       warnings: [

@@ -40,6 +40,6 @@ function rebuilt(
   up: readonly ServerRecord[],
 ): number[][] {
   const { replicas, allowSameHost } = state.cluster;
-  const backups = up.filter(({ backup }) => backup);
+  const backups = up.filter(({ backup, drain }) => backup && drain === undefined);
   return updateCopysets(sets, backups, { replicas, scatterWidth, allowSameHost });
 }

@@ -430,14 +430,15 @@ export class Recovery {
       this.waitingFor = 'a master to recover on';
       return;
     }
+    const pool = withoutDraining(candidates, view);
     const assignments: Assignment[] = [];
     for (const partition of open.sort((a, b) => b.bytes - a.bytes)) {
       const { partitionId, generation, bytes } = partition;
       const history = this.partition(partitionId);
       // All have tried in vain: memory may have come free.
-      if (history.outOfMemory.size >= candidates.size) history.outOfMemory.clear();
+      if (history.outOfMemory.size >= pool.length) history.outOfMemory.clear();
       const turn = view.record.recoveryId;
-      const chosen = chooseMaster([...candidates.values()], bytes, history, turn);
+      const chosen = chooseMaster(pool, bytes, history, turn);
       if (chosen === null) continue;
       give(chosen, partition);
       assignments.push({ partitionId, afterGeneration: generation, serverId: chosen.serverId });
@@ -521,6 +522,16 @@ export class Recovery {
     }));
     return segments.every(({ backups }) => backups.length > 0) ? segments : null;
   }
+}
+
+/** A server that is being emptied takes a partition only if nobody else is there. */
+function withoutDraining(
+  candidates: ReadonlyMap<number, MasterCandidate>,
+  { upServers }: RecoveryView,
+): MasterCandidate[] {
+  const draining = new Set(upServers.flatMap((s) => (s.draining ? [s.serverId] : [])));
+  const staying = [...candidates.values()].filter(({ serverId }) => !draining.has(serverId));
+  return staying.length > 0 ? staying : [...candidates.values()];
 }
 
 /** The master works on this partition, or is to. */

@@ -55,7 +55,7 @@ export function decideEnlist(
   let cluster = state.cluster;
   const writes: StorageWrite[] = [];
   for (const server of replaced) {
-    const crash = crashWrites(cluster, server, nowMs, nowMs);
+    const crash = crashWrites(state, cluster, server, nowMs, nowMs);
     cluster = crash.cluster;
     writes.push(...crash.writes);
   }
@@ -112,7 +112,7 @@ export function decideCrash(
 ): Decision<boolean> {
   const server = state.servers.get(serverId);
   if (server === undefined || server.status !== 'up') return { writes: [], result: false };
-  const { cluster, writes } = crashWrites(state.cluster, server, suspectedAtMs, nowMs);
+  const { cluster, writes } = crashWrites(state, state.cluster, server, suspectedAtMs, nowMs);
   const listed = { ...cluster, serverListVersion: cluster.serverListVersion + 1 };
   const stay = state.upServers().filter((each) => each.serverId !== serverId);
   const copysets = copysetWrites(state, stay);
@@ -120,13 +120,22 @@ export function decideCrash(
   return { writes: [...writes, ...absent, ...copysets, clusterWrite(listed)], result: true };
 }
 
+/** A drained server that ends leaves nothing that anybody would have to recover. */
+function leavesNothing(state: CoordinatorState, { serverId, drain }: ServerRecord): boolean {
+  return drain?.state === 'drained' && state.ownsNothing(serverId);
+}
+
 /** The caller writes the returned cluster record. */
 function crashWrites(
+  state: CoordinatorState,
   cluster: ClusterRecord,
   server: ServerRecord,
   suspectedAtMs: number,
   nowMs: number,
 ): { cluster: ClusterRecord; writes: StorageWrite[] } {
+  if (leavesNothing(state, server)) {
+    return { cluster, writes: [{ key: serverKey(server.serverId), value: undefined }] };
+  }
   const recovery: RecoveryRecord = {
     recoveryId: cluster.nextRecoveryId,
     crashedServerId: server.serverId,
@@ -155,7 +164,7 @@ function absenceWrites(
   crashedAtMs: number,
 ): StorageWrite[] {
   const writes: StorageWrite[] = crashed
-    .filter(({ backup, serverId }) => backup && serverId !== returnedId)
+    .filter((each) => each.backup && each.serverId !== returnedId && !leavesNothing(state, each))
     .map(({ serverId, host, address }) => {
       const next = nextServerId(state.cluster);
       const absent: AbsentRecord = { serverId, host, address, crashedAtMs, nextServerId: next };
@@ -212,11 +221,17 @@ export function clusterWrite(cluster: ClusterRecord): StorageWrite {
 
 /**
  * Backups that a master could use: one a host, none on its own host, unless `allowSameHost`; never
- * the server itself.
+ * the server itself, nor those in `without`.
  */
-export function backupsFor(state: CoordinatorState, masterId: number): number {
+export function backupsFor(
+  state: CoordinatorState,
+  masterId: number,
+  without: ReadonlySet<number> = new Set(),
+): number {
   const master = state.servers.get(masterId);
-  const others = state.upServers().filter((s) => s.backup && s.serverId !== masterId);
+  const others = state
+    .upServers()
+    .filter((s) => s.backup && s.serverId !== masterId && !without.has(s.serverId));
   if (state.cluster.allowSameHost) return others.length;
   const hosts = new Set(others.map(({ host }) => host));
   if (master !== undefined) hosts.delete(master.host);

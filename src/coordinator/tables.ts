@@ -44,23 +44,29 @@ export function checkTableName(name: unknown): asserts name is string {
   );
 }
 
-/** Masters that a new tablet may go to, the least loaded first. */
+/** Masters that a tablet may go to, the least loaded first; it throws if there are none. */
 function mastersByLoad(state: CoordinatorState): ServerRecord[] {
-  const { replicas } = state.cluster;
+  const usable = usableMasters(state);
+  if (usable.length > 0) return usable;
+  const { replicas, allowSameHost } = state.cluster;
   const masters = state.upServers().filter(({ master }) => master);
+  const backups = state.upServers().filter(({ backup }) => backup).length;
+  const most = Math.max(0, ...masters.map(({ serverId }) => backupsFor(state, serverId)));
+  throw new RekindleError(
+    'NOT_ENOUGH_BACKUPS',
+    `every segment needs ${replicas} backups on ${
+      allowSameHost ? 'other servers' : 'other hosts'
+    } than its master; of ${masters.length} masters and ${backups} backups, the best placed ` +
+      `master has ${most}`,
+    { retryAfterMs: 200, details: { replicas, masters: masters.length, backups, most } },
+  );
+}
+
+/** Masters that have backups enough and are not being emptied, the least loaded first. */
+export function usableMasters(state: CoordinatorState): ServerRecord[] {
+  const { replicas } = state.cluster;
+  const masters = state.upServers().filter(({ master, drain }) => master && drain === undefined);
   const usable = masters.filter(({ serverId }) => backupsFor(state, serverId) >= replicas);
-  if (usable.length === 0) {
-    const backups = state.upServers().filter(({ backup }) => backup).length;
-    const most = Math.max(0, ...masters.map(({ serverId }) => backupsFor(state, serverId)));
-    throw new RekindleError(
-      'NOT_ENOUGH_BACKUPS',
-      `every segment needs ${replicas} backups on ${
-        state.cluster.allowSameHost ? 'other servers' : 'other hosts'
-      } than its master; of ${masters.length} masters and ${backups} backups, the best placed ` +
-        `master has ${most}`,
-      { retryAfterMs: 200, details: { replicas, masters: masters.length, backups, most } },
-    );
-  }
   const load = new Map<number, number>();
   for (const table of state.tables.values()) {
     for (const { serverId } of table.tablets) load.set(serverId, (load.get(serverId) ?? 0) + 1);

@@ -74,6 +74,9 @@ function checkTarget(state: CoordinatorState, serverId: number): void {
   if (target === undefined || target.status !== 'up' || !target.master) {
     throw new RekindleError('INVALID_ARGUMENT', `server ${serverId} is no master that is up`);
   }
+  if (target.drain !== undefined) {
+    throw new RekindleError('INVALID_ARGUMENT', `server ${serverId} is being drained`);
+  }
   if (backupsFor(state, serverId) < state.cluster.replicas) {
     throw new RekindleError('NOT_ENOUGH_BACKUPS', `server ${serverId} has not enough backups`, {
       retryAfterMs: 200,

@@ -7,7 +7,7 @@
  * Among those that are left, a backup that completes a copyset of the cluster comes first, since
  * few combinations of servers then hold all replicas of anything (docs/placement.md); without one,
  * any is taken, and counted. Of two drawn at random the less loaded one is chosen, by what backups
- * report with each answer.
+ * report with each answer. One that is being drained is taken only if there is no other.
  *
  * Pure: random numbers and the time come from the owner. The rules are about labels in the server
  * list, not about load: a rack whose backups are all full does not make the other one enough.
@@ -56,6 +56,7 @@ export class BackupSelector {
   #severalRacks = false;
   /** At most one entry per listed backup. */
   readonly #health = new Map<number, Health>();
+  #draining: ReadonlySet<number> = new Set();
   #outsideCopysets = 0;
 
   constructor(ownServerId: number, replicas: number, random: () => number) {
@@ -74,6 +75,8 @@ export class BackupSelector {
     for (const serverId of this.#health.keys()) {
       if (!this.#backups.has(serverId)) this.#health.delete(serverId);
     }
+    const draining = [...this.#backups.values()].filter((server) => server.draining);
+    this.#draining = new Set(draining.map(({ serverId }) => serverId));
     const usable = [...this.#backups.values()].filter((server) => !this.#onOwnHost(server));
     const racks = new Set(usable.flatMap(({ rack }) => (rack === null ? [] : [rack])));
     this.#severalRacks = racks.size > 1;
@@ -85,6 +88,10 @@ export class BackupSelector {
 
   isUp(serverId: number): boolean {
     return this.#backups.has(serverId);
+  }
+
+  isDraining(serverId: number): boolean {
+    return this.#draining.has(serverId);
   }
 
   /** Replicas that were placed although they complete no copyset, while there are copysets. */
@@ -115,7 +122,25 @@ export class BackupSelector {
   /** A backup beside `taken`, or null if there is none at present. */
   choose(taken: readonly number[], excluded: ReadonlySet<number>, nowMs: number): number | null {
     const admissible = this.#admissible(taken, excluded, nowMs);
-    let pool = this.#completing(taken, new Set(admissible));
+    const staying = admissible.filter((serverId) => !this.#draining.has(serverId));
+    return this.#chooseOf(staying.length > 0 ? staying : admissible, taken);
+  }
+
+  /** The same, but never one that is being drained. */
+  chooseStaying(
+    taken: readonly number[],
+    excluded: ReadonlySet<number>,
+    nowMs: number,
+  ): number | null {
+    const admissible = this.#admissible(taken, excluded, nowMs);
+    return this.#chooseOf(
+      admissible.filter((serverId) => !this.#draining.has(serverId)),
+      taken,
+    );
+  }
+
+  #chooseOf(admissible: readonly number[], taken: readonly number[]): number | null {
+    let pool: readonly number[] = this.#completing(taken, new Set(admissible));
     if (pool.length === 0) {
       pool = admissible;
       if (this.#copysets.length > 0 && pool.length > 0) this.#outsideCopysets += 1;
@@ -127,6 +152,11 @@ export class BackupSelector {
     const report = this.#health.get(chosen)?.report;
     if (report) report.opened += 1;
     return chosen;
+  }
+
+  /** Whether a new segment could be placed without those that are being drained. */
+  canLeave(nowMs: number): boolean {
+    return this.#draining.size > 0 && this.shortage([], this.#draining, nowMs) === null;
   }
 
   /** Whether a new segment could be placed now. */

@@ -22,6 +22,7 @@ import type { MigrationTarget } from './migration-target.js';
 import type { RecoveryMaster } from './recovery-master.js';
 import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
 import { ReplyQueue, type WaitingCall } from './reply-queue.js';
+import { RequestSampler } from './request-sampler.js';
 
 /** Room for one value of the largest size beside 65,536 bare results: every message gets on. */
 const replyBytesStart = 4 * 1024 * 1024;
@@ -54,6 +55,7 @@ export class MasterService {
   /** Durable, but executed when no lease held. */
   readonly #unleased = new ReplyQueue();
   readonly #results = new Float64Array(2);
+  readonly #sampler = new RequestSampler(performance.now());
   #replyBuffer = new Uint8Array(replyBytesStart);
   #stopped = false;
   #closed = false;
@@ -69,6 +71,7 @@ export class MasterService {
   }
 
   register(endpoint: Pick<RpcEndpoint, 'handle' | 'handleBinary'>): void {
+    const { core } = this.#options;
     endpoint.handleBinary('EXECUTE', (call) => this.execute(call));
     endpoint.handle('TAKE_TABLET_OWNERSHIP', (request, call) =>
       this.takeTablet(request, call.deadlineMs),
@@ -79,6 +82,13 @@ export class MasterService {
     this.#registerMigration(endpoint);
     endpoint.handle('RECOVER', (request) => this.#recover(request));
     endpoint.handle('IS_REPLICA_NEEDED', (request) => this.#isReplicaNeeded(request));
+    endpoint.handle('GET_TABLET_LOADS', () => {
+      const { memoryBytes = 0 } = core.stats();
+      return { memoryBytes, tablets: this.#sampler.loads(core.tablets(), performance.now()) };
+    });
+    endpoint.handle('COUNT_REPLICAS', ({ backupServerId }) =>
+      this.#options.replication.replicasOn(backupServerId),
+    );
     endpoint.handle('REPORT_ROT', (request) => this.#loseRotten(request));
   }
 
@@ -155,6 +165,7 @@ export class MasterService {
       call.fail(refusal);
       return;
     }
+    this.#sampler.note(call.body, performance.now());
     const { core, lease, replication } = this.#options;
     const reply = this.#replyBufferFor(call.body.length);
     try {

@@ -8,6 +8,7 @@
  */
 import { setTimeout as sleep, setImmediate as yieldTurn } from 'node:timers/promises';
 import type { MasterCore } from '../native/contract.js';
+import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import type { ServerList } from '../rpc/messages.js';
@@ -170,6 +171,10 @@ export class ReplicaManagerRuntime {
 
   counters(): Record<string, number> {
     return { ...this.#manager.counters(), ...this.#freer.counters() };
+  }
+
+  replicasOn(backupServerId: number): { serverListVersion: number; replicas: number } {
+    return this.#manager.replicasOn(backupServerId);
   }
 
   neededReplicas(backupServerId: number, segmentIds: readonly number[]): number[] {
@@ -352,7 +357,25 @@ export class ReplicaManagerRuntime {
       case 'verifyMembership':
         this.#options.onMembershipDoubt(`a backup answered ${effect.code}`);
         return;
+      case 'rollHead':
+        this.#rollHead(effect.segmentId);
+        return;
     }
+  }
+
+  /** Asked for at each tick as long as that segment is the head: memory may be short. */
+  #rollHead(segmentId: number): void {
+    const { core, log } = this.#options;
+    if (core.headsAfter(segmentId).length > 0) return;
+    try {
+      core.rollHead();
+    } catch (thrown) {
+      const { code, message } = asNativeError(thrown);
+      if (code !== 'OUT_OF_MEMORY' && code !== 'RETRY') throw thrown;
+      log.debug({ segmentId, code, message }, 'the head stays on a backup that is being drained');
+      return;
+    }
+    this.scheduleFlush();
   }
 
   /** From its answer on the backup may be chosen for the segment again. Never rejects. */

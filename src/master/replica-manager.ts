@@ -51,6 +51,8 @@ export type ReplicaManagerEffect =
   | { kind: 'storeRecoveryInfo'; segmentId: number; epoch: number }
   | { kind: 'free'; segmentId: number; serverId: number }
   | { kind: 'unpin'; segmentId: number }
+  /** The head has a replica on a backup that is being drained; the next one would have none. */
+  | { kind: 'rollHead'; segmentId: number }
   | { kind: 'verifyMembership'; code: StatusCode };
 
 interface Head {
@@ -63,6 +65,9 @@ interface Head {
 const writesInFlightMaxDefault = 24;
 /** Sides and copies of closed segments begin no write beyond this share: heads find room. */
 const backgroundShare = 2 / 3;
+/** Segments that leave backups at once, and how many are looked at in one tick. */
+const leavingMax = 4;
+const leavingTriesMax = 32;
 
 export class ReplicaManager {
   readonly #options: ReplicaManagerOptions;
@@ -77,6 +82,9 @@ export class ReplicaManager {
   #firstOpenHead = 0;
   /** Segments that may have something to send, in the order of their first need. */
   readonly #active = new Set<ReplicatedSegment>();
+  /** Segments with a replica on a backup that is being drained. */
+  readonly #toLeave = new Set<ReplicatedSegment>();
+  #listVersion = 0;
   #tokenLast = 0;
   #writesInFlight = 0;
   #durablePosition = 0;
@@ -146,6 +154,16 @@ export class ReplicaManager {
     return this.#leaseHolders;
   }
 
+  /** What this log has on a backup, or has not heard yet that it is freed there. */
+  replicasOn(backupServerId: number): { serverListVersion: number; replicas: number } {
+    let replicas = 0;
+    for (const { excludedServerIds, serverIds } of this.#segments.values()) {
+      const there = serverIds.includes(backupServerId) || excludedServerIds.has(backupServerId);
+      replicas += there ? 1 : 0;
+    }
+    return { serverListVersion: this.#listVersion, replicas };
+  }
+
   counters(): Record<string, number> {
     let recovering = 0;
     for (const segment of this.#active) recovering += segment.recovering ? 1 : 0;
@@ -191,6 +209,7 @@ export class ReplicaManager {
         this.#release(event.segmentId, effects);
         break;
       case 'tick':
+        this.#leaveBackups(nowMs, effects);
         break;
     }
     this.#pump(nowMs, effects);
@@ -225,7 +244,10 @@ export class ReplicaManager {
 
   #applyServerList(list: ServerList, nowMs: number, effects: ReplicaManagerEffect[]): void {
     this.#selector.applyServerList(list);
+    this.#listVersion = list.version;
+    this.#toLeave.clear();
     for (const segment of this.#segments.values()) {
+      if (this.#drainingBackupOf(segment) !== undefined) this.#toLeave.add(segment);
       for (const serverId of segment.serverIds) {
         if (this.#selector.isUp(serverId)) continue;
         const before = segment.writesInFlight;
@@ -331,8 +353,11 @@ export class ReplicaManager {
       'a head is closed on all its backups before a later digest can be durable',
     );
     this.#writesInFlight -= segment.writesInFlight;
-    for (const serverId of segment.serverIds) effects.push({ kind: 'free', segmentId, serverId });
+    for (const serverId of new Set([...segment.serverIds, ...segment.leavingServerIds])) {
+      effects.push({ kind: 'free', segmentId, serverId });
+    }
     this.#segments.delete(segmentId);
+    this.#toLeave.delete(segment);
     this.#active.delete(segment);
   }
 
@@ -419,6 +444,52 @@ export class ReplicaManager {
     const serverId = this.#selector.choose(segment.serverIds, segment.excludedServerIds, nowMs);
     if (serverId === null) return false;
     segment.step({ kind: 'assigned', replicaIndex, serverId }, nowMs);
+    if (this.#selector.isDraining(serverId)) this.#toLeave.add(segment);
+    return true;
+  }
+
+  #drainingBackupOf({ serverIds }: ReplicatedSegment): number | undefined {
+    return serverIds.find((serverId) => this.#selector.isDraining(serverId));
+  }
+
+  /**
+   * Moves replicas of closed segments away from backups that are being drained, a few at a time; a
+   * head is closed for it. What can go nowhere else stays, and is tried again.
+   */
+  #leaveBackups(nowMs: number, effects: ReplicaManagerEffect[]): void {
+    let leaving = 0;
+    for (const segment of this.#active) leaving += segment.leavingServerIds.size > 0 ? 1 : 0;
+    let tries = 0;
+    for (const segment of [...this.#toLeave]) {
+      if (leaving >= leavingMax || tries >= leavingTriesMax) break;
+      const serverId = this.#drainingBackupOf(segment);
+      if (serverId === undefined) this.#toLeave.delete(segment);
+      if (serverId === undefined || !segment.synced) continue;
+      tries += 1;
+      leaving += this.#leave(segment, serverId, nowMs) ? 1 : 0;
+    }
+    const head = this.#heads.at(-1)?.segment;
+    if (head === undefined || head.closed || !head.openCommitted) return;
+    if (this.#drainingBackupOf(head) === undefined || !this.#selector.canLeave(nowMs)) return;
+    effects.push({ kind: 'rollHead', segmentId: head.segmentId });
+  }
+
+  /** False: no other backup can have it; others are looked at first the next time. */
+  #leave(segment: ReplicatedSegment, serverId: number, nowMs: number): boolean {
+    const { excludedServerIds, serverIds } = segment;
+    const replicaIndex = serverIds.indexOf(serverId);
+    const others = serverIds.filter((each) => each !== serverId);
+    const excluded = new Set([...excludedServerIds, serverId]);
+    const next = this.#selector.chooseStaying(others, excluded, nowMs);
+    this.#toLeave.delete(segment);
+    if (next === null) {
+      this.#toLeave.add(segment);
+      return false;
+    }
+    segment.step({ kind: 'backupLeaves', serverId }, nowMs);
+    segment.step({ kind: 'assigned', replicaIndex, serverId: next }, nowMs);
+    this.#active.add(segment);
+    if (this.#drainingBackupOf(segment) !== undefined) this.#toLeave.add(segment);
     return true;
   }
 

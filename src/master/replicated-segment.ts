@@ -49,6 +49,8 @@ export type SegmentEvent =
   | { kind: 'acked'; replicaIndex: number; token: number }
   | { kind: 'failed'; replicaIndex: number; token: number; code: StatusCode }
   | { kind: 'backupLost'; serverId: number }
+  /** The backup lives, its replica is good, but another one is to have it. */
+  | { kind: 'backupLeaves'; serverId: number }
   /** The backup lives but its replica is worth nothing. */
   | { kind: 'replicaRotten'; serverId: number }
   /** A backup that lost the segment has forgotten what it held of it. */
@@ -144,6 +146,8 @@ export class ReplicatedSegment {
    * could continue the stale copy there.
    */
   readonly excludedServerIds = new Set<number>();
+  /** Backups that are left: theirs are freed as soon as R others are closed again. */
+  readonly leavingServerIds = new Set<number>();
   /** A replica that may have been open, with a certificate, was lost at some time. */
   lostOpenReplica = false;
   epoch = 0;
@@ -244,7 +248,11 @@ export class ReplicatedSegment {
           if (replica.serverId === event.serverId) this.#loseReplica(index);
         });
         return [];
+      case 'backupLeaves':
+        this.#leave(event.serverId);
+        return [];
       case 'replicaRotten': {
+        this.leavingServerIds.delete(event.serverId);
         const index = this.#replicas.findIndex((r) => r.serverId === event.serverId);
         if (index >= 0) this.#loseReplica(index);
         return [{ kind: 'free', segmentId: this.segmentId, serverId: event.serverId }];
@@ -293,6 +301,12 @@ export class ReplicatedSegment {
     if (this.#pinned && this.synced) {
       this.#pinned = false;
       effects.push({ kind: 'unpin', segmentId: this.segmentId });
+    }
+    if (this.leavingServerIds.size > 0 && this.synced) {
+      for (const serverId of this.leavingServerIds) {
+        effects.push({ kind: 'free', segmentId: this.segmentId, serverId });
+      }
+      this.leavingServerIds.clear();
     }
     return effects;
   }
@@ -357,6 +371,17 @@ export class ReplicatedSegment {
     }
     this.#loseReplica(replicaIndex);
     return [{ kind: 'free', segmentId: this.segmentId, serverId }];
+  }
+
+  /**
+   * Its copy stays whole until it is freed, and a recovery may read it; it is only not counted.
+   * A segment that is not closed everywhere has no such copy.
+   */
+  #leave(serverId: number): void {
+    invariant(this.synced, 'only a segment that is closed on R backups leaves one');
+    const index = this.#replicas.findIndex((replica) => replica.serverId === serverId);
+    this.#loseReplica(index);
+    this.leavingServerIds.add(serverId);
   }
 
   #loseReplica(replicaIndex: number): void {

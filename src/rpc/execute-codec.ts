@@ -130,6 +130,18 @@ export function encodeExecuteRequest(request: ExecuteRequest): Buffer {
   return body;
 }
 
+/** Table and key of the first operation; null if there is none, or it is cut off. */
+export function firstOperation(body: Uint8Array): { tableId: number; key: Uint8Array } | null {
+  const at = EXECUTE_HEADER_BYTES;
+  const keyAt = at + OPERATION_HEADER_BYTES;
+  if (body.length < keyAt) return null;
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  const keyLength = view.getUint16(at + 2, true);
+  if (keyAt + keyLength > body.length) return null;
+  const tableId = view.getUint32(at + 12, true) * TWO_32 + view.getUint32(at + 8, true);
+  return { tableId, key: body.subarray(keyAt, keyAt + keyLength) };
+}
+
 /** Keys and values are views of `bytes`. Throws `MALFORMED_REQUEST`. */
 export function decodeExecuteRequest(bytes: Uint8Array): ExecuteRequest {
   const body = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);

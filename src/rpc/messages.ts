@@ -15,6 +15,8 @@ export interface ServerEntry {
   master: boolean;
   backup: boolean;
   status: 'up' | 'crashed';
+  /** It gets no new tablets, and replicas only if there is no other place for them. */
+  draining?: true;
   memoryBytes: number;
 }
 
@@ -82,6 +84,11 @@ export interface ReplicaReport {
 export interface TabletStats extends SlotRange {
   bytes: number;
   records: number;
+}
+
+/** `operationsPerSecond`: reads and writes, as sampled in the last seconds. */
+export interface TabletLoad extends TabletStats {
+  operationsPerSecond: number;
 }
 
 /** What an open replica says about its log (docs/formats.md §2, the opening of a head). */
@@ -202,6 +209,31 @@ export interface MigrationReport extends SlotRange {
   bytes: number;
 }
 
+/** A server that gives away all that it has (docs/drain.md). */
+export interface DrainReport {
+  serverId: number;
+  /** `drained`: nobody needs it, its process can be stopped. */
+  state: 'draining' | 'drained';
+  startedAtMs: number;
+  /** That it still owns. */
+  tablets: number;
+  /** Of other masters, on its disk; null: not known yet. */
+  replicas: number | null;
+  /** What has to happen next. */
+  waitingFor: string | null;
+}
+
+/** The balancer, as far as it knows the loads of masters. */
+export interface BalanceReport {
+  enabled: boolean;
+  /** `fill`: live bytes as a share of the log's memory. */
+  servers: { serverId: number; fill: number; operationsPerSecond: number }[];
+  /** Tablets that it has moved under this leader. */
+  moves: number;
+  /** Why it does nothing at present. */
+  waitingFor: string | null;
+}
+
 export interface ServerStats {
   serverId: number;
   uptimeMs: number;
@@ -224,6 +256,8 @@ export interface ClusterStatus {
   recoveries: RecoveryReport[];
   /** Those under way, and the newest that are over. */
   migrations: MigrationReport[];
+  drains: DrainReport[];
+  balance: BalanceReport;
   /** All losses that were ever accepted, the newest first. */
   losses: LossReport[];
   /** Servers that hold a copy of the coordinator's newest state. */
@@ -367,6 +401,11 @@ export interface Messages {
     /** false: the tablet stays where it was; drop it. */
     reply: { committed: boolean };
   };
+  DRAIN_SERVER: {
+    /** `cancel`: it is a server like all others again. */
+    request: { serverId: number; cancel: boolean };
+    reply: Empty;
+  };
   UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
   STORE_COORDINATOR_STATE: {
     /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
@@ -427,6 +466,16 @@ export interface Messages {
   IS_REPLICA_NEEDED: {
     request: { backupServerId: number; segmentIds: number[] };
     reply: { needed: number[] };
+  };
+  GET_TABLET_LOADS: {
+    request: Empty;
+    /** Of the tablets that it serves, and its log memory. */
+    reply: { memoryBytes: number; tablets: TabletLoad[] };
+  };
+  COUNT_REPLICAS: {
+    request: { backupServerId: number };
+    /** On that backup, of this master; as of which version of the server list. */
+    reply: { serverListVersion: number; replicas: number };
   };
   REPORT_ROT: { request: { backupServerId: number; segmentIds: number[] }; reply: Empty };
   BACKUP_FREE: { request: { masterId: number; segmentIds: number[] }; reply: Empty };

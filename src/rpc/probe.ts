@@ -2,7 +2,8 @@
  * Does that process live? One probe, as the coordinator and its witnesses make them: PING on the
  * connection that is there, or on a fresh one if it was lost. Any answer proves life, errors
  * included; a refusal by the machine proves the death of the process; silence proves nothing by
- * itself, and is a time without an answer, however fast the call failed.
+ * itself, and is a time without an answer, however fast the calls failed: each is made again until
+ * the time is over.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RekindleError } from './errors.js';
@@ -15,6 +16,8 @@ export interface ProbeTarget {
   freshLink(): RpcLink;
 }
 
+/** After a fresh connection that was lost before it was of use. */
+const againMs = 20;
 /** Lateness that an idle machine shows as well. */
 const lagMsUsual = 25;
 const lagFactor = 4;
@@ -32,17 +35,19 @@ export async function probe(
   nonce?: string,
 ): Promise<ProbeOutcome> {
   const endMs = performance.now() + timeoutMs;
-  let link = target.link();
+  const link = target.link();
   if (link.connected) {
     const outcome = await ping(link, timeoutMs, nonce);
     if (outcome !== 'silent') return outcome;
   }
-  const leftMs = endMs - performance.now();
-  if (leftMs <= 0) return 'silent';
-  link = target.freshLink();
-  const outcome = await ping(link, leftMs, nonce);
-  if (outcome === 'silent') await sleep(Math.max(0, endMs - performance.now()));
-  return outcome;
+  for (;;) {
+    const leftMs = endMs - performance.now();
+    if (leftMs <= 0) return 'silent';
+    const outcome = await ping(target.freshLink(), leftMs, nonce);
+    if (outcome !== 'silent') return outcome;
+    // A process that is about to be gone may still take a connection, and lose it.
+    await sleep(Math.min(againMs, Math.max(0, endMs - performance.now())));
+  }
 }
 
 async function ping(link: RpcLink, timeoutMs: number, nonce?: string): Promise<ProbeOutcome> {

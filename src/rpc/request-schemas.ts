@@ -27,6 +27,7 @@ const serverEntry = z.object({
   master: z.boolean(),
   backup: z.boolean(),
   status: z.enum(['up', 'crashed']),
+  draining: z.literal(true).exactOptional(),
   memoryBytes: count,
 });
 
@@ -116,6 +117,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     objects: count,
     bytes: count,
   }),
+  DRAIN_SERVER: z.object({ serverId: id, cancel: z.boolean() }),
   UPDATE_SERVER_LIST: z.object({ list: serverList }),
   STORE_COORDINATOR_STATE: z.object({
     clusterId: text,
@@ -150,6 +152,8 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
       .max(1_000_000),
   }),
   IS_REPLICA_NEEDED: z.object({ backupServerId: id, segmentIds }),
+  GET_TABLET_LOADS: empty,
+  COUNT_REPLICAS: z.object({ backupServerId: id }),
   REPORT_ROT: z.object({ backupServerId: id, segmentIds }),
   BACKUP_FREE: z.object({ masterId: id, segmentIds }),
   START_READING_DATA: z.object({ term: id, recoveryId: id, crashedServerId: id }),

@@ -65,6 +65,7 @@ export const RPC = {
     10_000,
     'The target of a migration holds the tablet durably (or failed); commits the ownership.',
   ),
+  DRAIN_SERVER: json(0x26, 'coordinator', 10_000, 'Empties a server while it serves.'),
 
   UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'The new server list.'),
   STORE_COORDINATOR_STATE: json(0x31, 'server', 5_000, 'Keeps a copy of the coordinator state.'),
@@ -85,6 +86,8 @@ export const RPC = {
   RECOVER: json(0x43, 'master', 5_000, 'Starts the recovery of one partition; answers at once.'),
   IS_REPLICA_NEEDED: json(0x44, 'master', 2_000, 'Which of these replicas does the log need?'),
   REPORT_ROT: json(0x46, 'master', 2_000, 'These replicas have rotted on their backup.'),
+  GET_TABLET_LOADS: json(0x53, 'master', 2_000, 'Sizes and request rates of its tablets.'),
+  COUNT_REPLICAS: json(0x52, 'master', 2_000, 'How many replicas has it on that backup?'),
   MERGE_TABLET_OWNERSHIP: json(0x48, 'master', 5_000, 'Could these tablets be one? Make them one.'),
   SPLIT_TABLET_OWNERSHIP: json(0x4e, 'master', 10_000, 'Keep books of two tablets from now on.'),
   MIGRATE: json(0x49, 'master', 5_000, 'Fetch a tablet from its owner; answers at once.'),

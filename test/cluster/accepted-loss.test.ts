@@ -8,12 +8,12 @@ import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { EtcdCluster, withoutEtcd } from '../../bench/etcd.js';
 import { FaultFiles } from '../../bench/fault-files.js';
 import type { Client } from '../../src/client/index.js';
 import type { LocalCluster } from '../../src/cluster/local-cluster.js';
 import { inspectFrameFile } from '../../src/ops/inspector/frame-file.js';
 import type { RecoveryReport } from '../../src/rpc/messages.js';
-import { EtcdCluster, withoutEtcd } from './etcd.js';
 import { rekindle, withCluster, withFolder } from './fixture.js';
 
 const MEMORY_BYTES = 128 * 2 ** 20;

@@ -10,13 +10,14 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
+import { EtcdCluster, withoutEtcd } from '../../bench/etcd.js';
 import {
   EtcdStorage,
   type EtcdStorageOptions,
 } from '../../src/coordinator/external-storage/etcd.js';
 import { parseStorageUrl } from '../../src/coordinator/external-storage/storage-url.js';
-import { EtcdCluster, LossyProxy, withoutEtcd } from './etcd.js';
 import { withFolder } from './fixture.js';
+import { LossyProxy } from './lossy-proxy.js';
 import { conformance, hasCode, take, until, watched } from './storage-conformance.js';
 
 let shared: EtcdCluster | null = null;

@@ -7,59 +7,27 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { median } from '../../bench/concurrency.js';
 import { Dataset } from '../../bench/dataset.js';
 import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
-import { type Client, connect } from '../../src/client/index.js';
-import { LocalCluster, type LocalClusterOptions } from '../../src/cluster/local-cluster.js';
+import { withoutEtcd } from '../../bench/etcd.js';
+import {
+  COORDINATORS,
+  leaderOf,
+  replaceLeader,
+  takeoverMs,
+  withStandbys,
+} from '../../bench/standbys.js';
+import { connect } from '../../src/client/index.js';
 import { Sluggishness } from '../../src/ops/sluggishness.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { WsLinkPool } from '../../src/rpc/link-pool.js';
 import { patience } from '../../src/rpc/probe.js';
-import { EtcdCluster, withoutEtcd } from './etcd.js';
 
 const limits = { skip: withoutEtcd, timeout: 150_000 };
-const COORDINATORS = 3;
 /** What a takeover may take, before the patience that a busy machine needs. */
 const KILL_MS_MAX = 1_500;
 const STOP_MS_MAX = 200;
-
-async function withStandbys(
-  options: LocalClusterOptions,
-  body: (cluster: LocalCluster, etcd: EtcdCluster) => Promise<void>,
-): Promise<void> {
-  const etcd = await EtcdCluster.start(1);
-  const cluster = await LocalCluster.create({
-    ...options,
-    coordinators: COORDINATORS,
-    storage: `etcd://${etcd.endpoints.join(',')}/test`,
-  });
-  try {
-    for (let index = 0; index < COORDINATORS; index++) await cluster.restartCoordinator({}, index);
-    await body(cluster, etcd);
-  } catch (error) {
-    process.stderr.write(`${cluster.logTails()}\n`);
-    throw error;
-  } finally {
-    await cluster.stop();
-    await etcd.stop();
-  }
-}
-
-async function leaderOf(client: Client, cluster: LocalCluster): Promise<number> {
-  const { leader } = await client.status({ timeoutMs: 20_000 });
-  const index = cluster.coordinatorAt(leader);
-  assert.ok(index !== undefined, `${leader} is a coordinator of the cluster`);
-  return index;
-}
-
-/** How long until somebody serves a higher term. */
-async function takeoverMs(client: Client, term: number, fromMs: number): Promise<number> {
-  for (;;) {
-    const status = await client.status({ timeoutMs: 30_000 });
-    if (status.term > term) return performance.now() - fromMs;
-    await delay(1);
-  }
-}
 
 /** What a busy machine adds to times. */
 async function withPatience<T>(body: (lagMs: () => number) => Promise<T>): Promise<T> {
@@ -71,9 +39,6 @@ async function withPatience<T>(body: (lagMs: () => number) => Promise<T>): Promi
   }
 }
 
-const median = (values: readonly number[]): number =>
-  [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN;
-
 test('leaders that are killed and stopped are replaced in time', limits, (context) =>
   withStandbys({}, (cluster) =>
     withPatience(async (lagMs) => {
@@ -84,19 +49,9 @@ test('leaders that are killed and stopped are replaced in time', limits, (contex
       ] as const) {
         const times: number[] = [];
         for (let round = 0; round < rounds; round++) {
-          const { term, standbys } = await client.status();
+          const { standbys } = await client.status();
           assert.equal(standbys.length, COORDINATORS - 1);
-          const leader = await leaderOf(client, cluster);
-          const fromMs = performance.now();
-          const ended = cluster.killCoordinator(signal, leader);
-          times.push(await takeoverMs(client, term, fromMs));
-          await ended;
-          await cluster.restartCoordinator({}, leader);
-          // A key of a killed one goes with its lease.
-          await waitFor('all candidates', 15_000, async () => {
-            const { standbys: seen } = await client.status();
-            return seen.length === COORDINATORS - 1 || undefined;
-          });
+          times.push(await replaceLeader(cluster, client, signal));
         }
         const shown = times.map((ms) => Math.round(ms)).join(', ');
         context.diagnostic(`${signal}: takeover after ${shown} ms`);

@@ -28,12 +28,14 @@ export type Provocation =
   | 'split'
   /** A tablet of the load moves from one server to another and back. */
   | 'migrate'
+  /** A server with tablets of the load is emptied, and is one like all others again. */
+  | 'drain'
   /** A new client connects and looks tables up. */
   | 'client';
 
 export interface Row {
   /** Page and section of docs/ where the step is described. */
-  page: 'replication' | 'recovery' | 'coordinator' | 'migration';
+  page: 'replication' | 'recovery' | 'coordinator' | 'migration' | 'drain';
   step: string;
   /** Of the fault point. */
   name: string;
@@ -508,6 +510,17 @@ const MIGRATION_ROWS: readonly Row[] = [
   ),
 ];
 
+const drain = (at: Row['at']): Place => ({ page: 'drain', at, by: 'drain' });
+
+const DRAIN_ROWS: readonly Row[] = [
+  step(drain('coordinator'), 'drain-1', '1', 'asked to drain', REDONE, { ends: [] }),
+  step(drain('coordinator'), 'drain-2', '1 ★', 'recorded', GOES_ON, { ends: [] }),
+  step(drain('coordinator'), 'drain-3', '4', 'nothing is left there', REDONE),
+  step(drain('coordinator'), 'drain-4', '4 ★', '`drained` stored', GOES_ON),
+  ...message(drain('coordinator'), 'DRAIN_SERVER', '1', 'an operator asks', REPEATED),
+  ...message(drain('server'), 'COUNT_REPLICAS', '3', 'has it replicas there?', 'asked again'),
+];
+
 export const CATALOGUE: readonly Row[] = [
   ...WRITE_ROWS,
   ...DISK_ROWS,
@@ -517,6 +530,7 @@ export const CATALOGUE: readonly Row[] = [
   ...MERGE_ROWS,
   ...SPLIT_ROWS,
   ...MIGRATION_ROWS,
+  ...DRAIN_ROWS,
   ...REPAIR_ROWS,
   ...LEASE_ROWS,
 ];
@@ -531,6 +545,7 @@ export const EXEMPT: Partial<Record<RpcName, string>> = {
   LIST_TABLES: 'for people: `rekindle table list`',
   GET_STATUS: 'for people: `rekindle status`',
   GET_SERVER_STATS: 'for people: counters',
+  GET_TABLET_LOADS: 'for the balancer, which asks again in its next turn',
 };
 
 export interface Case {

@@ -17,6 +17,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { CheckedLoad, type CheckedLoadShape, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
+import { EtcdCluster } from '../../bench/etcd.js';
 import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
@@ -24,7 +25,6 @@ import type { ProcessExit } from '../../src/cluster/managed-process.js';
 import { inspectFrameFile } from '../../src/ops/inspector/frame-file.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { hashKey } from '../../src/rpc/key-hash.js';
-import { EtcdCluster } from '../cluster/etcd.js';
 import type { Case, Provocation } from './catalogue.js';
 
 /** Several lanes share the machine: with LIGHT_LOAD the load takes half of one core a lane. */
@@ -174,6 +174,8 @@ export class FaultLane {
         return splitTablets(world, struck);
       case 'migrate':
         return moveTablets(world, victim, struck);
+      case 'drain':
+        return drainServer(world, victim, struck);
       case 'client': {
         await using client = await connect(world.cluster.url);
         await survive(world, client.table('load').get('some key'));
@@ -424,6 +426,25 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
     await survive(world, client.migrateTablet('load', startSlot, target.serverId, PATIENT));
     await delay(WATCH_MS);
   }
+}
+
+/** A server is emptied, and is one like all others again, until the fault has struck. */
+async function drainServer(world: World, victim: number, struck: () => boolean): Promise<void> {
+  const { client, cluster } = world;
+  const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
+  const serverId = cluster.serverId(victim) ?? 0;
+  const options = { timeoutMs: 20_000 };
+  while (!struck() && performance.now() < end) {
+    await survive(world, client.drainServer(serverId, options));
+    await waitFor('a drain, or its end', WHOLE_TIMEOUT_MS, async () => {
+      if (struck()) return true;
+      const { drains } = await client.status({ timeoutMs: 2_000 });
+      return drains.every(({ state }) => state === 'drained') || undefined;
+    });
+    await survive(world, client.drainServer(serverId, { ...options, cancel: true }));
+  }
+  // The fault may have struck the cancellation.
+  await survive(world, client.drainServer(serverId, { ...options, cancel: true }));
 }
 
 /** The dead server has been recovered, or the fault has ended a process that this needs. */

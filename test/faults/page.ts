@@ -10,6 +10,7 @@ const TITLES: Record<Row['page'], string> = {
   recovery: 'Recovery',
   coordinator: 'The coordinator',
   migration: 'Migration of a tablet',
+  drain: 'Drain of a server',
 };
 
 const OPENING = `# Faults
@@ -126,6 +127,7 @@ export function page(): string {
     table('recovery'),
     table('coordinator'),
     table('migration'),
+    table('drain'),
     `RPCs without rows:\n\n${exempt.join('\n')}\n`,
     CLOSING,
   ].join('\n');

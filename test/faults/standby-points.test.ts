@@ -4,7 +4,7 @@
  * whole. Chosen as in fault-points.test.ts.
  */
 import { test } from 'node:test';
-import { withoutEtcd } from '../cluster/etcd.js';
+import { withoutEtcd } from '../../bench/etcd.js';
 import { LEADER_CRASHES } from './catalogue.js';
 import { chosenOf, lanes, play } from './play.js';
 

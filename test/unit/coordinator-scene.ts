@@ -52,6 +52,8 @@ export class FakeServer {
   readonly recovers: RequestOf<'RECOVER'>[] = [];
   readonly completed: number[] = [];
   leaseRemainderMs = 0;
+  /** Of its log, on the backup that it is asked about. */
+  replicas = 0;
   /** Answers RECOVERY_MASTER_FINISHED by itself, as a healthy recovery master. */
   finishes = true;
 
@@ -114,6 +116,8 @@ export class FakeServer {
         return {};
       case 'PROBE_SERVER':
         return { outcome: this.cluster.probe((request as RequestOf<'PROBE_SERVER'>).serverId) };
+      case 'COUNT_REPLICAS':
+        return { serverListVersion: this.list?.version ?? 0, replicas: this.replicas };
       case 'RECOVERY_COMPLETE':
         this.completed.push((request as RequestOf<'RECOVERY_COMPLETE'>).recoveryId);
         return {};

@@ -82,6 +82,19 @@ test('a connection that breaks during a probe says nothing: a fresh one is asked
   assert.ok(performance.now() - startMs >= 35, 'silence is a time, not a failure');
 });
 
+test('a process that still takes connections while it dies is refused a moment later', async () => {
+  const broken = new FakeLink(() => 'breaks');
+  broken.connected = true;
+  let calls = 0;
+  const dying = new FakeLink(() => {
+    calls += 1;
+    return calls < 4 ? 'breaks' : 'refused';
+  });
+  const startMs = performance.now();
+  assert.equal(await probe(target(broken, dying), 5_000), 'refused');
+  assert.ok(performance.now() - startMs < 2_500, 'not only at the end of the time');
+});
+
 test('a process that has not heard of its id yet is known by its nonce', async () => {
   const startsAs = (nonce: string): FakeLink => {
     const link = new FakeLink(() => 'alive');

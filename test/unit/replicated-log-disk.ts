@@ -19,6 +19,7 @@ export interface DiskReplica {
 export interface Disk {
   serverId: number;
   alive: boolean;
+  draining: boolean;
   replicas: Map<number, DiskReplica>;
   /** Forgotten by the process, but still on the disk. */
   unfreed: Map<number, DiskReplica[]>;
@@ -51,7 +52,7 @@ export interface Pass {
 }
 
 export function newDisk(serverId: number): Disk {
-  return { serverId, alive: true, replicas: new Map(), unfreed: new Map() };
+  return { serverId, alive: true, draining: false, replicas: new Map(), unfreed: new Map() };
 }
 
 /** What a backup says that it has: its process, or one that has just read the disk. */

@@ -1,9 +1,9 @@
 /**
- * A master's log on backups that lose acknowledgements, fill up, break and crash, drawn from a
- * seed: heads, side segments, cleaning passes and compactions, with a recovery tried from a random
- * choice of disks. Replicas are lengths and generations of content, no bytes. A backup that lost a
- * segment forgets it when it is told to, and may be chosen for it again; what a failing disk did
- * not free comes back when the backup restarts.
+ * A log on backups that lose acknowledgements, fill up, break, crash and are drained, drawn
+ * from a seed: heads, side segments, cleaning passes and compactions, with a recovery tried from a
+ * random choice of disks. Replicas are lengths and generations of content, no bytes. A backup that
+ * lost a segment forgets it when it is told to, and may be chosen for it again; what a failing disk
+ * did not free comes back when the backup restarts.
  *
  * Safety: whatever a recovery calls complete covers everything that was called durable: each head,
  * and each side segment that a durable digest has named, itself or in a survivor of its cleaning.
@@ -11,7 +11,7 @@
  * closed everywhere (I3), a closed replica never changes (I4), a replica has one content.
  * Leases: once some disks are fenced with which a recovery is complete, the master never again has
  * a set of lease holders without one of them.
- * Liveness: once the faults end, everything becomes durable and every pass ends.
+ * Liveness: once the faults end, all becomes durable, passes end, drained backups have nothing.
  */
 import assert from 'node:assert/strict';
 import {
@@ -70,6 +70,9 @@ export class World {
   /** BACKUP_FREEs of lost replicas that are under way. */
   losses: { segmentId: number; serverId: number }[] = [];
   reused = 0;
+  left = 0;
+  /** The head that the manager wants to be followed by another one. */
+  rollWanted = 0;
   /** Segments that were closed on R disks at one moment. */
   readonly closedEverywhere = new Set<number>();
   /** Heads whose opening was certified on R disks at one moment. */
@@ -156,7 +159,10 @@ export class World {
       copysets: [],
       servers: [
         entry(ownServerId, 'own'),
-        ...alive.map((d) => entry(d.serverId, `h${d.serverId}`)),
+        ...alive.map((d) => ({
+          ...entry(d.serverId, `h${d.serverId}`),
+          ...(d.draining ? { draining: true as const } : {}),
+        })),
       ],
     };
     this.perform(this.manager.step({ kind: 'serverList', list }, this.nowMs));
@@ -296,6 +302,7 @@ export class World {
       else if (effect.kind === 'storeRecoveryInfo') this.stores.push(effect);
       else if (effect.kind === 'free') frees.push(effect);
       else if (effect.kind === 'unpin') this.unpins.add(effect.segmentId);
+      else if (effect.kind === 'rollHead') this.rollWanted = effect.segmentId;
     }
     const durable = this.manager.durablePosition;
     assert.ok(durable >= this.durable, 'the durable position never goes back');
@@ -407,6 +414,7 @@ export class World {
     if (replica !== undefined && this.random() < 0.5) {
       disk.unfreed.set(segmentId, [...(disk.unfreed.get(segmentId) ?? []), replica]);
     }
+    if (disk.draining && replica?.closed === true) this.left += 1;
     this.apply({ kind: 'freed', segmentId, serverId });
   }
 
@@ -419,6 +427,24 @@ export class World {
     if (disk === undefined || segmentId === undefined || replica === undefined) return;
     replica.rotten = true;
     this.apply({ kind: 'rotten', segmentId, serverId: disk.serverId });
+  }
+
+  /** At most two at a time: the others can take what they have. */
+  drain(): void {
+    const alive = [...this.disks.values()].filter((disk) => disk.alive);
+    const draining = alive.filter((disk) => disk.draining);
+    const disk = draining.length < 2 ? alive[this.below(alive.length)] : draining[this.below(2)];
+    if (disk !== undefined) disk.draining = !disk.draining;
+  }
+
+  rollHead(): void {
+    if (this.rollWanted === this.heads.at(-1)?.id) this.openHead();
+  }
+
+  /** What the log still has on backups that are drained. */
+  onDraining(): number {
+    const draining = [...this.disks.values()].filter((disk) => disk.alive && disk.draining);
+    return draining.reduce((n, d) => n + this.manager.replicasOn(d.serverId).replicas, 0);
   }
 
   storeRecoveryInfo(): void {
@@ -456,6 +482,7 @@ export class World {
     else if (dice < 0.291) this.compact();
     else if (dice < 0.3 && this.faults) this.crash();
     else if (dice < 0.304 && this.faults) this.rot();
+    else if (dice < 0.306 && this.faults) this.drain();
     else if (dice < 0.315) this.freeLost();
     else if (dice < 0.33) this.pushList();
     else if (dice < 0.37) this.storeRecoveryInfo();
@@ -464,6 +491,7 @@ export class World {
       if (write !== undefined) this.deliver(write);
     } else this.answer(this.below(Math.max(1, this.answers.length)));
     this.apply({ kind: 'tick' });
+    if (this.random() < 0.5) this.rollHead();
     this.advancePasses();
     this.unpinQuiet();
   }
@@ -541,11 +569,15 @@ export class World {
   settle(): void {
     this.faults = false;
     this.openHead();
-    const last = this.heads.at(-1);
-    assert.ok(last);
-    const end = (): number => last.position + last.appended;
+    const end = (): number => {
+      const { position = 0, appended = 0 } = this.heads.at(-1) ?? {};
+      return position + appended;
+    };
     const done = (): boolean =>
-      this.durable >= end() && this.passes.length === 0 && this.unpins.size === 0;
+      this.durable >= end() &&
+      this.passes.length === 0 &&
+      this.unpins.size === 0 &&
+      this.onDraining() === 0;
     for (let round = 0; round < 20_000 && !done(); round += 1) {
       this.nowMs += 20;
       if (round % 50 === 0) this.pushList();
@@ -554,13 +586,13 @@ export class World {
       this.storeRecoveryInfo();
       while (this.losses.length > 0) this.freeLost();
       this.apply({ kind: 'tick' });
+      this.rollHead();
       this.advancePasses();
       if (this.passes.some(({ state }) => state === 'committed')) this.openHead();
       this.unpinQuiet();
     }
-    const newest = this.heads.at(-1);
-    assert.ok(newest);
-    assert.equal(this.durable, newest.position + newest.appended, 'all appended is durable');
+    assert.equal(this.durable, end(), 'all appended is durable');
+    assert.equal(this.onDraining(), 0, 'nothing is left on backups that are drained');
     assert.deepEqual(this.passes, [], 'every pass ends');
   }
 }

@@ -8,7 +8,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   const fixed = process.env.REKINDLE_SEED;
   const first = fixed === undefined ? Date.now() % 1_000_000 : Number(fixed);
   const runs = fixed === undefined ? 60 : 1;
-  const sums = { complete: 0, durable: 0, passes: 0, compactions: 0, reused: 0 };
+  const sums = { complete: 0, durable: 0, passes: 0, compactions: 0, reused: 0, left: 0 };
   for (let seed = first; seed < first + runs; seed += 1) {
     const world = new World(seed);
     try {
@@ -30,6 +30,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
     sums.passes += world.passesEnded;
     sums.compactions += world.compactions;
     sums.reused += world.reused;
+    sums.left += world.left;
   }
   if (fixed !== undefined) return;
   // A test that never recovers or cleans anything would prove nothing.
@@ -38,6 +39,7 @@ test('a complete recovery covers every durable byte, in random histories', () =>
   assert.ok(sums.passes > runs, 'segments were cleaned');
   assert.ok(sums.compactions > runs, 'segments were compacted');
   assert.ok(sums.reused > 0, 'backups took segments again that they had lost');
+  assert.ok(sums.left > runs, 'segments left backups that were drained');
 });
 
 test('a recovery that is complete has fenced one of the lease holders, for ever', () => {
@@ -98,4 +100,26 @@ test('a replica of a segment that was cleaned is not needed any more', () => {
   assert.deepEqual(world.manager.neededReplicas(newcomer, [1]), [1]);
   world.settle();
   assert.deepEqual(world.manager.neededReplicas(newcomer, [1]), []);
+});
+
+test('a segment that leaves a backup is whole on R others before it is freed there', () => {
+  for (let seed = 1; seed <= 20; seed += 1) {
+    const world = new World(seed);
+    world.faults = false;
+    world.settle();
+    const whole = () =>
+      [...world.disks.values()].filter((disk) => disk.replicas.get(1)?.closed).length;
+    assert.equal(whole(), 3);
+    const [holder = 0] = world.manager.segment(1)?.serverIds ?? [];
+    const disk = world.disks.get(holder) ?? assert.fail('the holder has a disk');
+    disk.draining = true;
+    for (let step = 0; step < 5_000 && disk.replicas.has(1); step += 1) {
+      world.step();
+      assert.ok(whole() >= 3, `step ${step} of seed ${seed}: ${whole()} copies are whole`);
+    }
+    assert.ok(!disk.replicas.has(1), 'it was freed there');
+    disk.draining = false;
+    world.settle();
+    assert.ok(world.checkRecovery([...world.disks.values()]));
+  }
 });

@@ -1,19 +1,18 @@
 /**
- * Real etcd processes for tests, with empty folders, and a proxy before one of them that loses what
- * a network loses. Without the program the tests that need it are skipped and say so.
+ * Real etcd processes with empty folders, for benchmarks and tests. Without the program those that
+ * need it say so: tests are skipped, a benchmark ends.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer, connect as dial, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { freePorts } from '../../src/cluster/free-port.js';
+import { freePorts } from '../src/cluster/free-port.js';
 
 const HOST = '127.0.0.1';
 
-/** Why tests with etcd cannot run here; false if they can. */
+/** Why nothing with etcd can run here; false if it can. */
 export const withoutEtcd: string | false =
   spawnSync('etcd', ['--version']).status === 0
     ? false
@@ -111,73 +110,5 @@ export class EtcdCluster {
       await delay(50);
     }
     throw new Error('etcd was not ready within 15 s');
-  }
-}
-
-/** What the proxy does to each connection from now on. */
-export type ProxyFault =
-  | 'none'
-  /** Requests arrive; the connection is cut instead of the reply. */
-  | 'lose-replies'
-  /** Nothing passes, nothing is closed. */
-  | 'stall';
-
-/** Stands before one address; a fault strikes also what is under way. */
-export class LossyProxy {
-  port = 0;
-  fault: ProxyFault = 'none';
-  private readonly server: Server;
-  private readonly sockets = new Set<Socket>();
-
-  private constructor(target: string) {
-    const [host, port] = target.split(':');
-    this.server = createServer((near) => {
-      const far = dial(Number(port), host);
-      this.join(near, far);
-    });
-  }
-
-  static async start(target: string): Promise<LossyProxy> {
-    const proxy = new LossyProxy(target);
-    proxy.server.listen(0, HOST);
-    await once(proxy.server, 'listening');
-    const address = proxy.server.address();
-    if (address !== null && typeof address === 'object') proxy.port = address.port;
-    return proxy;
-  }
-
-  get endpoint(): string {
-    return `${HOST}:${this.port}`;
-  }
-
-  /** Ends what is under way. */
-  cut(): void {
-    for (const socket of this.sockets) socket.destroy();
-  }
-
-  async stop(): Promise<void> {
-    this.cut();
-    this.server.close();
-    await once(this.server, 'close');
-  }
-
-  private join(near: Socket, far: Socket): void {
-    const end = (): void => {
-      near.destroy();
-      far.destroy();
-      this.sockets.delete(near);
-      this.sockets.delete(far);
-    };
-    for (const socket of [near, far]) {
-      this.sockets.add(socket);
-      socket.once('close', end).on('error', end);
-    }
-    near.on('data', (bytes) => {
-      if (this.fault !== 'stall') far.write(bytes);
-    });
-    far.on('data', (bytes) => {
-      if (this.fault === 'lose-replies') end();
-      else if (this.fault === 'none') near.write(bytes);
-    });
   }
 }
