@@ -19,6 +19,8 @@ export interface CheckedLoadShape {
   valueBytesMax: number;
   /** Between two writes of a writer, on average. */
   writePauseMs: number;
+  /** The same of a reader. */
+  readPauseMs: number;
 }
 
 /** Values so large that short runs overwrite their memory, and segments are cleaned meanwhile. */
@@ -28,6 +30,7 @@ export const HEAVY_LOAD: CheckedLoadShape = {
   readers: 8,
   valueBytesMax: 16_000,
   writePauseMs: 0,
+  readPauseMs: 4,
 };
 
 /** Leaves most of the machine to what is done to the cluster meanwhile. */
@@ -37,11 +40,11 @@ export const LIGHT_LOAD: CheckedLoadShape = {
   readers: 2,
   valueBytesMax: 4_000,
   writePauseMs: 80,
+  readPauseMs: 4,
 };
 
 /** One write in so many is a deletion. */
 const DELETION_ONE_IN = 20;
-const READ_PAUSE_MS = 4;
 const READS_AT_ONCE = 32;
 
 export class CheckedLoad {
@@ -123,10 +126,11 @@ export class CheckedLoad {
   }
 
   async #read(seed: number): Promise<void> {
+    const { writers, keysPerWriter, readPauseMs } = this.#shape;
     const random = randomStream(seed);
     while (!this.#stopped) {
-      await this.#readOne(random() % (this.#shape.writers * this.#shape.keysPerWriter));
-      await delay(random() % (2 * READ_PAUSE_MS));
+      await this.#readOne(random() % (writers * keysPerWriter));
+      await delay(random() % (2 * readPauseMs));
     }
   }
 

@@ -53,6 +53,7 @@ const LOAD: CheckedLoadShape = {
   readers: 4,
   valueBytesMax: 2_000,
   writePauseMs: 20,
+  readPauseMs: 4,
 };
 
 interface Figures {

@@ -2,7 +2,14 @@
  * Arms running processes: one file each (REKINDLE_FAULT_FILE, src/rpc/fault-point.ts), and beside
  * it what the process reports. Rule: disarm before a process is started again, or it is hurt anew.
  */
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { RekindleError } from '../src/rpc/errors.js';
@@ -22,6 +29,7 @@ export async function untilTrue(test: () => boolean, timeoutMs: number): Promise
 
 export class FaultFiles {
   readonly #directory: string;
+  #armings = 0;
 
   /** `directory`: of the cluster. */
   constructor(directory: string) {
@@ -37,9 +45,14 @@ export class FaultFiles {
 
   /** Resolves when the process has read it. */
   async arm(name: string, text: string): Promise<void> {
+    // A step that nobody passes makes each text a new one, which the process sees and reports even
+    // if it missed that it was disarmed.
+    const numbered = `${text},arming-${this.#armings++}=delay`;
     writeFileSync(this.#reportFile(name), '');
-    writeFileSync(this.#file(name), text);
-    const armed = (): boolean => this.reports(name).includes(`armed ${text}`);
+    // Whole or not at all: the process may read at any moment.
+    writeFileSync(`${this.#file(name)}.new`, numbered);
+    renameSync(`${this.#file(name)}.new`, this.#file(name));
+    const armed = (): boolean => this.reports(name).includes(`armed ${numbered}`);
     if (!(await untilTrue(armed, ARMED_TIMEOUT_MS))) {
       throw new RekindleError('TIMEOUT', `${name} has not read "${text}"`);
     }

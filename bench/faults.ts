@@ -54,6 +54,7 @@ const LOAD: CheckedLoadShape = {
   readers: 4,
   valueBytesMax: 16_000,
   writePauseMs: 8,
+  readPauseMs: 4,
 };
 const OPERATION_TIMEOUT_MS = 60_000;
 const WHOLE_TIMEOUT_MS = 60_000;

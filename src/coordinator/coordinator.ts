@@ -71,9 +71,9 @@ export class Coordinator implements CoordinatorContext {
   private readonly copier: StateCopier;
   private readonly tables: TableOperations;
   private readonly migrations: MigrationManager;
+  private readonly turns = new TableTurns();
   private readonly drains: DrainManager;
   private readonly balancer: Balancer;
-  private readonly turns = new TableTurns();
   private readonly recoveries: RecoveryManager;
   private readonly leases = new ReadLeases(performance.now());
   readonly log: Log;

@@ -2,10 +2,11 @@
  * Which segment of a recovery to fetch next and from whom, as pure data: no I/O, no clock. Newest
  * first: then most dead versions arrive dead, and cost neither memory nor copies.
  *
- * A replica that is damaged is not asked for again; a backup that could not be reached gets a
- * second chance once the others have been tried. All replicas failed = the recovery of the
- * partition fails. When nothing else is left to begin, a fetch that takes long gets a *hedge*: the
- * same segment from another backup. Only one piece of a segment is applied: `claim` says whose.
+ * A replica of which its backup says that it is damaged is not asked for again; a backup that could
+ * not be reached, and one whose piece was bad on arrival, gets a second chance once the others have
+ * been tried. All replicas failed = the recovery of the partition fails. When nothing else is left
+ * to begin, a fetch that takes long gets a *hedge*: the same segment from another backup. Only one
+ * piece of a segment is applied: `claim` says whose.
  */
 import { invariant } from '../rpc/errors.js';
 
@@ -25,6 +26,8 @@ interface Row {
   /** `claimed`: a piece has come and is being applied. */
   state: 'open' | 'claimed' | 'done';
   notBeforeMs: number;
+  /** Backups that have sent a bad piece: it may have been damaged on its way. */
+  badPieces: Set<number>;
   damagedOn: number[];
 }
 
@@ -59,6 +62,7 @@ export class RecoveryScoreboard {
       fetches: new Map(),
       state: 'open',
       notBeforeMs: 0,
+      badPieces: new Set(),
       damagedOn: [],
     }));
     this.#rows.sort((a, b) => b.segmentId - a.segmentId);
@@ -125,12 +129,15 @@ export class RecoveryScoreboard {
     return [...row.fetches.keys()];
   }
 
-  /** The claimed piece is bad: its replica is of no use. */
+  /** The claimed piece is bad: its replica goes to the end, and is of no use the second time. */
   claimedBad({ segmentId, serverId }: Fetch): void {
     const row = this.#rowById.get(segmentId);
     invariant(row?.state === 'claimed', 'a piece that is bad was claimed');
     row.state = 'open';
-    this.#drop(row, serverId, true);
+    const again = !row.badPieces.has(serverId);
+    this.#drop(row, serverId, !again);
+    row.badPieces.add(serverId);
+    if (again) row.backups.push(serverId);
   }
 
   notReady({ segmentId, serverId }: Fetch, notBeforeMs: number): void {

@@ -8,11 +8,13 @@ import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { EtcdCluster, withoutEtcd } from '../../bench/etcd.js';
+import { FaultFiles } from '../../bench/fault-files.js';
 import type { Client } from '../../src/client/index.js';
 import type { LocalCluster } from '../../src/cluster/local-cluster.js';
 import { inspectFrameFile } from '../../src/ops/inspector/frame-file.js';
 import type { RecoveryReport } from '../../src/rpc/messages.js';
-import { rekindle, withCluster } from './fixture.js';
+import { rekindle, withCluster, withFolder } from './fixture.js';
 
 const MEMORY_BYTES = 128 * 2 ** 20;
 const FRAME_BYTES = 16_384 + 2 ** 23;
@@ -61,6 +63,29 @@ async function accept(
   return rekindle(command, { url: cluster.url });
 }
 
+/** Two coordinators on etcd, whose processes can be armed while they run. */
+async function withStandby(
+  body: (world: { cluster: LocalCluster; client: Client; files: FaultFiles }) => Promise<void>,
+): Promise<void> {
+  const etcd = await EtcdCluster.start(1);
+  try {
+    await withFolder(async (dataDirectory) => {
+      const files = new FaultFiles(dataDirectory);
+      const options = {
+        dataDirectory,
+        servers: 4,
+        memoryBytes: MEMORY_BYTES,
+        coordinators: 2,
+        storage: `etcd://${etcd.endpoints.join(',')}/losses`,
+        environmentOf: (name: string) => files.environmentOf(name),
+      };
+      await withCluster(options, (cluster, client) => body({ cluster, client, files }));
+    });
+  } finally {
+    await etcd.stop();
+  }
+}
+
 /** The coordinator dies at this fault point while it is asked to accept the loss. */
 async function acceptAt(
   cluster: LocalCluster,
@@ -80,7 +105,7 @@ async function acceptAt(
   await cluster.restartCoordinator();
 }
 
-test('a lost segment is named, given up once, and the rest is served', {
+test('a lost segment is named, given up once (loss-1, loss-2), and the rest is served', {
   timeout: 240_000,
 }, async () => {
   await withCluster({ servers: 4, memoryBytes: MEMORY_BYTES }, async (cluster, client) => {
@@ -136,6 +161,51 @@ test('a lost segment is named, given up once, and the rest is served', {
       else assert.deepEqual(Buffer.from(found), value);
     }
     assert.ok(lost > 0 && lost * value.length <= 2 ** 23, `${lost} objects of 8 MiB`);
+  });
+});
+
+test('a leader that dies at loss-1 or loss-2 has a standby, which gives the rest up once', {
+  skip: withoutEtcd,
+  timeout: 240_000,
+}, async () => {
+  await withStandby(async ({ cluster, client, files }) => {
+    const table = await client.createTable('objects');
+    const value = randomBytes(100_000);
+    for (let i = 0; i < 330; i += 1) await table.put(`key-${i}`, value);
+    const serverId = (await client.status()).tables[0]?.tablets[0]?.serverId ?? 0;
+    await cluster.killAll();
+    const slots = { at: 0, bytes: Buffer.alloc(16_384) };
+    for (let i = 0; i < 4; i += 1) {
+      for (const segmentId of [2, 3])
+        overwrite(cluster, i, { masterId: serverId, segmentId }, slots);
+    }
+    await cluster.startAll();
+    const { gap } = await waitForGap(client, serverId);
+    assert.deepEqual(gap?.missing, [2, 3]);
+
+    for (const [fault, segment] of [
+      ['loss-1', 2],
+      ['loss-2', 3],
+    ] as const) {
+      const { leader, term } = await client.status();
+      const index = cluster.coordinatorAt(leader) ?? 0;
+      const name = cluster.processes()[index]?.name ?? '';
+      await files.arm(name, `${fault}=crash`);
+      const accepted = await accept(cluster, serverId, '--segments', String(segment));
+      assert.equal(accepted.code, 0, accepted.stderr);
+      assert.ok(files.hasStruck(name, fault, 'crash'), `${name} has died at ${fault}`);
+      const status = await client.status();
+      assert.ok(status.term > term, 'by the next leader');
+      const given = status.losses.flatMap(({ segments }) => segments.map((one) => one.segmentId));
+      assert.deepEqual(given.sort(), segment === 2 ? [2] : [2, 3]);
+      files.disarm(name);
+      await cluster.restartCoordinator({}, index);
+    }
+    const { losses } = await waitUntilWhole(client, 4, 60_000);
+    assert.equal(losses.length, 2);
+    let lost = 0;
+    for (let i = 0; i < 330; i += 1) lost += Number((await table.get(`key-${i}`)) === undefined);
+    assert.ok(lost > 84 && lost * value.length <= 2 ** 24, `${lost} objects of 16 MiB`);
   });
 });
 

@@ -149,23 +149,3 @@ for (const { point, what } of [...duringService, ...duringFence]) {
     });
   });
 }
-
-test('lease-5: a coordinator that has waited for the lease, before it commits, dies', {
-  timeout: 120_000,
-}, async () => {
-  let ended = false;
-  const onUnexpectedExit = (): void => {
-    ended = true;
-  };
-  const options = { servers: 5, memoryBytes, onUnexpectedExit };
-  await withCluster(options, async (cluster, client) => {
-    await cluster.killCoordinator();
-    await cluster.restartCoordinator({ REKINDLE_FAULT: 'lease-5=crash' });
-    await waitUntilWhole(client, 5, 60_000);
-    await survives(client, async () => {
-      await cluster.killServer(1);
-      await waitFor('the end at lease-5', 30_000, async () => (ended ? true : undefined));
-      await cluster.restartCoordinator();
-    });
-  });
-});

@@ -45,10 +45,15 @@ export interface Row {
   /** With arguments, as in REKINDLE_FAULT. */
   faults: readonly string[];
   by: Provocation;
+  /** A fault of every server without which the step is not passed. */
+  lead: string | undefined;
   outcome: string;
   /** Kinds besides `crash` after which the process ends by itself. */
   ends: readonly FaultKind[];
-  /** The test that plays it, if it is not fault-points.test.ts. */
+  /**
+   * The test that plays it, if it is not fault-points.test.ts; with a standby too, if it is a
+   * coordinator's (standby-points.test.ts plays all others).
+   */
   elsewhere: string | undefined;
   /** Kinds that `npm test` plays too; all others are in `npm run test:faults`. */
   short: readonly FaultKind[];
@@ -72,6 +77,7 @@ const step = (
   faults: ['crash', 'error', 'delay:1500'],
   ends: place.at === 'coordinator' ? ['error'] : [],
   short: [],
+  lead: undefined,
   elsewhere: undefined,
   ...more,
 });
@@ -88,7 +94,12 @@ const message = (
   number: string,
   what: string,
   outcome: string,
-  more: { faults?: readonly string[]; corrupt?: 'request' | 'reply'; short?: FaultKind[] } = {},
+  more: {
+    faults?: readonly string[];
+    corrupt?: 'request' | 'reply';
+    short?: FaultKind[];
+    lead?: string;
+  } = {},
 ): Row[] =>
   (['request', 'reply'] as const).map((direction) => ({
     ...place,
@@ -101,6 +112,7 @@ const message = (
       ...(more.corrupt === direction ? ['corrupt' as const] : []),
     ],
     ends: [],
+    lead: more.lead,
     elsewhere: undefined,
     short: direction === 'request' ? [] : (more.short ?? []),
   }));
@@ -115,6 +127,8 @@ const REPEATED = 'repeated by the caller; idempotent';
 const PASS_OLD = 'the old segments are the log; the survivors are in no digest';
 const PASS_NEW = 'the survivors are the log; what is left to free is freed after a restart';
 const CLEANER_FAULTS: Partial<Row> = { faults: ['crash', 'delay:1500'] };
+/** Of steps that wait for an answer of somebody else. */
+const WAITING_FAULTS = ['crash', 'error', 'delay:1500', 'drop'];
 
 const WRITE_ROWS: readonly Row[] = [
   ...message(
@@ -229,10 +243,7 @@ const RECOVERY_ROWS: readonly Row[] = [
     '2',
     'a backup has listed',
     'it is asked again',
-    {
-      faults: ['crash', 'error', 'delay:1500', 'drop'],
-      ends: [],
-    },
+    { faults: WAITING_FAULTS, ends: [] },
   ),
   step(recovery('coordinator'), 'recover-plan-1', '3', 'planned', REDONE),
   step(recovery('coordinator'), 'recover-plan-2', '3 ★', 'plan stored', GOES_ON, {
@@ -254,7 +265,7 @@ const RECOVERY_ROWS: readonly Row[] = [
     'sent again with the same generation; error: another master',
   ),
   step(recovery('coordinator'), 'recover-sent-1', '4', 'RECOVER was accepted', 'sent again', {
-    faults: ['crash', 'error', 'delay:1500', 'drop'],
+    faults: WAITING_FAULTS,
     ends: [],
   }),
   ...message(
@@ -322,7 +333,7 @@ const LEASE_ROWS: readonly Row[] = [
   step(recovery('server'), 'lease-2', 'leases 2', 'granted', GRANTED, LEASE),
   step(recovery('server'), 'lease-3', 'leases 3', 'no more grants', 'T is waited out', LEASE),
   step(recovery('server'), 'lease-4', 'leases 4', 'fenced', 'T is waited out', LEASE),
-  step(recovery('coordinator'), 'lease-5', 'leases 5', 'grants are over', REDONE, LEASE),
+  step(recovery('coordinator'), 'lease-5', 'leases 5', 'grants are over', REDONE, { ends: [] }),
 ];
 
 const COORDINATOR_ROWS: readonly Row[] = [
@@ -421,9 +432,15 @@ const COORDINATOR_ROWS: readonly Row[] = [
 
 const MERGE_ROWS: readonly Row[] = [
   step(coordinator('merge'), 'merge-1', 'MERGE_TABLETS', 'asked to merge', REDONE, { ends: [] }),
-  step(coordinator('merge'), 'merge-2', 'MERGE_TABLETS', 'the owner can', REDONE, { ends: [] }),
+  step(coordinator('merge'), 'merge-2', 'MERGE_TABLETS', 'the owner can', REDONE, {
+    faults: WAITING_FAULTS,
+    ends: [],
+  }),
   step(coordinator('merge'), 'merge-3', 'MERGE_TABLETS ★', 'one tablet', GOES_ON, { ends: [] }),
-  step(coordinator('merge'), 'merge-4', 'MERGE_TABLETS', 'the owner knows', GOES_ON, { ends: [] }),
+  step(coordinator('merge'), 'merge-4', 'MERGE_TABLETS', 'the owner knows', GOES_ON, {
+    faults: WAITING_FAULTS,
+    ends: [],
+  }),
   ...message(coordinator('merge'), 'MERGE_TABLETS', 'MERGE_TABLETS', 'a client asks', REPEATED),
   ...message(
     { ...coordinator('merge'), at: 'server' },
@@ -455,13 +472,20 @@ const MOVED = 'after ★ the target has it; the source is told to forget it';
 const MIGRATION_ROWS: readonly Row[] = [
   step(migration('coordinator'), 'migrate-1', '1', 'asked to move', REDONE, { ends: [] }),
   step(migration('coordinator'), 'migrate-2', '1 ★', 'recorded', GOES_ON, { ends: [] }),
-  step(migration('server'), 'migrate-3', '5', 'the target has nearly all', STAYS),
-  step(migration('server'), 'migrate-4', '8', 'the source serves no reads', STAYS),
+  step(migration('server'), 'migrate-3', '5', 'the target has nearly all', STAYS, {
+    faults: WAITING_FAULTS,
+  }),
+  step(migration('server'), 'migrate-4', '8', 'the source serves no reads', STAYS, {
+    faults: WAITING_FAULTS,
+  }),
   step(migration('coordinator'), 'migrate-5', '9', 'all is durable at the target', STAYS, {
     ends: [],
   }),
   step(migration('coordinator'), 'migrate-6', '9 ★', 'the target owns it', MOVED, { ends: [] }),
-  step(migration('coordinator'), 'migrate-7', '10', 'both know how it ended', GOES_ON),
+  step(migration('coordinator'), 'migrate-7', '10', 'both know how it ended', GOES_ON, {
+    faults: WAITING_FAULTS,
+    ends: ['error', 'drop'],
+  }),
   ...message(migration('coordinator'), 'MIGRATE_TABLET', '1', 'a client asks', REPEATED),
   ...message(migration('server'), 'MIGRATE', '2', 'the target is to fetch it', 'sent each second'),
   ...message(migration('server'), 'START_MIGRATION', '3', 'the source marks its log', STAYS),
@@ -475,6 +499,14 @@ const MIGRATION_ROWS: readonly Row[] = [
     '9',
     'all is durable at the target',
     'repeated; answered from the map once committed',
+  ),
+  ...message(
+    migration('server'),
+    'END_MIGRATION',
+    '9',
+    'it was given up',
+    'repeated until it is answered; the source serves on, the target drops what it has',
+    { lead: 'migrate-3=error*1000' },
   ),
 ];
 
@@ -510,7 +542,6 @@ export const EXEMPT: Partial<Record<RpcName, string>> = {
   RENEW_LEASE: 'its ends are the steps `lease-1` and `lease-2`',
   REPORT_ROT: 'its ends are the steps `rot-1` to `rot-4`',
   ACCEPT_LOSS: 'its ends are the steps `loss-1` and `loss-2`',
-  END_MIGRATION: 'undoes one of the others, and is repeated until it is answered',
   LIST_TABLES: 'for people: `rekindle table list`',
   GET_STATUS: 'for people: `rekindle status`',
   GET_SERVER_STATS: 'for people: counters',
@@ -530,4 +561,9 @@ export const CASES: readonly Case[] = CATALOGUE.flatMap((row) =>
     if (kind === undefined) throw new RangeError(`${row.name}: no kind of fault in "${fault}"`);
     return { row, fault, kind };
   }),
+);
+
+/** The leader's ends: each is played with its state in LMDB, restarted, and in etcd, replaced. */
+export const LEADER_CRASHES: readonly Case[] = CASES.filter(
+  ({ row, kind }) => row.at === 'coordinator' && kind === 'crash',
 );

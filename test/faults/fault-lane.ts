@@ -14,7 +14,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { CheckedLoad, LIGHT_LOAD } from '../../bench/checked-load.js';
+import { CheckedLoad, type CheckedLoadShape, LIGHT_LOAD } from '../../bench/checked-load.js';
 import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
 import { EtcdCluster } from '../../bench/etcd.js';
@@ -22,10 +22,13 @@ import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
 import { type Client, connect } from '../../src/client/index.js';
 import { LocalCluster } from '../../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../../src/cluster/managed-process.js';
+import { inspectFrameFile } from '../../src/ops/inspector/frame-file.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { hashKey } from '../../src/rpc/key-hash.js';
 import type { Case, Provocation } from './catalogue.js';
 
+/** Several lanes share the machine: with LIGHT_LOAD the load takes half of one core a lane. */
+const LOAD: CheckedLoadShape = { ...LIGHT_LOAD, writePauseMs: 200, readPauseMs: 16 };
 const SERVERS = 5;
 const MEMORY_BYTES = 128 * 2 ** 20;
 const SPAN = 15;
@@ -38,6 +41,8 @@ const FILLER_KEYS = 8;
 const FILLERS_AT_ONCE = 4;
 const FILLER_BYTES = 900_000;
 const WATCH_MS = 100;
+/** For calls that an end of a process may hold up. */
+const PATIENT = { timeoutMs: 20_000 };
 const DISK_FAULT_MS = 1_500;
 const EIO = 5;
 const COORDINATOR = 'coordinator';
@@ -99,7 +104,7 @@ export class FaultLane {
       const victim = await busiestServer(world);
       const names = await this.#targets(world, each, victim);
       const before = names.map((name) => world.layer.struck(name));
-      for (const name of names) await arm(world, name, each);
+      await armAll(world, names, each);
       const strikes = (): boolean =>
         names.some((name, index) => hasStruck(world, name, each, before[index] ?? 0));
       await this.#provoke(world, row.by, victim, strikes);
@@ -132,8 +137,9 @@ export class FaultLane {
       return others.slice(-1).map(nameOf);
     }
     const dies = kind === 'crash' || (row.name in DISK_FAULTS && kind === 'error');
-    const chosen = dies ? [others[this.#turn++ % others.length] ?? 0] : others;
-    return chosen.map(nameOf);
+    if (!dies) return others.map(nameOf);
+    const able = row.name.endsWith('IS_REPLICA_NEEDED') ? mastersOn(world, victim) : others;
+    return [nameOf(able[this.#turn++ % able.length] ?? 0)];
   }
 
   async #provoke(
@@ -178,9 +184,20 @@ export class FaultLane {
   }
 }
 
+/** Servers of whose logs this one has replicas: they are asked when it has started again. */
+function mastersOn({ cluster }: World, index: number): number[] {
+  const masters = new Set<number>();
+  inspectFrameFile(join(cluster.dataDirectory, nameOf(index), 'backup', 'frames'), (report) => {
+    for (const { masterId } of report.replicas) masters.add(masterId);
+  });
+  return [...masters].flatMap((id) => cluster.indexOf(id) ?? []).filter((at) => at !== index);
+}
+
 function nameOf(index: number): string {
   return `server-${index + 1}`;
 }
+
+const SERVER_NAMES = Array.from({ length: SERVERS }, (_, index) => nameOf(index));
 
 /** What the disk layer does for the rows that are steps of a disk; `ms` of a delay. */
 const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
@@ -190,10 +207,21 @@ const DISK_FAULTS: Record<string, (ms: number) => DiskFault> = {
   'disk-grow': () => ({ full: 1 }),
 };
 
-async function arm({ files, layer }: World, name: string, { row, fault }: Case): Promise<void> {
+/** Every server leads to the step, only those that are named are hurt there. */
+async function armAll(world: World, names: readonly string[], { row, fault }: Case): Promise<void> {
+  const { files, layer } = world;
   const disk = DISK_FAULTS[row.name];
-  if (disk === undefined) await files.arm(name, `${row.name}=${fault}`);
-  else layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+  if (disk !== undefined) {
+    for (const name of names) layer.setFault(name, disk(Number(fault.split(':')[1] ?? 0)));
+    return;
+  }
+  const led = row.lead === undefined ? [] : SERVER_NAMES;
+  const arm = (name: string): Promise<void> => {
+    const lead = led.includes(name) ? [row.lead] : [];
+    const hurt = names.includes(name) ? [`${row.name}=${fault}`] : [];
+    return files.arm(name, [...lead, ...hurt].join(','));
+  };
+  await Promise.all([...new Set([...led, ...names])].map(arm));
 }
 
 function hasStruck({ files, layer }: World, name: string, each: Case, before: number): boolean {
@@ -206,7 +234,7 @@ function hasStruck({ files, layer }: World, name: string, each: Case, before: nu
 async function disarm(world: World, names: readonly string[], { row, kind }: Case): Promise<void> {
   const { cluster, files, layer } = world;
   if (row.name in DISK_FAULTS) await delay(DISK_FAULT_MS);
-  for (const name of names) {
+  for (const name of new Set([...names, ...(row.lead === undefined ? [] : SERVER_NAMES)])) {
     files.disarm(name);
     layer.setFault(name, {});
     const index = cluster.processes().findIndex((each) => each.name === name) - 1;
@@ -250,7 +278,7 @@ async function beginWith(etcd: EtcdCluster | null): Promise<World> {
     await cluster.startAll();
     const client = await connect(cluster.url, { timeoutMs: 60_000 });
     const table = await client.createTable('load', { span: SPAN });
-    const load = new CheckedLoad(table, LIGHT_LOAD, 1);
+    const load = new CheckedLoad(table, LOAD, 1);
     load.start();
     return { directory, cluster, client, load, files, layer, exits, etcd };
   } catch (error) {
@@ -271,12 +299,11 @@ async function busiestServer({ cluster, client }: World): Promise<number> {
 }
 
 /** Errors that the SDK throws on purpose are what a fault may look like to a client. */
-async function tolerate(operation: Promise<unknown>): Promise<boolean> {
+async function tolerate<T>(operation: Promise<T>): Promise<T | undefined> {
   try {
-    await operation;
-    return true;
+    return await operation;
   } catch (error) {
-    if (error instanceof RekindleError) return false;
+    if (error instanceof RekindleError) return undefined;
     throw error;
   }
 }
@@ -314,23 +341,23 @@ async function untilDropped(client: Client, tableName: string): Promise<void> {
 
 async function useTable(world: World, tableName: string): Promise<void> {
   const { client } = world;
-  const steps = [
-    () => client.createTable(tableName, { span: SERVERS, timeoutMs: 20_000 }),
+  const steps: (() => Promise<unknown>)[] = [
+    () => client.createTable(tableName, { span: SERVERS, ...PATIENT }),
     () => client.table(tableName).put('key', 'value'),
-    () => client.dropTable(tableName, { timeoutMs: 20_000 }),
+    () => client.dropTable(tableName, PATIENT),
   ];
   for (const act of steps) await survive(world, act());
 }
 
 /** What has died of the fault may be needed for the answer, and struck is struck. */
-async function survive(world: World, operation: Promise<unknown>): Promise<void> {
+async function survive<T>(world: World, operation: Promise<T>): Promise<T | undefined> {
   let over = false;
   const done = tolerate(operation).finally(() => {
     over = true;
   });
   await untilTrue(() => over || world.exits.length > 0, WHOLE_TIMEOUT_MS);
   if (world.exits.length > 0) await restartAll(world);
-  await done;
+  return done;
 }
 
 /**
@@ -346,15 +373,15 @@ async function mergeTablets(
   const { client, cluster } = world;
   const target = cluster.serverId(owner) ?? 0;
   const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
-  await client.createTable(tableName, { span: 2, timeoutMs: 20_000 });
+  await client.createTable(tableName, { span: 2, ...PATIENT });
   while (!struck() && performance.now() < end) {
-    const { tables } = await client.status();
+    const { tables } = (await survive(world, client.status(PATIENT))) ?? { tables: [] };
     const { tablets } = tables.find(({ name }) => name === tableName) ?? { tablets: [] };
     const away = tablets.find(({ serverId }) => serverId !== target);
     if (away !== undefined) {
       await tolerate(client.migrateTablet(tableName, away.startSlot, target));
     } else {
-      await survive(world, client.mergeTablets(tableName, { timeoutMs: 20_000 }));
+      await survive(world, client.mergeTablets(tableName, PATIENT));
     }
     await delay(WATCH_MS);
   }
@@ -385,7 +412,9 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
   const { client, cluster } = world;
   const end = performance.now() + 4 * STRUCK_TIMEOUT_MS;
   for (let turn = 0; !struck() && performance.now() < end; turn++) {
-    const { tables, servers } = await client.status({ timeoutMs: 20_000 });
+    const status = await survive(world, client.status(PATIENT));
+    if (status === undefined) continue;
+    const { tables, servers } = status;
     const { tablets } = tables.find(({ name }) => name === 'load') ?? { tablets: [] };
     const tablet = tablets[turn % tablets.length];
     const others = servers.filter(({ serverId }) => {
@@ -394,8 +423,7 @@ async function moveTablets(world: World, avoided: number, struck: () => boolean)
     const target = others[turn % others.length];
     if (tablet === undefined || target === undefined) continue;
     const { startSlot } = tablet;
-    const options = { timeoutMs: 20_000 };
-    await survive(world, client.migrateTablet('load', startSlot, target.serverId, options));
+    await survive(world, client.migrateTablet('load', startSlot, target.serverId, PATIENT));
     await delay(WATCH_MS);
   }
 }
@@ -432,13 +460,10 @@ async function recovered(world: World, servers: number, struck: () => boolean): 
 
 /** What ends only now (a master that learns that it was declared dead) is started again too. */
 async function whole(world: World): Promise<void> {
-  const { client, cluster } = world;
+  const { client } = world;
   let over = false;
   const watch = async (): Promise<void> => {
-    for (; !over; await delay(WATCH_MS)) {
-      const gone = cluster.processes().some(({ pid }) => pid === undefined);
-      if (gone) await restartAll(world);
-    }
+    for (; !over; await Promise.race([wait, delay(WATCH_MS)])) await restartAll(world);
   };
   const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
     over = true;
@@ -458,6 +483,7 @@ async function whole(world: World): Promise<void> {
  * would wait. Disarmed first: a process reads its faults when it starts.
  */
 async function restartAll({ cluster, files, etcd }: World): Promise<void> {
+  if (cluster.processes().every(({ pid }) => pid !== undefined)) return;
   if (etcd !== null) return restartServers(cluster, files);
   const startCoordinator = async (): Promise<void> => {
     if (cluster.coordinatorIsRunning()) return;
@@ -471,10 +497,7 @@ async function restartAll({ cluster, files, etcd }: World): Promise<void> {
     started = true;
   });
   const watch = async (): Promise<void> => {
-    while (!started) {
-      await startCoordinator();
-      await delay(WATCH_MS);
-    }
+    for (; !started; await Promise.race([servers, delay(WATCH_MS)])) await startCoordinator();
   };
   await Promise.all([servers, watch()]);
 }
@@ -487,17 +510,17 @@ async function restartServers(cluster: LocalCluster, files: FaultFiles): Promise
   }
 }
 
-/** The leader of the next case has a standby again, that follows. */
+/** The leader of the next case has a standby again; its old record may outlive it for a while. */
 async function restartStandby({ client, cluster, files }: World): Promise<void> {
   for (let index = 0; index < 2; index++) {
     if (cluster.coordinatorIsRunning(index)) continue;
     files.disarm(cluster.processes()[index]?.name ?? COORDINATOR);
     await cluster.restartCoordinator({}, index);
+    await waitFor('a standby', WHOLE_TIMEOUT_MS, async () => {
+      const { standbys } = await client.status();
+      return standbys.some((address) => cluster.coordinatorAt(address) === index) || undefined;
+    });
   }
-  await waitFor('a standby', WHOLE_TIMEOUT_MS, async () => {
-    const { standbys } = await client.status();
-    return standbys.length === 1 || undefined;
-  });
 }
 
 /** A crash ends the process that was armed; nothing else ends one, but what the row names. */

@@ -1,34 +1,15 @@
 /**
  * The leader dies at every step of the catalogue that is a coordinator's, with its state in etcd,
  * and a standby finishes what was begun: the dead one is not started again before the cluster is
- * whole. `npm test` plays those that are marked short, `npm run test:faults` every one;
- * REKINDLE_FAULT_CASES=word those whose name contains the word.
+ * whole. Chosen as in fault-points.test.ts.
  */
-import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { withoutEtcd } from '../../bench/etcd.js';
-import { CASES } from './catalogue.js';
-import { FaultLane } from './fault-lane.js';
+import { LEADER_CRASHES } from './catalogue.js';
+import { chosenOf, lanes, play } from './play.js';
 
-const wanted = process.env.REKINDLE_FAULT_CASES;
-const all = process.env.REKINDLE_FAULTS === 'all';
-const CASE_TIMEOUT_MS = 240_000;
+const options = { skip: withoutEtcd, concurrency: lanes };
 
-const crashes = CASES.filter(
-  ({ row, kind }) => row.at === 'coordinator' && kind === 'crash' && row.elsewhere === undefined,
+test('a standby finishes what a leader has begun', options, (t) =>
+  play(t, chosenOf(LEADER_CRASHES), { standby: true }),
 );
-const chosen = crashes.filter(({ row }) =>
-  wanted !== undefined ? row.name.includes(wanted) : all || row.short.includes('crash'),
-);
-
-test('a standby finishes what a leader has begun', { skip: withoutEtcd }, async (t) => {
-  assert.ok(chosen.length > 0 || wanted !== undefined, 'some cases are short');
-  const lane = new FaultLane({ standby: true });
-  try {
-    for (const each of chosen) {
-      await t.test(each.row.name, { timeout: CASE_TIMEOUT_MS }, () => lane.play(each));
-    }
-  } finally {
-    await lane.close();
-  }
-});
