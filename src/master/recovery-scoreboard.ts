@@ -4,8 +4,9 @@
  *
  * A replica of which its backup says that it is damaged is not asked for again; a backup that could
  * not be reached, and one whose piece was bad on arrival, gets a second chance once the others have
- * been tried. All replicas failed = the recovery of the partition fails. When nothing else is left to begin, a fetch that takes long gets a *hedge*: the
- * same segment from another backup. Only one piece of a segment is applied: `claim` says whose.
+ * been tried. All replicas failed = the recovery of the partition fails. When nothing else is left
+ * to begin, a fetch that takes long gets a *hedge*: the same segment from another backup. Only one
+ * piece of a segment is applied: `claim` says whose.
  */
 import { invariant } from '../rpc/errors.js';
 
