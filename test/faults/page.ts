@@ -32,6 +32,10 @@ may be missing, no read may have been stale, no value torn (\`bench/chaos-checke
 must be whole within a minute, and no process may have ended but those that the row lets end. The
 last column says what else is expected. \`npm test\` plays a few of them.
 
+Each row of the coordinator is played twice where the kind is \`crash\`: the leader is started again
+on its LMDB folder, and with its state in etcd a standby goes on (\`standby-points.test.ts\`).
+\`REKINDLE_FAULT_SLICE=2/9\` plays every ninth case, beginning with the third.
+
 ## Kinds
 
 \`REKINDLE_FAULT="recover-plan-2=crash,request-RECOVER=drop*2"\` arms a process at its start,
