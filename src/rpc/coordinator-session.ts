@@ -40,6 +40,9 @@ const TRY_ELSEWHERE: ReadonlySet<StatusCode> = new Set<StatusCode>([
   'WRONG_SERVER',
 ]);
 
+/** With less time left nobody else is asked: an attempt that is cut off has an unknown outcome. */
+const REPEAT_MS_MIN = 20;
+
 export class CoordinatorSession {
   readonly #options: CoordinatorSessionOptions;
   /** Whom to ask, as it was looked up last; empty: not yet. */
@@ -83,11 +86,12 @@ export class CoordinatorSession {
       this.#problem = unavailable(address, outcome);
       redirect = redirects < REDIRECTS_MAX ? redirectOf(outcome) : null;
       redirects = redirect === null ? 0 : redirects + 1;
-      if (redirect !== null && performance.now() < deadlineMs) continue;
+      const repeatUntilMs = deadlineMs - REPEAT_MS_MIN;
+      if (redirect !== null && performance.now() < repeatUntilMs) continue;
       failures += 1;
       this.#cursor += 1;
       const pauseMs = this.#pauseMs(failures, outcome);
-      if (performance.now() + pauseMs >= deadlineMs) throw this.#problem;
+      if (performance.now() + pauseMs >= repeatUntilMs) throw this.#problem;
       await pause(pauseMs, signal);
     }
   }

@@ -450,12 +450,22 @@ async function drainServer(world: World, victim: number, struck: () => boolean):
 /** The dead server has been recovered, or the fault has ended a process that this needs. */
 async function recovered(world: World, servers: number, struck: () => boolean): Promise<void> {
   const { client, exits } = world;
-  await waitFor('a recovery, or its end', WHOLE_TIMEOUT_MS, async () => {
+  const over = waitFor('a recovery, or its end', WHOLE_TIMEOUT_MS, async () => {
     if (struck() && exits.length > 0) return true;
     const status = await client.status({ timeoutMs: 2_000 });
     const up = status.servers.filter((server) => server.status === 'up').length;
     return up <= servers && up === status.servers.length ? true : undefined;
   });
+  await over.catch((error) => explain(world, error));
+}
+
+/** What the cluster waits for. */
+async function explain({ client, cluster }: World, cause: unknown): Promise<never> {
+  const { servers, tables, recoveries } = await client.status();
+  const tablets = tables.flatMap((table) => table.tablets.filter((t) => t.status !== 'normal'));
+  const running = recoveries.filter(({ state }) => state !== 'done');
+  const text = JSON.stringify({ servers, tablets, running });
+  throw new Error(`${text}\n${cluster.logTails()}`, { cause });
 }
 
 /** What ends only now (a master that learns that it was declared dead) is started again too. */
@@ -468,14 +478,7 @@ async function whole(world: World): Promise<void> {
   const wait = waitUntilWhole(client, SERVERS, WHOLE_TIMEOUT_MS).finally(() => {
     over = true;
   });
-  try {
-    await Promise.all([wait, watch()]);
-  } catch (error) {
-    const { servers, tables, recoveries } = await client.status();
-    const tablets = tables.flatMap((table) => table.tablets.filter((t) => t.status !== 'normal'));
-    const running = recoveries.filter(({ state }) => state !== 'done');
-    throw new Error(JSON.stringify({ servers, tablets, running }), { cause: error });
-  }
+  await Promise.all([wait, watch()]).catch((error) => explain(world, error));
 }
 
 /**
