@@ -128,8 +128,8 @@ export class FaultLane {
   async #targets(world: World, { row, kind }: Case, victim: number): Promise<string[]> {
     if (row.at === COORDINATOR) return [await leaderName(world)];
     const others = Array.from({ length: SERVERS }, (_, index) => index).filter(
-      // The cleaner's steps are those of the master that has the load.
-      (index) => (row.name.startsWith('clean-') ? index === victim : index !== victim),
+      // The cleaner's steps are those of the master that has the load; what is merged goes there too.
+      (index) => (isOfVictim(row.name) ? index === victim : index !== victim),
     );
     // An open replica that is lost takes its backup from the candidates of that segment: always the
     // same one, or the cases together would take more than R = 3 leaves room for.
@@ -182,6 +182,10 @@ export class FaultLane {
       }
     }
   }
+}
+
+function isOfVictim(name: string): boolean {
+  return name.startsWith('clean-') || name.endsWith('MERGE_TABLET_OWNERSHIP');
 }
 
 /** Servers of whose logs this one has replicas: they are asked when it has started again. */
