@@ -51,8 +51,12 @@ test('a disk that fails costs no write and no server', { timeout: 240_000 }, asy
     const table = await client.createTable('kept', { span: 5 });
     const dataset = new Dataset('object', 40_000, 1_000);
     await writeDataset(table, dataset);
+    // How many writes share a flush depends on how fast they come.
+    for (let round = 0; (await backupStats(client, faulty)).diskFailed === 0; round++) {
+      assert.ok(round < 20, 'the flush that fails comes');
+      await writeDataset(table, dataset);
+    }
     const stats = await backupStats(client, faulty);
-    assert.equal(stats.diskFailed, 1);
     assert.equal(stats.framesFree, 0, 'nothing is placed there any more');
     assert.ok(cluster.isRunning(0), 'the process goes on');
     const status = await rekindle(['status'], { url: cluster.url });

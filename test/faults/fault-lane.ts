@@ -128,7 +128,7 @@ export class FaultLane {
   async #targets(world: World, { row, kind }: Case, victim: number): Promise<string[]> {
     if (row.at === COORDINATOR) return [await leaderName(world)];
     const others = Array.from({ length: SERVERS }, (_, index) => index).filter(
-      // The cleaner's steps are those of the master that has the load; what is merged goes there too.
+      // The cleaner's steps are those of the master that has the load; what is merged goes there.
       (index) => (isOfVictim(row.name) ? index === victim : index !== victim),
     );
     // An open replica that is lost takes its backup from the candidates of that segment: always the
