@@ -94,7 +94,9 @@ test('a lost backup costs no reads: the coordinator vouches, and nobody when it 
     await waitFor('the end of that lease', 10_000, async () => {
       const [read] = await Promise.allSettled([table.get('key', { timeoutMs: 300 })]);
       if (read.status === 'fulfilled') return undefined;
-      assert.equal((read.reason as RekindleError).code, 'TIMEOUT');
+      // The second, if the client has asked meanwhile who owns the key.
+      const { code } = read.reason as RekindleError;
+      assert.ok(code === 'TIMEOUT' || code === 'COORDINATOR_UNAVAILABLE', code);
       return true;
     });
     await cluster.restartCoordinator();
