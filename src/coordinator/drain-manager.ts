@@ -18,6 +18,7 @@ import {
   nextDrainStep,
 } from './drain.js';
 import type { MigrationManager } from './migration-manager.js';
+import { pauseUntilWoken, type Wakeable } from './wakeable.js';
 
 const POLL_MS = 200;
 /** Between two tries of one tablet; doubled with each, so that a cleaner can make room. */
@@ -30,8 +31,7 @@ interface Tries extends DrainTries {
 
 const NO_TRIES: Tries = { count: 0, targets: new Set(), notBeforeMs: 0 };
 
-interface Loop {
-  wake: (() => void) | null;
+interface Loop extends Wakeable {
   waitingFor: string | null;
   replicas: number | null;
   /** By tablet. One that is still there in a later turn was sent away in vain. */
@@ -86,7 +86,7 @@ export class DrainManager {
       while (drainUnderWay(this.context.state, serverId) !== undefined) {
         const step = nextDrainStep(this.context.state, serverId, loop.tries);
         const delayMs = await this.take(serverId, loop, step);
-        if (delayMs > 0) await this.pause(loop, delayMs);
+        if (delayMs > 0) await pauseUntilWoken(this.context, loop, delayMs);
       }
     } finally {
       this.loops.delete(serverId);
@@ -167,17 +167,5 @@ export class DrainManager {
       this.context.log('info', 'COUNT_REPLICAS will be repeated', fields);
       return null;
     }
-  }
-
-  private pause(loop: Loop, delayMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const cancel = this.context.after(delayMs, () => end());
-      const end = (): void => {
-        cancel();
-        loop.wake = null;
-        resolve();
-      };
-      loop.wake = end;
-    });
   }
 }

@@ -15,15 +15,15 @@ import {
   decideMigrated,
   ownsSomeOf,
 } from './tablet-migration.js';
+import { pauseUntilWoken, type Wakeable } from './wakeable.js';
 
 const POLL_MS = 1_000;
 const RETRY_MS = 100;
 const RECENT_MAX = 20;
 
-interface Loop {
+interface Loop extends Wakeable {
   /** As the loop saw it. */
   seen: MigrationRecord;
-  wake: (() => void) | null;
   objects: number;
   bytes: number;
 }
@@ -93,7 +93,7 @@ export class MigrationManager {
         if (record === undefined) break;
         loop.seen = record;
         const delayMs = await this.turn(record, loop);
-        if (delayMs > 0) await this.pause(loop, delayMs);
+        if (delayMs > 0) await pauseUntilWoken(this.context, loop, delayMs);
       }
     } finally {
       this.loops.delete(migrationId);
@@ -175,17 +175,5 @@ export class MigrationManager {
       this.context.log('info', `${name} will be repeated`, { serverId, code, message });
       return false;
     }
-  }
-
-  private pause(loop: Loop, delayMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const cancel = this.context.after(delayMs, () => end());
-      const end = (): void => {
-        cancel();
-        loop.wake = null;
-        resolve();
-      };
-      loop.wake = end;
-    });
   }
 }
