@@ -23,7 +23,7 @@ export interface RestoreReport {
 }
 
 const COPY_FORMAT = 1;
-const ID_GAP = 1_000_000;
+export const ID_GAP = 1_000_000;
 const TERM_GAP = 1_000;
 
 function crc32cOf(text: string): number {

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
+import type { TabletClaim } from '../ops/log-notes.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
 import type { MigrationDataKind } from '../rpc/messages.js';
@@ -17,6 +18,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
 import { EndedMigrations } from './ended-migrations.js';
 import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
+import type { OwnershipNotes } from './ownership-notes.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 import {
@@ -45,6 +47,7 @@ type MigrateRequest = RequestOf<'MIGRATE'>;
 
 export interface MigrationTargetOptions {
   serverId: number;
+  notes: OwnershipNotes;
   core: Pick<
     MasterCore,
     'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog' | 'stats' | 'importResults'
@@ -152,7 +155,7 @@ export class MigrationTarget {
   }
 
   async #run(task: Task): Promise<void> {
-    const { core, replication } = this.#options;
+    const { core, notes, replication } = this.#options;
     const { migrationId, sourceServerId, tableId, startSlot, endSlot } = task.request;
     const log = this.#options.log.with({ migrationId, sourceServerId });
     const sideLog: SideLogOptions = {
@@ -160,6 +163,7 @@ export class MigrationTarget {
       replication,
       log,
       checkWanted: () => this.#checkWanted(task),
+      forget: () => notes.forget(task.request),
       stopped: () => this.#stopped,
     };
     let recovery: RecoveryCore;
@@ -182,6 +186,7 @@ export class MigrationTarget {
       await copySides(recovery, sideLog);
       await commitSides(recovery, sideLog, () => {
         committed = true;
+        notes.claim([claimOf(task.request, recovery.ctimeSegmentId, 'coming')]);
       });
       await link.call('FREEZE_TABLET', { migrationId, reads: true });
       await faultPoint('migrate-4');
@@ -193,12 +198,29 @@ export class MigrationTarget {
     // Without a verdict the coordinator may count on the side segments: nothing is taken back.
     if (verdict === 'unknown') return;
     if (verdict === 'owner' && failure === null) {
+      // Before anything is written here that the source has not.
+      if (!(await this.#noteOwned(task, recovery.ctimeSegmentId))) return;
       recovery.activate();
       replication.scheduleFlush();
       log.info({ objects: task.objects, bytes: task.bytes }, 'a tablet has come');
       return;
     }
     await takeBack(recovery, sideLog, committed);
+  }
+
+  /** Waits for memory if there is none for the note; false if this master stops before. */
+  async #noteOwned({ request }: Task, ctimeSegmentId: number): Promise<boolean> {
+    const claim = claimOf(request, ctimeSegmentId, 'owned');
+    for (; !this.#stopped; await sleep(retryMs)) {
+      try {
+        this.#options.notes.claim([claim]);
+        return true;
+      } catch (thrown) {
+        const error = asNativeError(thrown);
+        if (error.code !== 'OUT_OF_MEMORY') throw error;
+      }
+    }
+    return false;
   }
 
   /** Everything that the source has, up to the moment from which on it refuses writes. */
@@ -340,4 +362,13 @@ export class MigrationTarget {
       throw new RekindleError('ABORTED', 'the migration is not wanted any more');
     }
   }
+}
+
+function claimOf(
+  { tableId, startSlot, endSlot, name, migrationId }: MigrateRequest,
+  ctimeSegmentId: number,
+  state: TabletClaim['state'],
+): TabletClaim {
+  const range = { tableId, startSlot, endSlot };
+  return { ...range, name, ctimeSegmentId, ownershipId: migrationId, generation: 0, state };
 }

@@ -418,7 +418,11 @@ export interface Messages {
     request: { serverId: number; timeoutMs: number };
     reply: { outcome: ProbeOutcome };
   };
-  TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  TAKE_TABLET_OWNERSHIP: {
+    /** `name`: of the table; `ownershipId`: as the map has it (`recoveryId`). */
+    request: SlotRange & { term: number; name: string; ownershipId: number };
+    reply: Empty;
+  };
   DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   MERGE_TABLET_OWNERSHIP: {
     /** `apply`: the coordinator has committed it; else only whether it can be. */
@@ -432,7 +436,13 @@ export interface Messages {
     reply: Empty;
   };
   MIGRATE: {
-    request: SlotRange & { term: number; migrationId: number; sourceServerId: number };
+    request: SlotRange & {
+      term: number;
+      /** Of the table. */
+      name: string;
+      migrationId: number;
+      sourceServerId: number;
+    };
     /** What has come so far. */
     reply: { objects: number; bytes: number };
   };
@@ -458,6 +468,8 @@ export interface Messages {
       generation: number;
       crashedServerId: number;
       partition: RecoveryPartition;
+      /** Of all tables of the partition that there are. */
+      tables: { tableId: number; name: string }[];
       /** Every segment of the log, each with the backups that hold a valid replica, best first. */
       segments: { segmentId: number; length: number; backups: number[] }[];
     };
