@@ -54,13 +54,14 @@ function copyText({ source, term, revision }: FoundCopy): string {
   );
 }
 
-/** What to type to have it; gives the words for what is still missing. */
-function nextStep({ clusterId, doubts }: RebuildPlan, options: RebuildOptions): string {
+/** What to type to have it written. */
+function nextStep({ clusterId, disks, doubts }: RebuildPlan, options: RebuildOptions): string {
+  const sources = disks.map(({ source }) => source).join(' ');
   const flags = doubts.length > 0 ? ' --incomplete' : '';
   const out = options.out ?? 'state.json';
   return [
     'Nothing was written. With all coordinators and servers stopped:',
-    `  rekindle admin rebuild … --cluster ${clusterId} --out ${out}${flags}`,
+    `  rekindle admin rebuild ${sources} --cluster ${clusterId} --out ${out}${flags}`,
   ].join('\n');
 }
 

@@ -72,6 +72,7 @@ export function planRebuild(disks: readonly DiskEvidence[], nowMs: number): Rebu
   );
   const { tables, holes } = rebuildTables(claims, nobody);
   const mentioned = all.flatMap((log) => log.claims);
+  const { replicas, durability, allowSameHost } = newest;
   const cluster: ClusterRecord = {
     clusterId: newest.clusterId,
     term: newest.term,
@@ -80,9 +81,9 @@ export function planRebuild(disks: readonly DiskEvidence[], nowMs: number): Rebu
     nextTableId: Math.max(0, ...mentioned.map(({ tableId }) => tableId)) + 1,
     nextRecoveryId: Math.max(0, ...mentioned.map((claim) => claim.ownershipId)) + 1 + ID_GAP,
     serverListVersion: newest.serverListVersion + 1,
-    replicas: newest.replicas,
-    durability: newest.durability,
-    allowSameHost: newest.allowSameHost,
+    replicas,
+    durability,
+    allowSameHost,
     recentDrops: [],
   };
   const members = [...known].filter(member).sort((a, b) => a - b);
@@ -95,7 +96,7 @@ export function planRebuild(disks: readonly DiskEvidence[], nowMs: number): Rebu
   ];
   return {
     clusterId: newest.clusterId,
-    settings: newest,
+    settings: { replicas, durability, allowSameHost },
     disks: [...identities].map(([serverId, source]) => ({ serverId, source })),
     logs,
     released: all.filter(({ masterId }) => !member(masterId)).map(({ masterId }) => masterId),

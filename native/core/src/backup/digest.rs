@@ -59,8 +59,11 @@ pub fn parse_opening(bytes: &[u8], segment_id: u64, epoch: u64) -> Result<Option
                 tablet_stats = value.chunks_exact(TABLET_STATS_BYTES).map(tablet).collect();
             }
             EntryType::LogDigest | EntryType::TableStats => return Err(Status::ChecksumMismatch),
-            EntryType::SegmentHeader | EntryType::SafeVersion | EntryType::Padding => {}
-            EntryType::Object | EntryType::Tombstone | EntryType::Note => break,
+            EntryType::SegmentHeader
+            | EntryType::SafeVersion
+            | EntryType::Padding
+            | EntryType::Note => {}
+            EntryType::Object | EntryType::Tombstone => break,
         }
     }
     Ok(segment_ids.map(|segment_ids| Digest {

@@ -274,6 +274,11 @@ impl Log {
         &self.heads[self.heads.partition_point(|head| *head <= id)..]
     }
 
+    /// The notes in force.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
     /// All segments, ascending.
     pub fn segments(&self) -> impl Iterator<Item = u64> {
         self.segments.iter().copied()

@@ -16,7 +16,7 @@ pub const NOTE_KEY_BYTES_MAX: usize = 1024;
 pub const NOTES_BYTES_MAX: usize = SEGMENT_BYTES / 2;
 
 /// The notes of a log.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     by_key: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Of their entries.
