@@ -475,7 +475,7 @@ class Server implements RunningServer {
     log: Log,
   ): { migrationSource: MigrationSource; migrationTarget: MigrationTarget } {
     const checkTerm = (term: number): void => this.#membership.checkTerm(term);
-    const migrationSource = new MigrationSource({ core, checkTerm, log });
+    const migrationSource = new MigrationSource({ core, notes, checkTerm, log });
     const migrationTarget = new MigrationTarget({
       serverId: this.serverId,
       notes,

@@ -1,9 +1,9 @@
 /**
  * The tables as the logs of their masters tell them. Pure.
  *
- * Rule: each slot belongs to the newest claim on it: one that is certain before one that is not,
- * then by the recovery or migration that made it, whose ids grow with each owner. Of two tables of
- * one name the older one was dropped, else the name would not have been free.
+ * Rule: each slot belongs to the latest claim on it, by the recovery or migration that made it, whose
+ * ids grow with each owner. A claim that is not certain counts as just before the owner's that it
+ * comes from. Of two tables of one name the older one was dropped, else it would not have been free.
  */
 import type { TabletClaim } from '../ops/log-notes.js';
 import type { TableRecord, TabletRecord } from './coordinator-state.js';
@@ -73,10 +73,12 @@ function tabletsOf(
 }
 
 function isNewer(one: MasterClaim, other: MasterClaim): boolean {
+  const [a, b] = [one.after ?? one, other.after ?? other];
   const order =
-    Number(one.state === 'owned') - Number(other.state === 'owned') ||
-    one.ownershipId - other.ownershipId ||
-    one.generation - other.generation;
+    a.ownershipId - b.ownershipId ||
+    a.generation - b.generation ||
+    Number(one.after === null) - Number(other.after === null) ||
+    one.ownershipId - other.ownershipId;
   return order > 0;
 }
 

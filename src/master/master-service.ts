@@ -209,7 +209,7 @@ export class MasterService {
     if (this.#stopped || this.#closed) throw this.#stoppedError();
     const { tableId, startSlot, endSlot, name, ownershipId } = request;
     const range = { tableId, startSlot, endSlot };
-    const owned = { generation: 0, state: 'owned' } as const;
+    const owned = { generation: 0, after: null };
     try {
       core.openLog();
       core.takeTablet(range);

@@ -13,7 +13,7 @@ import type { Log } from '../ops/log.js';
 import type { TabletClaim } from '../ops/log-notes.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
-import type { MigrationDataKind } from '../rpc/messages.js';
+import type { MigrationDataKind, Ownership, SlotRange } from '../rpc/messages.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
 import { EndedMigrations } from './ended-migrations.js';
@@ -182,11 +182,11 @@ export class MigrationTarget {
       const link = this.#options.servers.linkTo(sourceServerId);
       if (link === null) throw new RekindleError('CONNECTION_LOST', 'the source is not up');
       const fetch: Fetch = { task, link, recovery, sideLog };
-      await this.#copy(fetch);
+      const ownerships = await this.#copy(fetch);
       await copySides(recovery, sideLog);
       await commitSides(recovery, sideLog, () => {
         committed = true;
-        notes.claim([claimOf(task.request, recovery.ctimeSegmentId, 'coming')]);
+        notes.claim(comingClaims(task.request, recovery.ctimeSegmentId, ownerships));
       });
       await link.call('FREEZE_TABLET', { migrationId, reads: true });
       await faultPoint('migrate-4');
@@ -210,7 +210,7 @@ export class MigrationTarget {
 
   /** Waits for memory if there is none for the note; false if this master stops before. */
   async #noteOwned({ request }: Task, ctimeSegmentId: number): Promise<boolean> {
-    const claim = claimOf(request, ctimeSegmentId, 'owned');
+    const claim = ownClaim(request, ctimeSegmentId);
     for (; !this.#stopped; await sleep(retryMs)) {
       try {
         this.#options.notes.claim([claim]);
@@ -223,12 +223,15 @@ export class MigrationTarget {
     return false;
   }
 
-  /** Everything that the source has, up to the moment from which on it refuses writes. */
-  async #copy(fetch: Fetch): Promise<void> {
+  /**
+   * Everything that the source has, up to the moment from which on it refuses writes. Resolves with
+   * how the source has it.
+   */
+  async #copy(fetch: Fetch): Promise<readonly (SlotRange & Ownership)[]> {
     const { link, task } = fetch;
     const { migrationId, tableId, startSlot, endSlot, term } = task.request;
     const start = { migrationId, tableId, startSlot, endSlot, term };
-    const { buckets, segmentId, offset } = await this.#patiently(task, () =>
+    const { buckets, segmentId, offset, ownerships } = await this.#patiently(task, () =>
       link.call('START_MIGRATION', start),
     );
     let place: Place = { segmentId, offset, left: Number.POSITIVE_INFINITY };
@@ -258,6 +261,7 @@ export class MigrationTarget {
     do place = await this.#delta(fetch, place);
     while (place.left > 0);
     await this.#takeResults(fetch);
+    return ownerships;
   }
 
   async #scan(fetch: Fetch, from: number, end: number): Promise<void> {
@@ -364,11 +368,21 @@ export class MigrationTarget {
   }
 }
 
-function claimOf(
-  { tableId, startSlot, endSlot, name, migrationId }: MigrateRequest,
-  ctimeSegmentId: number,
-  state: TabletClaim['state'],
-): TabletClaim {
+function ownClaim(request: MigrateRequest, ctimeSegmentId: number): TabletClaim {
+  const { tableId, startSlot, endSlot, name, migrationId: ownershipId } = request;
   const range = { tableId, startSlot, endSlot };
-  return { ...range, name, ctimeSegmentId, ownershipId: migrationId, generation: 0, state };
+  return { ...range, name, ctimeSegmentId, ownershipId, generation: 0, after: null };
+}
+
+/** It has all of it, and may or may not be given it. */
+function comingClaims(
+  request: MigrateRequest,
+  ctimeSegmentId: number,
+  ownerships: readonly (SlotRange & Ownership)[],
+): TabletClaim[] {
+  const claim = ownClaim(request, ctimeSegmentId);
+  return ownerships.map(({ startSlot, endSlot, ...after }) => {
+    const { ownershipId, generation } = after;
+    return { ...claim, startSlot, endSlot, after: { ownershipId, generation } };
+  });
 }

@@ -8,12 +8,12 @@
  */
 import type { MasterCore } from '../native/contract.js';
 import { clusterNote, type Note, type TabletClaim, tabletNote } from '../ops/log-notes.js';
-import type { ServerList, SlotRange } from '../rpc/messages.js';
+import type { Ownership, ServerList, SlotRange } from '../rpc/messages.js';
 
 export class OwnershipNotes {
   readonly #core: Pick<MasterCore, 'note'>;
-  /** By key of their notes; they may overlap for a moment only. */
-  readonly #claims = new Map<string, TabletClaim>();
+  /** By table, then by key of their notes; they may overlap for a moment only. */
+  readonly #claims = new Map<number, Map<string, TabletClaim>>();
 
   constructor(core: Pick<MasterCore, 'note'>) {
     this.#core = core;
@@ -32,6 +32,20 @@ export class OwnershipNotes {
     this.#subtract(range, null);
   }
 
+  /** How this master has the parts of a range. */
+  within({ tableId, startSlot, endSlot }: SlotRange): (SlotRange & Ownership)[] {
+    const claims = [...(this.#claims.get(tableId)?.values() ?? [])];
+    return claims
+      .filter((one) => one.startSlot <= endSlot && startSlot <= one.endSlot)
+      .map((one) => ({
+        tableId,
+        startSlot: Math.max(startSlot, one.startSlot),
+        endSlot: Math.min(endSlot, one.endSlot),
+        ownershipId: one.ownershipId,
+        generation: one.generation,
+      }));
+  }
+
   noteCluster({ clusterId, term, version, ...list }: ServerList): void {
     const { replicas, durability, allowSameHost } = list;
     const servers = list.servers.map(({ serverId }) => serverId);
@@ -40,32 +54,28 @@ export class OwnershipNotes {
   }
 
   #subtract(range: SlotRange, except: string | null): void {
-    for (const [key, claim] of [...this.#claims]) {
-      if (key === except || !overlap(claim, range)) continue;
-      const { startSlot, endSlot } = range;
+    const { tableId, startSlot, endSlot } = range;
+    const claims = this.#claims.get(tableId);
+    for (const [key, claim] of [...(claims ?? [])]) {
+      const apart = endSlot < claim.startSlot || claim.endSlot < startSlot;
+      if (key === except || apart) continue;
       if (claim.startSlot < startSlot) this.#put({ ...claim, endSlot: startSlot - 1 });
       if (endSlot < claim.endSlot) this.#put({ ...claim, startSlot: endSlot + 1 });
       this.#write({ key, value: '' });
-      this.#claims.delete(key);
+      claims?.delete(key);
     }
+    if (claims?.size === 0) this.#claims.delete(tableId);
   }
 
   #put(claim: TabletClaim): string {
     const note = tabletNote(claim);
     this.#write(note);
-    this.#claims.set(note.key, claim);
+    const claims = this.#claims.get(claim.tableId) ?? new Map<string, TabletClaim>();
+    this.#claims.set(claim.tableId, claims.set(note.key, claim));
     return note.key;
   }
 
   #write({ key, value }: Note): void {
     this.#core.note(key, value);
   }
-}
-
-function overlap(one: SlotRange, other: SlotRange): boolean {
-  return (
-    one.tableId === other.tableId &&
-    one.startSlot <= other.endSlot &&
-    other.startSlot <= one.endSlot
-  );
 }

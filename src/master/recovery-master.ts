@@ -422,7 +422,7 @@ function claimsOf(request: RecoverRequest, ctimeSegmentId: number): TabletClaim[
     const name = names.get(tableId);
     if (name === undefined) return [];
     const range = { tableId, startSlot, endSlot };
-    return [{ ...range, name, ctimeSegmentId, ownershipId, generation, state: 'owned' }];
+    return [{ ...range, name, ctimeSegmentId, ownershipId, generation, after: null }];
   });
 }
 

@@ -3,20 +3,19 @@
  * NOTE): which tablets they have, and what they last heard of the cluster. Written by
  * `master/ownership-notes.ts`; read when a coordinator's state is rebuilt from the logs.
  */
-import type { Durability, SlotRange } from '../rpc/messages.js';
+import type { Durability, Ownership, SlotRange } from '../rpc/messages.js';
 
-/** A tablet that a master says to have. Of two that overlap the later one is right. */
-export interface TabletClaim extends SlotRange {
+/** A tablet that a master says to have. */
+export interface TabletClaim extends SlotRange, Ownership {
   /** Of the table. */
   name: string;
   /** Entries of older segments of this log do not count. */
   ctimeSegmentId: number;
-  /** The recovery or migration that gave it to its owner, 0: none. Grows with each owner. */
-  ownershipId: number;
-  /** Of the attempts of one recovery. */
-  generation: number;
-  /** coming: all of it is here, but the coordinator may not have given it. */
-  state: 'owned' | 'coming';
+  /**
+   * null: it is its own. Else all of it is here, but the coordinator may not have given it; this is
+   * how the owner has it that it comes from.
+   */
+  after: Ownership | null;
 }
 
 /** The cluster, as the newest server list had it. */

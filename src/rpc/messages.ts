@@ -54,6 +54,14 @@ export interface TabletInfo extends SlotRange {
   status: 'creating' | 'normal' | 'recovering';
 }
 
+/** How a master has a tablet. Each owner that a slot has has it by a later one. */
+export interface Ownership {
+  /** The recovery or migration that gave it to its owner; 0: none. */
+  ownershipId: number;
+  /** Of the attempts of one recovery. */
+  generation: number;
+}
+
 export interface TableInfo {
   tableId: number;
   name: string;
@@ -448,8 +456,16 @@ export interface Messages {
   };
   START_MIGRATION: {
     request: SlotRange & { term: number; migrationId: number };
-    /** Buckets to scan, and the place in the log where the first delta starts. */
-    reply: { buckets: number; segmentId: number; offset: number };
+    /**
+     * Buckets to scan, the place in the log where the first delta starts, and how the source has
+     * the parts of the tablet.
+     */
+    reply: {
+      buckets: number;
+      segmentId: number;
+      offset: number;
+      ownerships: (SlotRange & Ownership)[];
+    };
   };
   GET_MIGRATION_DATA: {
     /**

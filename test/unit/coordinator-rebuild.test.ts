@@ -24,7 +24,7 @@ function replica(over: Partial<FoundReplica>): FoundReplica {
 
 function claim(over: Partial<MasterClaim>): MasterClaim {
   const range = { tableId: 1, startSlot: 0, endSlot: last };
-  const ownership = { ownershipId: 0, generation: 0, state: 'owned' as const };
+  const ownership = { ownershipId: 0, generation: 0, after: null };
   return { ...range, name: 'notes', ctimeSegmentId: 0, ...ownership, serverId: 1, ...over };
 }
 
@@ -107,17 +107,18 @@ test('the head is the lowest open segment that no younger head leaves out', () =
   assert.deepEqual(closed.cluster?.servers, [3]);
 });
 
-test('of two claims the one that is certain counts, then the later one', () => {
+test('of two claims the later one counts; one that is not certain, just before its source', () => {
   const cases: [Partial<MasterClaim>, Partial<MasterClaim>][] = [
     [{ ownershipId: 5 }, { ownershipId: 6 }],
     [
       { ownershipId: 5, generation: 1 },
       { ownershipId: 5, generation: 2 },
     ],
-    [{ ownershipId: 9, state: 'coming' }, { ownershipId: 5 }],
+    [{ ownershipId: 9, after: { ownershipId: 5, generation: 0 } }, { ownershipId: 5 }],
+    [{ ownershipId: 4 }, { ownershipId: 9, after: { ownershipId: 5, generation: 0 } }],
     [
-      { ownershipId: 5, state: 'coming' },
-      { ownershipId: 9, state: 'coming' },
+      { ownershipId: 7, after: { ownershipId: 5, generation: 2 } },
+      { ownershipId: 9, after: { ownershipId: 5, generation: 2 } },
     ],
   ];
   for (const [lower, higher] of cases) {

@@ -34,9 +34,9 @@ class Log {
 }
 
 function claim(tableId: number, startSlot: number, endSlot: number, ownershipId = 0): TabletClaim {
-  const state = 'owned' as const;
+  const after = null;
   const range = { tableId, startSlot, endSlot };
-  return { ...range, name: `t${tableId}`, ctimeSegmentId: 4, ownershipId, generation: 1, state };
+  return { ...range, name: `t${tableId}`, ctimeSegmentId: 4, ownershipId, generation: 1, after };
 }
 
 test('a part that goes leaves the rest, at every moment', () => {
@@ -63,13 +63,21 @@ test('neighbours go together, and what comes back is newer', () => {
   assert.deepEqual(log.ranges(), ['1 0 39 0', '1 40 59 7']);
   log.notes.claim([claim(1, 40, 59, 9)]);
   assert.deepEqual(log.ranges(), ['1 0 39 0', '1 40 59 9']);
+  const within = log.notes.within({ tableId: 1, startSlot: 30, endSlot: 49 });
+  assert.deepEqual(
+    within.sort((a, b) => a.startSlot - b.startSlot),
+    [
+      { tableId: 1, startSlot: 30, endSlot: 39, ownershipId: 0, generation: 1 },
+      { tableId: 1, startSlot: 40, endSlot: 49, ownershipId: 9, generation: 1 },
+    ],
+  );
   log.notes.forget({ tableId: 1, startSlot: 0, endSlot: last });
   assert.deepEqual(log.ranges(), []);
 });
 
 test('what is read is what was written', () => {
   const log = new Log();
-  const odd = { ...claim(3, 5, 6, 8), name: 'a "b" ü', state: 'coming' as const };
+  const odd = { ...claim(3, 5, 6, 8), name: 'a "b" ü', after: { ownershipId: 5, generation: 2 } };
   log.notes.claim([odd]);
   assert.deepEqual(log.claims(), [odd]);
 });

@@ -7,8 +7,9 @@
 //! What holds: each slot refers to one published entry of its hash in a segment that is in memory,
 //! and no key has two; it belongs to a tablet, or to a range that is being erased; a tablet counts
 //! its objects, no more and no less; no segment counts more dead bytes than it has; free blocks
-//! belong to nobody; chains end; the newest head tells the notes that are in force; and the invariant of `docs/formats.md` §2, that every dead version
-//! of a key is named by the key's newest entry or by a tombstone.
+//! belong to nobody; chains end; the newest head tells the notes that are in force; and the
+//! invariant of `docs/formats.md` §2, that every dead version of a key is named by the key's newest
+//! entry or by a tombstone.
 
 mod violation;
 
