@@ -9,12 +9,19 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from '../src/client/index.js';
 import { serverStats, waitFor, waitUntilWhole } from './cluster-health.js';
 import { untilTrue } from './fault-files.js';
-import { type MovingTablet, moveOn, ownerOf, waitForMigration } from './moving-tablet.js';
+import {
+  gather,
+  type MovingTablet,
+  moveOn,
+  ownerOf,
+  tabletsOf,
+  waitForMigration,
+} from './moving-tablet.js';
 
 export interface KillOutcome {
   who: string;
   at: string;
-  /** Whether the target owns the tablet. */
+  /** Whether the target owns the tablet, and is the process that started the move. */
   moved: boolean;
   wholeMs: number;
   longestCallMs: number;
@@ -70,6 +77,7 @@ export async function killAtEachPhase(
 async function killAt(moving: MovingTablet, phase: Phase): Promise<KillOutcome> {
   const { client, cluster, files, load } = moving;
   await waitUntilWhole(client, cluster.serverCount, WHOLE_TIMEOUT_MS);
+  await gather(client);
   const source = cluster.indexOf(await ownerOf(client)) ?? 0;
   const target = (source + 1) % cluster.serverCount;
   const indexes: Record<Role, number | undefined> = { source, target, coordinator: undefined };
@@ -91,9 +99,10 @@ async function killAt(moving: MovingTablet, phase: Phase): Promise<KillOutcome> 
   await waitForMigration(client, await started);
   const wholeMs = performance.now() - endMs;
   const longestCallMs = load.longestMs;
-  const owner = cluster.indexOf(await ownerOf(client));
+  const tablets = await tabletsOf(client);
+  const moved = tablets.every(({ serverId }) => cluster.indexOf(serverId) === target);
   const orphans = await countOrphans(moving);
-  return { who: phase.who, at: phase.at, moved: owner === target, wholeMs, longestCallMs, orphans };
+  return { who: phase.who, at: phase.at, moved, wholeMs, longestCallMs, orphans };
 }
 
 function pidOf({ cluster }: MovingTablet, name: string): number | undefined {
@@ -134,7 +143,8 @@ async function countOrphans({ client, table, dataset, load }: MovingTablet): Pro
 
 async function countDifference(client: Client, expectedObjects: number): Promise<number> {
   const servers = await serverStats(client);
+  const tablets = (await tabletsOf(client)).length;
   const sum = (of: string): number =>
     servers.reduce((total, { master }) => total + (master?.[of] ?? 0), 0);
-  return Math.abs(sum('objects') - expectedObjects) + Math.abs(sum('tablets') - 1);
+  return Math.abs(sum('objects') - expectedObjects) + Math.abs(sum('tablets') - tablets);
 }

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Client, Table } from '../src/client/index.js';
 import type { LocalCluster } from '../src/cluster/local-cluster.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
-import type { MigrationReport } from '../src/rpc/messages.js';
+import type { MigrationReport, TabletInfo } from '../src/rpc/messages.js';
 import type { CheckedLoad } from './checked-load.js';
 import type { Dataset } from './dataset.js';
 import type { FaultFiles } from './fault-files.js';
@@ -25,12 +25,30 @@ export const TABLE = 'moving';
 const MOVE_TIMEOUT_MS = 180_000;
 const POLL_MS = 20;
 
-export async function ownerOf(client: Client): Promise<number> {
+export async function tabletsOf(client: Client): Promise<TabletInfo[]> {
   const { tables } = await client.status({ timeoutMs: 20_000 });
-  const tablets = tables.find(({ name }) => name === TABLE)?.tablets ?? [];
+  return tables.find(({ name }) => name === TABLE)?.tablets ?? [];
+}
+
+export async function ownerOf(client: Client): Promise<number> {
+  const tablets = await tabletsOf(client);
   const [tablet] = tablets;
-  invariant(tablet !== undefined && tablets.length === 1, 'the table stays one tablet');
+  invariant(tablet !== undefined && tablets.length === 1, 'the table is one tablet');
   return tablet.serverId;
+}
+
+/** A recovery has made several of it, on as many servers: one again, on one server. */
+export async function gather(client: Client): Promise<void> {
+  const tablets = await tabletsOf(client);
+  const [first] = tablets;
+  invariant(first !== undefined, 'the table is there');
+  for (const { startSlot, serverId } of tablets) {
+    if (serverId === first.serverId) continue;
+    const id = await client.migrateTablet(TABLE, startSlot, first.serverId, { timeoutMs: 30_000 });
+    const { report } = await waitForMigration(client, id);
+    invariant(report?.state === 'done', `nobody disturbs this: ${report?.reason}`);
+  }
+  if (tablets.length > 1) await client.mergeTablets(TABLE, { timeoutMs: 60_000 });
 }
 
 /** To the next server; the number of the migration. */
