@@ -35,6 +35,8 @@ export interface MigrationBenchOptions extends BenchOptions {
   /** Of values of 1 KB in the tablet. */
   bytes: number;
   moves: number;
+  /** Bytes a second of a move, 0: as fast as it can; default: the server's. */
+  rate: number | undefined;
   /** Whether processes are killed afterwards. */
   kills: boolean;
 }
@@ -44,6 +46,8 @@ const READS_PER_SECOND = 500;
 const WRITES_PER_SECOND = 200;
 const P99_TARGET_MS = 5;
 const SETTLE_MS = 1_000;
+/** Backups compress what was written, and the cleaner may work. */
+const WRITTEN_SETTLE_MS = 10_000;
 
 interface Times {
   reads: Histogram;
@@ -58,7 +62,7 @@ interface Figures {
 }
 
 export async function runMigrationBench(options: MigrationBenchOptions): Promise<BenchResult> {
-  const { servers, durability, memoryBytes, bytes } = options;
+  const { servers, durability, memoryBytes, bytes, rate } = options;
   const directory = mkdtempSync(join(tmpdir(), 'rekindle-migration-'));
   const files = new FaultFiles(directory);
   const cluster = await LocalCluster.create({
@@ -67,6 +71,7 @@ export async function runMigrationBench(options: MigrationBenchOptions): Promise
     replicas: 3,
     durability,
     memoryBytes,
+    serverArguments: rate === undefined ? [] : ['--migration-rate', `${rate}`],
     environmentOf: (name) => files.environmentOf(name),
   });
   try {
@@ -75,6 +80,7 @@ export async function runMigrationBench(options: MigrationBenchOptions): Promise
     const table = await client.createTable(TABLE, { span: 1 });
     const dataset = new Dataset('object', Math.ceil(bytes / VALUE_BYTES), VALUE_BYTES);
     await writeDataset(table, dataset);
+    await delay(options.quick ? SETTLE_MS : WRITTEN_SETTLE_MS);
     const load = new CheckedLoad(table, LIGHT_LOAD, 1);
     return await measure(options, { cluster, client, files, table, dataset, load });
   } catch (error) {
@@ -158,11 +164,11 @@ function timeRows(what: string, { reads, writes }: Times): string[][] {
   ]);
 }
 
-function timeMetrics({ reads, writes }: Times): Metric[] {
+function timeMetrics(when: string, { reads, writes }: Times): Metric[] {
   return Object.entries({ reads, writes }).flatMap(([kind, times]) => [
-    metric(`migration-${kind}-p50-ms`, 'ms', times.getValueAtPercentile(50) / 1000),
-    metric(`migration-${kind}-p99-ms`, 'ms', times.getValueAtPercentile(99) / 1000),
-    metric(`migration-${kind}-max-ms`, 'ms', times.maxValue / 1000),
+    metric(`${when}-${kind}-p50-ms`, 'ms', times.getValueAtPercentile(50) / 1000),
+    metric(`${when}-${kind}-p99-ms`, 'ms', times.getValueAtPercentile(99) / 1000),
+    metric(`${when}-${kind}-max-ms`, 'ms', times.maxValue / 1000),
   ]);
 }
 
@@ -182,7 +188,8 @@ function result(
   const metrics = [
     metric('migration-mbps', 'MB/s', speed, true),
     metric('migration-ms', 'ms', median(moveMs)),
-    ...timeMetrics(during),
+    ...timeMetrics('before', before),
+    ...timeMetrics('migration', during),
     metric('failed-calls', 'calls', errorCount),
     metric('lost-writes', 'writes', lost),
     metric('orphans', 'objects and tablets', orphans),
@@ -214,7 +221,8 @@ function result(
     ...[...errors].map(([what, count]) => `error ${what}: ${formatCount(count)}`),
     ...checker.violations.map((violation) => `VIOLATION ${violation}`),
   ].join('\n');
-  const parameters = { servers, durability, memoryBytes, bytes, moves, quick };
+  const rate = options.rate ?? 'default';
+  const parameters = { servers, durability, memoryBytes, bytes, moves, rate, quick };
   const passed = errorCount === 0 && lost === 0 && orphans === 0;
   return { name: 'migration', parameters, metrics, text, passed };
 }

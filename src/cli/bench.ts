@@ -253,19 +253,27 @@ write was lost.`,
     );
 }
 
+interface MigrationOptions extends CommonOptions {
+  bytes?: number;
+  moves?: number;
+  rate?: number;
+  kills: boolean;
+}
+
 function migrationCommand(): Command {
   return withDurability(
     subcommand('migration', 'move a tablet under load, kill who moves it', '3GB'),
   )
     .option('--bytes <size>', 'bytes of values in the tablet (default: 1GB)', parseBytes)
     .option('--moves <n>', 'moves that are measured (with --quick: 2)', integer(1, 1_000))
+    .option('--rate <size>', "bytes a second, 0: no limit (default: the server's)", parseBytes)
     .option('--no-kills', 'only measure')
-    .action((options: CommonOptions & { bytes?: number; moves?: number; kills: boolean }) =>
+    .action((options: MigrationOptions) =>
       run(() => {
-        const { servers, memory: memoryBytes, durability, kills, quick = false } = options;
+        const { servers, memory: memoryBytes, durability, rate, kills, quick = false } = options;
         const bytes = options.bytes ?? (quick ? BYTES_QUICK : BYTES);
         const moves = options.moves ?? (quick ? 2 : 5);
-        const migration = { servers, durability, memoryBytes, bytes, moves, kills, quick };
+        const migration = { servers, durability, memoryBytes, bytes, moves, rate, kills, quick };
         return report(options.json, runMigrationBench(migration));
       }),
     )
