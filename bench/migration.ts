@@ -19,6 +19,7 @@ import { formatCount, formatMs, textTable } from '../src/ops/text-table.js';
 import { invariant } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { CheckedLoad, LIGHT_LOAD } from './checked-load.js';
+import { waitUntilTouched } from './cluster-health.js';
 import { median } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { countWrong, writeDataset } from './dataset-transfer.js';
@@ -46,6 +47,7 @@ const READS_PER_SECOND = 500;
 const WRITES_PER_SECOND = 200;
 const P99_TARGET_MS = 5;
 const SETTLE_MS = 1_000;
+const TOUCH_TIMEOUT_MS = 240_000;
 /** Backups compress what was written, and the cleaner may work. */
 const WRITTEN_SETTLE_MS = 10_000;
 
@@ -80,6 +82,7 @@ export async function runMigrationBench(options: MigrationBenchOptions): Promise
     const table = await client.createTable(TABLE, { span: 1 });
     const dataset = new Dataset('object', Math.ceil(bytes / VALUE_BYTES), VALUE_BYTES);
     await writeDataset(table, dataset);
+    await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
     await delay(options.quick ? SETTLE_MS : WRITTEN_SETTLE_MS);
     const load = new CheckedLoad(table, LIGHT_LOAD, 1);
     return await measure(options, { cluster, client, files, table, dataset, load });
