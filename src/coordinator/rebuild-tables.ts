@@ -1,9 +1,10 @@
 /**
  * The tables as the logs of their masters tell them. Pure.
  *
- * Rule: each slot belongs to the latest claim on it, by the recovery or migration that made it, whose
- * ids grow with each owner. A claim that is not certain counts as just before the owner's that it
- * comes from. Of two tables of one name the older one was dropped, else it would not have been free.
+ * Rule: each slot belongs to the latest claim on it, by the recovery or migration that made it,
+ * whose ids grow with each owner. A claim that is not certain counts as just before that of the
+ * owner that it comes from. Of two tables of one name the older one was dropped, else its name
+ * would not have been free.
  */
 import type { TabletClaim } from '../ops/log-notes.js';
 import type { TableRecord, TabletRecord } from './coordinator-state.js';
