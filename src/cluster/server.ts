@@ -244,6 +244,7 @@ class Server implements RunningServer {
         this.#backupCore === null
           ? null
           : { ...this.#backupCore.stats(), ...this.#backup?.counters() },
+      endpoint: this.#endpoint.stats(),
     };
   }
 
