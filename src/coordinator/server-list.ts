@@ -98,7 +98,8 @@ function checkCluster(state: CoordinatorState, clusterId: string | null): void {
       `${empty ? 'the new, empty cluster' : 'cluster'} ${own}; nothing was changed. Point the ` +
       `server at the coordinator of ${clusterId}. If the state of that one is lost, restore it ` +
       'from the copy in the data directory of a server with ' +
-      '`rekindle coordinator --restore FILE`. Only to give up the data, empty the directory.',
+      '`rekindle coordinator --restore FILE`; if no server has one, see `rekindle admin rebuild ' +
+      '--help`. Only to give up the data, empty the directory.',
     { details: { serverClusterId: clusterId, coordinatorClusterId: own } },
   );
 }
