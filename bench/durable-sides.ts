@@ -6,8 +6,8 @@
  * backups, beside one primary and two replicas. `spread` is the same with a tablet on each server,
  * all of them masters and backups of one another.
  *
- * Rule: a cluster of Rekindle that is not measured stands still (SIGSTOP), since its pings and leases
- * would take time from the others. Peers that are idle cost nothing worth stopping.
+ * Rule: a cluster of Rekindle that is not measured stands still (SIGSTOP), since its pings and
+ * leases would take time from the others. Peers that are idle cost nothing worth stopping.
  */
 import type { Durability } from '../src/rpc/messages.js';
 import { EtcdStore } from './etcd-peer.js';

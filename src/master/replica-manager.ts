@@ -177,8 +177,17 @@ export class ReplicaManager {
     };
   }
 
-  step(event: ReplicaManagerEvent, nowMs: number): ReplicaManagerEffect[] {
+  /** Applies events in order; what may be done now is decided once, behind the last. */
+  step(events: readonly ReplicaManagerEvent[], nowMs: number): ReplicaManagerEffect[] {
     const effects: ReplicaManagerEffect[] = [];
+    for (const event of events) this.#apply(event, nowMs, effects);
+    this.#pump(nowMs, effects);
+    this.#advanceDurablePosition();
+    this.#followLeaseHolders();
+    return effects;
+  }
+
+  #apply(event: ReplicaManagerEvent, nowMs: number, effects: ReplicaManagerEffect[]): void {
     switch (event.kind) {
       case 'serverList':
         this.#applyServerList(event.list, nowMs, effects);
@@ -212,10 +221,6 @@ export class ReplicaManager {
         this.#leaveBackups(nowMs, effects);
         break;
     }
-    this.#pump(nowMs, effects);
-    this.#advanceDurablePosition();
-    this.#followLeaseHolders();
-    return effects;
   }
 
   #followLeaseHolders(): void {

@@ -19,6 +19,12 @@ import type { StatusCode } from '../rpc/status.js';
 
 /** Largest number of segment bytes in one BACKUP_WRITE. */
 export const writeBytesMax = 1024 * 1024;
+/**
+ * Fewer bytes of a head wait until all its replicas have acknowledged the write before, so that
+ * one group serves all R and what comes meanwhile is the next one. Nothing becomes durable later
+ * for it: the slowest replica decides anyway. More bytes do not wait: each link is kept busy.
+ */
+export const groupBytesMax = 64 * 1024;
 const resendDelayMs = 50;
 const resendDelayMsMax = 1_000;
 
@@ -430,6 +436,8 @@ export class ReplicatedSegment {
         replica.closeSent);
     const epochStale = replica.opened && replica.epochCertified < this.epoch;
     if (bytesLeft === 0 && !mayClose && !epochStale) return null;
+    const urgent = mayClose || epochStale || bytesLeft >= groupBytesMax;
+    if (!urgent && this.#isAhead(replica)) return null;
     // Nobody waits for a side before it is closed: few large writes instead of many small ones.
     if (this.kind === 'side' && !this.closed && bytesLeft < writeBytesMax) return null;
     // A head that waits for its predecessor ends at its opening: `from` 0 ends there by contract.
@@ -442,6 +450,11 @@ export class ReplicatedSegment {
     const certified = end >= replica.certifyFromBytes;
     if (bytesLeft === 0 && !close && !(epochStale && certified)) return null;
     return { ...write, token: this.#nextToken(), end, checksum, close, certified };
+  }
+
+  /** Of another replica that has not answered yet. */
+  #isAhead({ ackedBytes }: Replica): boolean {
+    return this.#replicas.some((r) => r.inFlight !== null && r.ackedBytes < ackedBytes);
   }
 
   #read(replica: Replica, bytesMax: number): { end: number; checksum: number } {
