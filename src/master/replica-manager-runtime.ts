@@ -114,6 +114,8 @@ export class ReplicaManagerRuntime {
   #growingHeads: number[] = [];
   #headLast = 0;
   #flushScheduled = false;
+  /** A group waits for more. */
+  #groupTimer: NodeJS.Timeout | null = null;
   /** Writes that have ended in this turn. */
   #ended: ReplicaManagerEvent[] = [];
   #stopped = false;
@@ -271,6 +273,7 @@ export class ReplicaManagerRuntime {
   stop(): void {
     this.#stopped = true;
     clearInterval(this.#timer);
+    if (this.#groupTimer !== null) clearTimeout(this.#groupTimer);
     this.#freer.stop();
     const error = stopping();
     for (const waiter of this.#waiters.splice(0)) waiter.reject(error);
@@ -295,7 +298,7 @@ export class ReplicaManagerRuntime {
     }
     // Behind the growth: the group that follows an acknowledgement is all that there is by now.
     events.push(...this.#ended.splice(0));
-    if (events.length > 0) this.#step(events);
+    this.#step(events);
     this.#options.onFlushed();
   }
 
@@ -369,6 +372,12 @@ export class ReplicaManagerRuntime {
         return;
       case 'rollHead':
         this.#rollHead(effect.segmentId);
+        return;
+      case 'wait':
+        this.#groupTimer ??= setTimeout(() => {
+          this.#groupTimer = null;
+          this.scheduleFlush();
+        }, effect.ms);
         return;
     }
   }

@@ -51,6 +51,8 @@ export type ReplicaManagerEffect =
   | { kind: 'storeRecoveryInfo'; segmentId: number; epoch: number }
   | { kind: 'free'; segmentId: number; serverId: number }
   | { kind: 'unpin'; segmentId: number }
+  /** A group waits for more: a step is due after this long, whatever else happens. */
+  | { kind: 'wait'; ms: number }
   /** The head has a replica on a backup that is being drained; the next one would have none. */
   | { kind: 'rollHead'; segmentId: number }
   | { kind: 'verifyMembership'; code: StatusCode };
