@@ -10,6 +10,7 @@ import { runConnectionsBench } from '../../bench/connections.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
 import { runDurableBench } from '../../bench/durable.js';
+import type { DurablePeer } from '../../bench/durable-sides.js';
 import { runFailoverBench } from '../../bench/failover.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
@@ -25,6 +26,7 @@ import {
   option,
   parseBytes,
   parseDurability,
+  parseDurablePeers,
   parseMemoryBytes,
   parsePeer,
   parseValueSizes,
@@ -46,12 +48,19 @@ async function report(json: string | undefined, bench: Promise<BenchResult>): Pr
 }
 
 /** Options of every benchmark. `memory` is the default of --memory. */
-function subcommand(name: string, description: string, memory: string | undefined): Command {
+function subcommand(
+  name: string,
+  description: string,
+  memory: string | undefined,
+  servers = 5,
+): Command {
   const command = new Command(name)
     .description(description)
     .option('--quick', 'at most about a minute')
     .option('--json <file>', 'write the figures with machine and parameters to a file')
-    .addOption(option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(5));
+    .addOption(
+      option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(servers),
+    );
   if (memory === undefined) return command;
   return command.addOption(
     option('--memory <size>', 'log memory per server', 'MEMORY', parseMemoryBytes).default(
@@ -150,11 +159,16 @@ A source checkout needs cargo for the loaders. Exit code 1 if a connection was r
 }
 
 function durableCommand(): Command {
-  return withPeer(subcommand('durable', 'operations a second with three replicas', '256MB'))
-    .action((options: PeerOptions) =>
+  return subcommand('durable', 'writes that are on three disks', '256MB', 4)
+    .option(
+      '--peer <name>',
+      'measure a peer on the same work: redis or etcd; may be given twice',
+      parseDurablePeers,
+    )
+    .action((options: CommonOptions & { peer?: DurablePeer[] }) =>
       run(() => {
-        const { servers, memory: memoryBytes, peer, quick = false } = options;
-        return report(options.json, runDurableBench({ servers, memoryBytes, peer, quick }));
+        const { servers, memory: memoryBytes, peer: peers = [], quick = false } = options;
+        return report(options.json, runDurableBench({ servers, memoryBytes, peers, quick }));
       }),
     )
     .addHelpText(
@@ -162,9 +176,9 @@ function durableCommand(): Command {
       `
 Examples:
   $ rekindle bench durable --quick
-  $ rekindle bench durable --peer redis --json durable.json
+  $ rekindle bench durable --peer redis --peer etcd --json durable.json
 
-Both modes of durability. --peer redis needs Debian's redis-server.`,
+Both modes of durability. Peers need Debian's redis-server and etcd-server.`,
     );
 }
 

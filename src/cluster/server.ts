@@ -437,6 +437,7 @@ class Server implements RunningServer {
       log,
       lease,
       onDurable: (position) => this.#master?.onDurable(position),
+      onFlushed: () => this.#endpoint.flush(),
       onMembershipDoubt: (reason) => this.#detector?.doubt(reason),
     });
     const recovery = new RecoveryMaster({
