@@ -1,6 +1,6 @@
 /**
  * `rekindle admin`: what only an operator decides. `accept-loss`, here, lets a recovery go on
- * without segments that are gone for ever; `rolling-restart` has a file of its own.
+ * without segments that are gone for ever; `rebuild` and `rolling-restart` have files of their own.
  *
  * Rule: nothing is given up by default. Without `--segments` the command only shows what is
  * missing, who may have it, and what to type; the list of segments is the confirmation.
@@ -26,6 +26,7 @@ import {
   segmentsText,
 } from './loss-text.js';
 import { integer, jsonFlag, timeoutOption, urlOption } from './option-parsers.js';
+import { rebuildCommand } from './rebuild.js';
 import { rollingRestartCommand } from './rolling-restart.js';
 
 interface AcceptLossOptions extends ClientOptions {
@@ -114,6 +115,7 @@ Exit codes: 0 given up (or was before), 1 nothing was given up, 2 refused.`,
   return new Command('admin')
     .description('decisions that only an operator can take')
     .addCommand(accept)
+    .addCommand(rebuildCommand())
     .addCommand(rollingRestartCommand())
     .addHelpText(
       'after',

@@ -5,11 +5,10 @@ import type { Durability } from '../rpc/messages.js';
 import { EXIT_FAILED } from './command-runner.js';
 import {
   COORDINATOR_PORT_DEFAULT,
+  clusterOptions,
   flag,
-  integer,
   option,
   parseAddress,
-  parseDurability,
 } from './option-parsers.js';
 import {
   runService,
@@ -56,7 +55,7 @@ async function coordinate(options: CoordinatorCommandOptions): Promise<number> {
 
 export function coordinatorCommand(): Command {
   const command = new Command('coordinator').description('run a coordinator');
-  return withServiceOptions(command, COORDINATOR_PORT_DEFAULT, 'optional')
+  withServiceOptions(command, COORDINATOR_PORT_DEFAULT, 'optional')
     .addOption(
       option(
         '--storage <url>',
@@ -71,32 +70,9 @@ export function coordinatorCommand(): Command {
         'ADVERTISE',
         parseAddress,
       ),
-    )
-    .addOption(
-      option(
-        '--replicas <n>',
-        'copies of every segment (default: as stored, or 3); 0: in one memory only',
-        'REPLICAS',
-        integer(0, 8),
-      ),
-    )
-    .addOption(
-      option(
-        '--durability <mode>',
-        'fsync (default): acknowledged = on R disks; replicated: in R memories',
-        'DURABILITY',
-        parseDurability,
-      ),
-    )
-    .addOption(flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'))
-    .addOption(
-      option(
-        '--scatter-width <n>',
-        'copysets: servers that a server shares segments with; 0 (default): all',
-        'SCATTER_WIDTH',
-        integer(0, 10_000),
-      ),
-    )
+    );
+  for (const each of clusterOptions('as stored, or 3')) command.addOption(each);
+  return command
     .addOption(flag('--balance', 'move tablets until masters have equal shares', 'BALANCE'))
     .addOption(option('--restore <file>', "start from a server's copy of the state", 'RESTORE'))
     .action((options: CoordinatorCommandOptions) => runService(() => coordinate(options)))
@@ -108,8 +84,9 @@ Examples:
   $ rekindle coordinator --storage etcd://10.0.0.1:2379,10.0.0.2:2379/rekindle --host 10.0.0.1
   $ rekindle coordinator --data /srv/new --restore /srv/server-1/coordinator-state.json
 
-Replicas, durability and --allow-same-host are fixed at the first start of a cluster; a restart need
-not repeat them. The storage's URL takes user:password@ and ?ca=FILE&cert=FILE&key=FILE&
-passwordFile=FILE; REKINDLE_STORAGE keeps it out of the list of processes.`,
+Replicas, durability and --allow-same-host are fixed by \`rekindle init\`, or at the first start of
+a cluster; a restart need not repeat them. The storage's URL takes user:password@ and
+?ca=FILE&cert=FILE&key=FILE&passwordFile=FILE; REKINDLE_STORAGE keeps it out of the list of
+processes.`,
     );
 }

@@ -24,6 +24,7 @@ function packageVersion(): string {
 /** In the order in which they are shown. */
 const COMMANDS: Record<string, () => Promise<Command>> = {
   dev: async () => (await import('./dev.js')).devCommand(),
+  init: async () => (await import('./init.js')).initCommand(),
   coordinator: async () => (await import('./coordinator.js')).coordinatorCommand(),
   server: async () => (await import('./server.js')).serverCommand(),
   status: async () => (await import('./status.js')).statusCommand(),

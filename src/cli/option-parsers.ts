@@ -136,6 +136,31 @@ export function flag(flags: string, description: string, environmentName: string
     : created;
 }
 
+/** What holds for a cluster; the first three for its whole life. */
+export function clusterOptions(replicasDefault: string): Option[] {
+  return [
+    option(
+      '--replicas <n>',
+      `copies of every segment (default: ${replicasDefault}); 0: in one memory only`,
+      'REPLICAS',
+      integer(0, 8),
+    ),
+    option(
+      '--durability <mode>',
+      'fsync (default): acknowledged = on R disks; replicated: in R memories',
+      'DURABILITY',
+      parseDurability,
+    ),
+    flag('--allow-same-host', 'replicas may share a host (tests)', 'ALLOW_SAME_HOST'),
+    option(
+      '--scatter-width <n>',
+      'copysets: servers that a server shares segments with; 0 (default): all',
+      'SCATTER_WIDTH',
+      integer(0, 10_000),
+    ),
+  ];
+}
+
 export function urlOption(): Option {
   return option('-u, --url <url>', 'the cluster, as `rekindle dev` prints it', 'URL').default(
     URL_DEFAULT,

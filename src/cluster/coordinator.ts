@@ -80,7 +80,7 @@ export async function startCoordinator(
   }
 }
 
-type Write = (
+export type Write = (
   level: 'debug' | 'info' | 'warn' | 'error',
   message: string,
   fields?: Record<string, unknown>,
@@ -239,8 +239,9 @@ function elapsed(ms: number, over: AbortSignal): Promise<void> {
   });
 }
 
-async function openStorage(
-  { dataDirectory, storage }: CoordinatorProcessOptions,
+/** The one storage that is named. */
+export async function openStorage(
+  { dataDirectory, storage }: Pick<CoordinatorProcessOptions, 'dataDirectory' | 'storage'>,
   log: Write,
 ): Promise<ExternalStorage> {
   if (storage !== undefined && dataDirectory === undefined) {

@@ -18,6 +18,7 @@ import { FailureDetectorRuntime } from '../master/failure-detector-runtime.js';
 import { MasterService } from '../master/master-service.js';
 import { MigrationSource } from '../master/migration-source.js';
 import { MigrationTarget } from '../master/migration-target.js';
+import { OwnershipNotes } from '../master/ownership-notes.js';
 import { ReadLeaseRuntime } from '../master/read-lease-runtime.js';
 import { RecoveryMaster } from '../master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../master/replica-manager-runtime.js';
@@ -440,8 +441,10 @@ class Server implements RunningServer {
       onFlushed: () => this.#endpoint.flush(),
       onMembershipDoubt: (reason) => this.#detector?.doubt(reason),
     });
+    const notes = new OwnershipNotes(core);
     const recovery = new RecoveryMaster({
       serverId,
+      notes,
       core,
       replication,
       servers: this.#membership.directory(this.#recoveryLinks),
@@ -453,13 +456,18 @@ class Server implements RunningServer {
       core,
       replication,
       recovery,
-      ...this.#startMigrations(core, replication, log),
+      ...this.#startMigrations(core, notes, replication, log),
+      notes,
       lease,
       checkTerm: (term) => this.#membership.checkTerm(term),
       log,
     });
     service.register(this.#handlers);
-    this.#membership.subscribe((newList) => replication.applyServerList(newList));
+    this.#membership.subscribe((newList) => {
+      replication.applyServerList(newList);
+      this.#noteCluster(notes, newList);
+      replication.scheduleFlush();
+    });
     this.#replication = replication;
     this.#recovery = recovery;
     this.#master = service;
@@ -467,13 +475,15 @@ class Server implements RunningServer {
 
   #startMigrations(
     core: MasterCore,
+    notes: OwnershipNotes,
     replication: ReplicaManagerRuntime,
     log: Log,
   ): { migrationSource: MigrationSource; migrationTarget: MigrationTarget } {
     const checkTerm = (term: number): void => this.#membership.checkTerm(term);
-    const migrationSource = new MigrationSource({ core, checkTerm, log });
+    const migrationSource = new MigrationSource({ core, notes, checkTerm, log });
     const migrationTarget = new MigrationTarget({
       serverId: this.serverId,
+      notes,
       core,
       replication,
       servers: this.#membership.directory(this.#recoveryLinks),
@@ -485,6 +495,16 @@ class Server implements RunningServer {
     this.#migrationSource = migrationSource;
     this.#migrationTarget = migrationTarget;
     return { migrationSource, migrationTarget };
+  }
+
+  /** Only a rebuild needs it, and the next list brings it again: no memory for it is no failure. */
+  #noteCluster(notes: OwnershipNotes, list: ServerList): void {
+    try {
+      notes.noteCluster(list);
+    } catch (thrown) {
+      const { code, message } = asNativeError(thrown);
+      this.#log.warn({ code, message }, 'the list of servers is not noted in the log');
+    }
   }
 
   #startDetector(): void {

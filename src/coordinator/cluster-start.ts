@@ -1,6 +1,6 @@
 /**
- * What a coordinator commits when it starts: a new term, and at the very first start the cluster
- * itself with the options that hold for its whole life.
+ * What a coordinator commits when it starts: a new term, and at the very first start, unless
+ * `rekindle init` has done it before, the cluster itself with the options that hold for its life.
  */
 import { RekindleError } from '../rpc/errors.js';
 import type { Durability } from '../rpc/messages.js';
@@ -42,6 +42,26 @@ export function decideStart(
   const term = Math.max(cluster.term + 1, leadershipTerm);
   const started = { ...cluster, term, serverListVersion };
   return { writes: [clusterWrite(started), ...copysets], result: null };
+}
+
+/** The cluster before its first coordinator. */
+export function decideInit(
+  state: CoordinatorState,
+  options: ClusterOptions,
+  clusterId: string,
+): Decision<ClusterRecord> {
+  if (state.exists) {
+    const present = state.cluster.clusterId;
+    throw new RekindleError(
+      'INVALID_ARGUMENT',
+      `this storage holds cluster ${present} already; nothing was changed`,
+      { details: { clusterId: present } },
+    );
+  }
+  const cluster = firstRecord(options, clusterId);
+  checkScatterWidth(options.scatterWidth, cluster.replicas);
+  const copysets = scatterWidthWrites(state, options.scatterWidth);
+  return { writes: [clusterWrite(cluster), ...copysets], result: cluster };
 }
 
 function firstRecord(options: ClusterOptions, clusterId: string): ClusterRecord {

@@ -57,7 +57,7 @@ export interface TabletRecord extends SlotRange {
   ctimeSegmentId: number;
   /**
    * The recovery or migration that gave it to its owner; 0: none. Answers a repeated "did you
-   * commit?".
+   * commit?", and orders the owners of a slot: it grows with each, but for a merge (0).
    */
   recoveryId: number;
   partitionId: number;

@@ -125,8 +125,15 @@ export class MigrationManager {
 
   private async fetch(record: MigrationRecord, loop: Loop): Promise<number> {
     const { migrationId, tableId, startSlot, endSlot, sourceServerId, targetServerId } = record;
-    const { term } = this.context.state.cluster;
-    const request = { migrationId, tableId, startSlot, endSlot, term, sourceServerId };
+    const { cluster, tables } = this.context.state;
+    const name = tables.get(tableId)?.name;
+    if (name === undefined) {
+      const reason = 'the table was dropped';
+      await this.context.commit((state) => decideAbortMigration(state, migrationId, reason));
+      return 0;
+    }
+    const { term } = cluster;
+    const request = { migrationId, tableId, startSlot, endSlot, term, name, sourceServerId };
     try {
       const { objects, bytes } = await this.context.call(targetServerId, 'MIGRATE', request);
       loop.objects = objects;

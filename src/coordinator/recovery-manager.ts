@@ -317,8 +317,14 @@ export class RecoveryManager {
   ): Promise<void> {
     const { partition, generation } = request;
     const { partitionId } = partition;
+    const tableIds = [...new Set(partition.tablets.map(({ tableId }) => tableId))];
+    // Of a table that is gone nothing will be this master's.
+    const tables = tableIds.flatMap((tableId) => {
+      const name = this.context.state.tables.get(tableId)?.name;
+      return name === undefined ? [] : [{ tableId, name }];
+    });
     try {
-      await this.context.call(serverId, 'RECOVER', request);
+      await this.context.call(serverId, 'RECOVER', { ...request, tables });
       await this.context.faultPoint('recover-sent-1');
       this.step(run, { kind: 'recover-sent', partitionId, generation });
     } catch (error) {

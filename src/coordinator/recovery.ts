@@ -85,9 +85,12 @@ export type RecoveryEffect =
   | { kind: 'commit-assignments'; assignments: Assignment[] }
   /** Partitions of nothing but dropped tables are done. */
   | { kind: 'commit-skip' }
-  | { kind: 'recover'; serverId: number; request: RequestOf<'RECOVER'> }
+  | { kind: 'recover'; serverId: number; request: RecoverOrder }
   | { kind: 'release' }
   | { kind: 'wake'; atMs: number };
+
+/** The names of its tables are the sender's to add. */
+export type RecoverOrder = Omit<RequestOf<'RECOVER'>, 'tables'>;
 
 /** Failures of one partition after which backups hear of the partitions again. */
 const ATTEMPTS_BEFORE_ANNOUNCING = 3;

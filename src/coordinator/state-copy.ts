@@ -9,7 +9,12 @@ import { crc32c } from '../ops/checksum.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
 import type { Lead } from './candidate.js';
-import { type ClusterRecord, CoordinatorState, clusterKey } from './coordinator-state.js';
+import {
+  type ClusterRecord,
+  CoordinatorState,
+  clusterKey,
+  copysetKey,
+} from './coordinator-state.js';
 import type { ExternalStorage, StoragePair } from './external-storage/external-storage.js';
 
 export type StateCopy = RequestOf<'STORE_COORDINATOR_STATE'>;
@@ -23,7 +28,7 @@ export interface RestoreReport {
 }
 
 const COPY_FORMAT = 1;
-const ID_GAP = 1_000_000;
+export const ID_GAP = 1_000_000;
 const TERM_GAP = 1_000;
 
 function crc32cOf(text: string): number {
@@ -46,7 +51,9 @@ export async function restoreState(
   text: string,
 ): Promise<{ lead: Lead; report: RestoreReport }> {
   const copy = parseCopy(text);
-  const used = state.exists && state.pairs().some(({ key }) => key !== clusterKey);
+  // What `rekindle init` writes.
+  const made = new Set([clusterKey, copysetKey]);
+  const used = state.exists && state.pairs().some(({ key }) => !made.has(key));
   if (used) {
     throw new RekindleError(
       'INVALID_ARGUMENT',

@@ -5,6 +5,7 @@
  * restart.
  */
 import { RekindleError } from '../rpc/errors.js';
+import type { RequestOf } from '../rpc/table.js';
 import type { CoordinatorContext } from './context.js';
 import type { TableRecord, TabletRecord } from './coordinator-state.js';
 import { decideCreated, decideForgetTable, decideReassignCreating } from './tables.js';
@@ -90,16 +91,17 @@ export class TableOperations {
       throw error;
     }
     if (table === null) return true;
-    const taken = await Promise.all(table.tablets.map((tablet) => this.take(tablet)));
+    const taken = await Promise.all(table.tablets.map((tablet) => this.take(table.name, tablet)));
     if (taken.includes(false)) return false;
     await this.context.faultPoint('create-3');
     const owners = table.tablets.map(({ serverId }) => serverId);
     return this.context.commit((state) => decideCreated(state, tableId, owners));
   }
 
-  private async take({ tableId, startSlot, endSlot, serverId }: TabletRecord): Promise<boolean> {
+  private async take(name: string, tablet: TabletRecord): Promise<boolean> {
+    const { tableId, startSlot, endSlot, serverId, recoveryId: ownershipId } = tablet;
     const { term } = this.context.state.cluster;
-    const request = { tableId, startSlot, endSlot, term };
+    const request = { tableId, startSlot, endSlot, term, name, ownershipId };
     return this.send('TAKE_TABLET_OWNERSHIP', serverId, request);
   }
 
@@ -118,10 +120,10 @@ export class TableOperations {
     return this.context.commit((now) => decideForgetTable(now, table, acknowledged));
   }
 
-  private async send(
-    name: 'TAKE_TABLET_OWNERSHIP' | 'DROP_TABLET_OWNERSHIP',
+  private async send<K extends 'TAKE_TABLET_OWNERSHIP' | 'DROP_TABLET_OWNERSHIP'>(
+    name: K,
     serverId: number,
-    request: { tableId: number; startSlot: number; endSlot: number; term: number },
+    request: RequestOf<K>,
   ): Promise<boolean> {
     try {
       await this.context.call(serverId, name, request);

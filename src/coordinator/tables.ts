@@ -116,7 +116,10 @@ export function decideCreateTable(
   };
 }
 
-/** Gives tablets of a table in creation whose master is not up any more to another master. */
+/**
+ * Gives tablets of a table in creation whose master is not up any more to another master, under an
+ * id that is newer than the former one's: both logs may say that they have it.
+ */
 export function decideReassignCreating(
   state: CoordinatorState,
   tableId: number,
@@ -127,15 +130,22 @@ export function decideReassignCreating(
     return { writes: [], result: table };
   }
   const masters = mastersByLoad(state);
+  const { nextRecoveryId } = state.cluster;
   let next = 0;
   const tablets = table.tablets.map((tablet) => {
     if (state.isUp(tablet.serverId)) return tablet;
     const master = masters[next++ % masters.length];
     invariant(master !== undefined, 'at least one master is usable');
-    return { ...tablet, serverId: master.serverId };
+    return { ...tablet, serverId: master.serverId, recoveryId: nextRecoveryId };
   });
   const moved: TableRecord = { ...table, tablets };
-  return { writes: [{ key: tableKey(tableId), value: moved }], result: moved };
+  return {
+    writes: [
+      { key: tableKey(tableId), value: moved },
+      clusterWrite({ ...state.cluster, nextRecoveryId: nextRecoveryId + 1 }),
+    ],
+    result: moved,
+  };
 }
 
 /**

@@ -19,6 +19,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
 import type { MigrationSource } from './migration-source.js';
 import type { MigrationTarget } from './migration-target.js';
+import type { OwnershipNotes } from './ownership-notes.js';
 import type { RecoveryMaster } from './recovery-master.js';
 import type { ReplicaManagerRuntime } from './replica-manager-runtime.js';
 import { ReplyQueue, type WaitingCall } from './reply-queue.js';
@@ -42,6 +43,8 @@ export interface MasterServiceOptions {
   recovery: RecoveryMaster;
   migrationSource: MigrationSource;
   migrationTarget: MigrationTarget;
+  /** Which tablets the log says that this master has. */
+  notes: OwnershipNotes;
   lease: { holds(): boolean };
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
@@ -201,13 +204,17 @@ export class MasterService {
     request: RequestOf<'TAKE_TABLET_OWNERSHIP'>,
     deadlineMs: number,
   ): Promise<ReplyOf<'TAKE_TABLET_OWNERSHIP'>> {
-    const { core, replication, checkTerm } = this.#options;
+    const { core, notes, replication, checkTerm } = this.#options;
     checkTerm(request.term);
     if (this.#stopped || this.#closed) throw this.#stoppedError();
-    const { tableId, startSlot, endSlot } = request;
+    const { tableId, startSlot, endSlot, name, ownershipId } = request;
+    const range = { tableId, startSlot, endSlot };
+    const owned = { generation: 0, after: null };
     try {
       core.openLog();
-      core.takeTablet({ tableId, startSlot, endSlot });
+      core.takeTablet(range);
+      // A new table has no entries that do not count.
+      notes.claim([{ ...range, name, ctimeSegmentId: 0, ownershipId, ...owned }]);
     } catch (thrown) {
       throw asNativeError(thrown);
     }
@@ -222,12 +229,17 @@ export class MasterService {
   async #dropTablet(
     request: RequestOf<'DROP_TABLET_OWNERSHIP'>,
   ): Promise<ReplyOf<'DROP_TABLET_OWNERSHIP'>> {
+    const { core, notes, replication } = this.#options;
     this.#options.checkTerm(request.term);
     const { tableId, startSlot, endSlot } = request;
+    const range = { tableId, startSlot, endSlot };
     try {
-      const erased = this.#options.core.dropTablet({ tableId, startSlot, endSlot });
+      const erased = core.dropTablet(range);
       this.#options.migrationSource.dropped(request);
       await erased;
+      // Not waited for: a drop needs no backups. Durable in a moment.
+      notes.forget(range);
+      replication.scheduleFlush();
     } catch (thrown) {
       throw asNativeError(thrown);
     }

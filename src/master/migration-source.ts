@@ -15,6 +15,7 @@ import { parseRequest } from '../rpc/request-schemas.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { BinaryCall } from '../rpc/transport.js';
 import { EndedMigrations } from './ended-migrations.js';
+import type { OwnershipNotes } from './ownership-notes.js';
 
 const checkMs = 100;
 const idleMsMax = 10_000;
@@ -23,6 +24,7 @@ const frozenMsMax = 3_000;
 
 export interface MigrationSourceOptions {
   core: Pick<MasterCore, 'startMigration' | 'mergeTablets'>;
+  notes: Pick<OwnershipNotes, 'within'>;
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
   log: Log;
@@ -62,7 +64,8 @@ export class MigrationSource {
     this.#giving = { request, core, askedMs, frozenMs: null, released: false };
     this.#options.log.info({ ...request }, 'a tablet is given away');
     const { buckets, markSegmentId, markOffset } = core;
-    return { buckets, segmentId: markSegmentId, offset: markOffset };
+    const ownerships = this.#options.notes.within(request);
+    return { buckets, segmentId: markSegmentId, offset: markOffset, ownerships };
   }
 
   /** What the map has as one tablet may be several here: a merge or a split was cut short. */

@@ -10,13 +10,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
+import type { TabletClaim } from '../ops/log-notes.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
-import type { MigrationDataKind } from '../rpc/messages.js';
+import type { MigrationDataKind, Ownership, SlotRange } from '../rpc/messages.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
 import { EndedMigrations } from './ended-migrations.js';
 import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
+import type { OwnershipNotes } from './ownership-notes.js';
 import { Pace } from './pace.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
@@ -47,6 +49,7 @@ type MigrateRequest = RequestOf<'MIGRATE'>;
 
 export interface MigrationTargetOptions {
   serverId: number;
+  notes: OwnershipNotes;
   core: Pick<
     MasterCore,
     'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog' | 'stats' | 'importResults'
@@ -158,7 +161,7 @@ export class MigrationTarget {
   }
 
   async #run(task: Task): Promise<void> {
-    const { core, replication } = this.#options;
+    const { core, notes, replication } = this.#options;
     const { migrationId, sourceServerId, tableId, startSlot, endSlot } = task.request;
     const log = this.#options.log.with({ migrationId, sourceServerId });
     const sideLog: SideLogOptions = {
@@ -166,6 +169,7 @@ export class MigrationTarget {
       replication,
       log,
       checkWanted: () => this.#checkWanted(task),
+      forget: () => notes.forget(task.request),
       stopped: () => this.#stopped,
     };
     let recovery: RecoveryCore;
@@ -184,10 +188,11 @@ export class MigrationTarget {
       const link = this.#options.servers.linkTo(sourceServerId);
       if (link === null) throw new RekindleError('CONNECTION_LOST', 'the source is not up');
       const fetch: Fetch = { task, link, recovery, sideLog };
-      await this.#copy(fetch);
+      const ownerships = await this.#copy(fetch);
       await copySides(recovery, sideLog);
       await commitSides(recovery, sideLog, () => {
         committed = true;
+        notes.claim(comingClaims(task.request, recovery.ctimeSegmentId, ownerships));
       });
       await link.call('FREEZE_TABLET', { migrationId, reads: true });
       await faultPoint('migrate-4');
@@ -199,6 +204,8 @@ export class MigrationTarget {
     // Without a verdict the coordinator may count on the side segments: nothing is taken back.
     if (verdict === 'unknown') return;
     if (verdict === 'owner' && failure === null) {
+      // Before anything is written here that the source has not.
+      if (!(await this.#noteOwned(task, recovery.ctimeSegmentId))) return;
       recovery.activate();
       replication.scheduleFlush();
       log.info({ objects: task.objects, bytes: task.bytes }, 'a tablet has come');
@@ -207,12 +214,30 @@ export class MigrationTarget {
     await takeBack(recovery, sideLog, committed);
   }
 
-  /** Everything that the source has, up to the moment from which on it refuses writes. */
-  async #copy(fetch: Fetch): Promise<void> {
+  /** Waits for memory if there is none for the note; false if this master stops before. */
+  async #noteOwned({ request }: Task, ctimeSegmentId: number): Promise<boolean> {
+    const claim = ownClaim(request, ctimeSegmentId);
+    for (; !this.#stopped; await sleep(retryMs)) {
+      try {
+        this.#options.notes.claim([claim]);
+        return true;
+      } catch (thrown) {
+        const error = asNativeError(thrown);
+        if (error.code !== 'OUT_OF_MEMORY') throw error;
+      }
+    }
+    return false;
+  }
+
+  /**
+   * Everything that the source has, up to the moment from which on it refuses writes. Resolves with
+   * how the source has it.
+   */
+  async #copy(fetch: Fetch): Promise<readonly (SlotRange & Ownership)[]> {
     const { link, task } = fetch;
     const { migrationId, tableId, startSlot, endSlot, term } = task.request;
     const start = { migrationId, tableId, startSlot, endSlot, term };
-    const { buckets, segmentId, offset } = await this.#patiently(task, () =>
+    const { buckets, segmentId, offset, ownerships } = await this.#patiently(task, () =>
       link.call('START_MIGRATION', start),
     );
     let place: Place = { segmentId, offset, left: Number.POSITIVE_INFINITY };
@@ -242,6 +267,7 @@ export class MigrationTarget {
     do place = await this.#delta(fetch, place);
     while (place.left > 0);
     await this.#takeResults(fetch);
+    return ownerships;
   }
 
   async #scan(fetch: Fetch, from: number, end: number): Promise<void> {
@@ -348,4 +374,23 @@ export class MigrationTarget {
       throw new RekindleError('ABORTED', 'the migration is not wanted any more');
     }
   }
+}
+
+function ownClaim(request: MigrateRequest, ctimeSegmentId: number): TabletClaim {
+  const { tableId, startSlot, endSlot, name, migrationId: ownershipId } = request;
+  const range = { tableId, startSlot, endSlot };
+  return { ...range, name, ctimeSegmentId, ownershipId, generation: 0, after: null };
+}
+
+/** It has all of it, and may or may not be given it. */
+function comingClaims(
+  request: MigrateRequest,
+  ctimeSegmentId: number,
+  ownerships: readonly (SlotRange & Ownership)[],
+): TabletClaim[] {
+  const claim = ownClaim(request, ctimeSegmentId);
+  return ownerships.map(({ startSlot, endSlot, ...after }) => {
+    const { ownershipId, generation } = after;
+    return { ...claim, startSlot, endSlot, after: { ownershipId, generation } };
+  });
 }

@@ -11,9 +11,11 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { MasterCore, RecoveryCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
+import type { TabletClaim } from '../ops/log-notes.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import type { RequestOf } from '../rpc/table.js';
 import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
+import type { OwnershipNotes } from './ownership-notes.js';
 import { type Fetch, RecoveryScoreboard } from './recovery-scoreboard.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
@@ -44,6 +46,7 @@ type Finished = RequestOf<'RECOVERY_MASTER_FINISHED'>;
 
 export interface RecoveryMasterOptions {
   serverId: number;
+  notes: OwnershipNotes;
   core: Pick<MasterCore, 'startRecovery' | 'rollHead' | 'appendedPosition' | 'openLog' | 'stats'>;
   replication: SideReplication;
   servers: ServerDirectory;
@@ -147,7 +150,7 @@ export class RecoveryMaster {
   }
 
   async #run(task: Task): Promise<void> {
-    const { core, replication } = this.#options;
+    const { core, notes, replication } = this.#options;
     const { recoveryId, partition, crashedServerId } = task.request;
     const log = this.#options.log.with({ recoveryId, partitionId: partition.partitionId });
     const figures: Figures = { objects: 0, bytes: 0, readMs: 0, replayMs: 0, durableMs: 0 };
@@ -173,6 +176,8 @@ export class RecoveryMaster {
       endTurn();
       await commitSides(recovery, sideLog, () => {
         committed = true;
+        // Before the coordinator is asked: when it says yes, the dead master's log may go.
+        notes.claim(claimsOf(task.request, recovery.ctimeSegmentId));
       });
       figures.durableMs = performance.now() - task.startedMs;
     } catch (thrown) {
@@ -394,9 +399,12 @@ export class RecoveryMaster {
   }
 
   #sideLog(task: Task, log: Log): SideLogOptions {
-    const { core, replication } = this.#options;
+    const { core, notes, replication } = this.#options;
     const checkWanted = (): void => this.#checkWanted(task);
-    return { core, replication, log, checkWanted, stopped: () => this.#stopped };
+    const forget = (): void => {
+      for (const tablet of task.request.partition.tablets) notes.forget(tablet);
+    };
+    return { core, replication, log, checkWanted, forget, stopped: () => this.#stopped };
   }
 
   #checkWanted(task: Task): void {
@@ -404,6 +412,18 @@ export class RecoveryMaster {
       throw new RekindleError('ABORTED', 'the recovery is not wanted any more');
     }
   }
+}
+
+/** What this master has when it is through. Of several attempts the latest counts. */
+function claimsOf(request: RecoverRequest, ctimeSegmentId: number): TabletClaim[] {
+  const { recoveryId: ownershipId, generation, partition, tables } = request;
+  const names = new Map(tables.map(({ tableId, name }) => [tableId, name]));
+  return partition.tablets.flatMap(({ tableId, startSlot, endSlot }): TabletClaim[] => {
+    const name = names.get(tableId);
+    if (name === undefined) return [];
+    const range = { tableId, startSlot, endSlot };
+    return [{ ...range, name, ctimeSegmentId, ownershipId, generation, after: null }];
+  });
 }
 
 /** How long a fetch may take before another backup is asked for the same. */

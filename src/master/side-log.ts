@@ -26,6 +26,8 @@ export interface SideLogOptions {
   log: Log;
   /** Throws if it is not wanted any more. */
   checkWanted: () => void;
+  /** The log does not say any more that this master has the tablets. */
+  forget: () => void;
   stopped: () => boolean;
 }
 
@@ -62,15 +64,19 @@ export async function copySides(
   await replication.waitReplicated(sides, replicationTimeoutMs);
 }
 
-/** Puts it into the log. `onCommitted`: from here on a digest may name it. */
+/**
+ * Puts it into the log. `onCommitted`: from here on a digest may name it. What it appends lies
+ * behind that digest, and is durable too when this resolves.
+ */
 export async function commitSides(
   recovery: RecoveryCore,
-  { replication, checkWanted }: SideLogOptions,
+  { core, replication, checkWanted }: SideLogOptions,
   onCommitted: () => void,
 ): Promise<void> {
   checkWanted();
-  const position = recovery.commit();
+  recovery.commit();
   onCommitted();
+  const position = core.appendedPosition();
   replication.scheduleFlush();
   await replication.waitDurable(position, replicationTimeoutMs);
   if (replication.lostOpenReplica(recovery.sideSegments())) {
@@ -99,10 +105,12 @@ export async function takeBack(
  * stay replicated, whatever becomes of backups. False if the master stopped before.
  */
 async function leaveLog(recovery: RecoveryCore, options: SideLogOptions): Promise<boolean> {
-  const { core, replication, log, stopped } = options;
+  const { core, forget, replication, log, stopped } = options;
   recovery.withdraw();
   for (let attempt = 0; !stopped(); attempt += 1) {
     try {
+      // First: a head that names no side segments must not say that their tablets are here.
+      forget();
       core.rollHead();
       replication.scheduleFlush();
       await replication.waitDurable(core.appendedPosition(), replicationTimeoutMs);

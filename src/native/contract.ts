@@ -63,6 +63,11 @@ export interface MasterCore {
    */
   splitTablet(range: SlotRange, slot: number): Promise<void>;
   tablets(): TabletStats[];
+  /**
+   * The log says from now on that `key` is `value`; an empty value: nothing of `key`. Each head
+   * repeats all notes. In force where the log is durable up to `appendedPosition`.
+   */
+  note(key: string, value: string): void;
 
   /**
    * Executes one EXECUTE body (docs/formats.md §3) and writes the reply body to `reply`.
@@ -163,8 +168,8 @@ export interface RecoveryCore {
   /** Nothing more is replayed: drops dead weight, closes all side segments. */
   finishReplay(): Promise<void>;
   /**
-   * Adds the side segments (all replicated) to the log and rolls the head. Returns the position
-   * that must be durable before ownership may be claimed.
+   * Adds the side segments (all replicated) to the log and rolls the head, which must be durable
+   * before ownership may be claimed. Returns its position.
    */
   commit(): number;
   /**

@@ -54,6 +54,14 @@ export interface TabletInfo extends SlotRange {
   status: 'creating' | 'normal' | 'recovering';
 }
 
+/** How a master has a tablet. Each owner that a slot has has it by a later one. */
+export interface Ownership {
+  /** The recovery or migration that gave it to its owner; 0: none. */
+  ownershipId: number;
+  /** Of the attempts of one recovery. */
+  generation: number;
+}
+
 export interface TableInfo {
   tableId: number;
   name: string;
@@ -420,7 +428,11 @@ export interface Messages {
     request: { serverId: number; timeoutMs: number };
     reply: { outcome: ProbeOutcome };
   };
-  TAKE_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  TAKE_TABLET_OWNERSHIP: {
+    /** `name`: of the table; `ownershipId`: as the map has it (`recoveryId`). */
+    request: SlotRange & { term: number; name: string; ownershipId: number };
+    reply: Empty;
+  };
   DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
   MERGE_TABLET_OWNERSHIP: {
     /** `apply`: the coordinator has committed it; else only whether it can be. */
@@ -434,14 +446,28 @@ export interface Messages {
     reply: Empty;
   };
   MIGRATE: {
-    request: SlotRange & { term: number; migrationId: number; sourceServerId: number };
+    request: SlotRange & {
+      term: number;
+      /** Of the table. */
+      name: string;
+      migrationId: number;
+      sourceServerId: number;
+    };
     /** What has come so far. */
     reply: { objects: number; bytes: number };
   };
   START_MIGRATION: {
     request: SlotRange & { term: number; migrationId: number };
-    /** Buckets to scan, and the place in the log where the first delta starts. */
-    reply: { buckets: number; segmentId: number; offset: number };
+    /**
+     * Buckets to scan, the place in the log where the first delta starts, and how the source has
+     * the parts of the tablet.
+     */
+    reply: {
+      buckets: number;
+      segmentId: number;
+      offset: number;
+      ownerships: (SlotRange & Ownership)[];
+    };
   };
   GET_MIGRATION_DATA: {
     /**
@@ -460,6 +486,8 @@ export interface Messages {
       generation: number;
       crashedServerId: number;
       partition: RecoveryPartition;
+      /** Of all tables of the partition that there are. */
+      tables: { tableId: number; name: string }[];
       /** Every segment of the log, each with the backups that hold a valid replica, best first. */
       segments: { segmentId: number; length: number; backups: number[] }[];
     };

@@ -127,11 +127,17 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     state: z.string(),
   }),
   GET_SERVER_STATS: empty,
-  TAKE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
+  TAKE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, name: tableName, ownershipId: id }),
   DROP_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
   MERGE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, apply: z.boolean() }),
   SPLIT_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, slot: slot.min(1) }),
-  MIGRATE: z.object({ ...slotRange, term: id, migrationId: id, sourceServerId: id }),
+  MIGRATE: z.object({
+    ...slotRange,
+    term: id,
+    name: tableName,
+    migrationId: id,
+    sourceServerId: id,
+  }),
   START_MIGRATION: z.object({ ...slotRange, term: id, migrationId: id }),
   GET_MIGRATION_DATA: z.object({
     migrationId: id,
@@ -147,6 +153,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     generation: id,
     crashedServerId: id,
     partition,
+    tables: z.array(z.object({ tableId: id, name: tableName })).max(65_536),
     segments: z
       .array(z.object({ segmentId: id, length: id, backups: z.array(id).max(1024) }))
       .max(1_000_000),

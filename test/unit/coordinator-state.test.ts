@@ -204,6 +204,9 @@ test('a master that dies during creation is replaced; the table waits for the ne
   const now = moved?.tablets.map(({ serverId }) => serverId) ?? [];
   assert.ok(!now.includes(dead));
   assert.deepEqual([now[0], now[1], now[3]], [owners[0], owners[1], owners[3]]);
+  const ids = moved?.tablets.map(({ recoveryId }) => recoveryId) ?? [];
+  assert.deepEqual([ids[0], ids[1], ids[3]], [0, 0, 0]);
+  assert.ok((ids[2] ?? 0) > 0, 'newer than what the dead one may say in its log');
   assert.equal(applied(state, decideCreated(state, tableId, now)), true);
 });
 

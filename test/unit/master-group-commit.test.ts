@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { MasterService } from '../../src/master/master-service.js';
 import type { MigrationSource } from '../../src/master/migration-source.js';
 import type { MigrationTarget } from '../../src/master/migration-target.js';
+import { OwnershipNotes } from '../../src/master/ownership-notes.js';
 import type { RecoveryMaster } from '../../src/master/recovery-master.js';
 import { ReplicaManagerRuntime } from '../../src/master/replica-manager-runtime.js';
 import type { MasterCore } from '../../src/native/contract.js';
@@ -89,6 +90,7 @@ class Cluster {
     recovery: {} as RecoveryMaster,
     migrationSource: {} as MigrationSource,
     migrationTarget: {} as MigrationTarget,
+    notes: new OwnershipNotes({ note: () => undefined }),
     lease: this.lease,
     checkTerm: () => undefined,
     log: silent,

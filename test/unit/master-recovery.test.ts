@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { OwnershipNotes } from '../../src/master/ownership-notes.js';
 import { RecoveryMaster } from '../../src/master/recovery-master.js';
 import type { SideReplication } from '../../src/master/replica-manager-runtime.js';
 import type { ServerDirectory } from '../../src/master/server-directory.js';
@@ -48,7 +49,8 @@ class Fakes {
     finishReplay: async () => void this.trace.push('finishReplay'),
     commit: () => {
       this.trace.push('commit');
-      return 5_000;
+      this.appendedPosition = 5_000;
+      return this.appendedPosition;
     },
     withdraw: () => void this.trace.push('withdraw'),
     activate: () => void this.trace.push('activate'),
@@ -57,6 +59,8 @@ class Fakes {
       return [100];
     },
   };
+
+  appendedPosition = 0;
 
   readonly replication: SideReplication = {
     trackSides: () => undefined,
@@ -91,14 +95,18 @@ class Fakes {
 
   master = new RecoveryMaster({
     serverId: 1,
+    notes: new OwnershipNotes({
+      note: (_key, value) => void this.trace.push(value === '' ? 'forgotten' : 'claimed'),
+    }),
     core: {
       openLog: () => undefined,
       startRecovery: () => this.recovery,
       rollHead: () => {
         this.trace.push('rollHead');
+        this.appendedPosition = 9_000;
         return 43;
       },
-      appendedPosition: () => 9_000,
+      appendedPosition: () => this.appendedPosition,
       stats: () => this.memory,
     },
     replication: this.replication,
@@ -151,6 +159,7 @@ function request(generation: number): RequestOf<'RECOVER'> {
       partitionId: 0,
       tablets: [{ tableId: 1, startSlot: 0, endSlot: 100, ctimeSegmentId: 0 }],
     },
+    tables: [{ tableId: 1, name: 'notes' }],
     segments: [1, 2, 3].map((segmentId) => ({ segmentId, length: 9, backups: [7, 8] })),
   };
 }
@@ -163,6 +172,7 @@ test('the order: sides replicated, commit, durable, report, activate', async () 
     'finishReplay',
     'sides replicated',
     'commit',
+    'claimed',
     'durable 5000',
     'activate',
   ]);
@@ -259,7 +269,7 @@ test('a no after the commit: replicated until a newer digest is durable, then fr
   await fakes.run();
   const tail = fakes.trace.slice(fakes.trace.indexOf('durable 5000') + 1);
   assert.deepEqual(tail, [
-    ...['withdraw', 'rollHead', 'rollHead', 'durable 9000'],
+    ...['withdraw', 'forgotten', 'rollHead', 'rollHead', 'durable 9000'],
     ...['drained', 'abort', 'free 1'],
   ]);
 });

@@ -49,6 +49,8 @@ pub enum EntryType {
     TableStats = 6,
     /// Bytes without meaning: all readers skip them.
     Padding = 8,
+    /// What the master says of itself: its tablets, its cluster.
+    Note = 9,
 }
 
 impl EntryType {
@@ -62,6 +64,7 @@ impl EntryType {
             5 => Self::SafeVersion,
             6 => Self::TableStats,
             8 => Self::Padding,
+            9 => Self::Note,
             _ => return None,
         })
     }

@@ -325,12 +325,21 @@ fn run_and_crash(
             1 | 2 => drop(cluster.step_heads(random)),
             _ => {}
         }
+        if random.below(50) == 0 {
+            let (key, value) = (
+                [random.below(40) as u8],
+                vec![7; random.below(400) as usize],
+            );
+            let noted = cluster.master.note(&key, &value);
+            assert!(matches!(noted, Ok(()) | Err(Status::OutOfMemory)));
+        }
         if random.below(5_000) == 0 {
             cluster.lose_a_replica(random);
             verify(&cluster.master);
         }
     }
     compare(&mut client, histories, u64::MAX);
+    verify(&cluster.master);
     let compacted = stats(&cluster.master)["cleanerBlocksCompacted"];
     cluster.compacted.store(compacted, Ordering::Relaxed);
     let (log, reached) = cluster.crash();

@@ -77,6 +77,7 @@ fn entry_type(name: &str) -> EntryType {
         "SAFE_VERSION" => EntryType::SafeVersion,
         "TABLE_STATS" => EntryType::TableStats,
         "PADDING" => EntryType::Padding,
+        "NOTE" => EntryType::Note,
         other => panic!("unknown type {other}"),
     }
 }

@@ -106,6 +106,8 @@ pub fn head() -> Vec<u8> {
             value,
         );
     }
+    let note = header(EntryType::Note, 0, 0);
+    push_entry(&mut out, &note, &[], b"cluster", b"{}");
     out.extend(objects());
     out
 }

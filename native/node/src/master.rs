@@ -164,6 +164,14 @@ impl MasterCore {
         })
     }
 
+    /// The log says from now on that `key` is `value`; an empty value: nothing.
+    #[napi]
+    pub fn note(&self, key: String, value: String) -> Result<()> {
+        guard("note", || {
+            self.master.note(key.as_bytes(), value.as_bytes())
+        })
+    }
+
     /// Forgets a tablet: who owns it at once, its objects in the background.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn drop_tablet<'env>(&self, env: &'env Env, range: SlotRange) -> Result<Object<'env>> {

@@ -14,6 +14,7 @@ const typeNames = {
   5: 'SAFE_VERSION',
   6: 'TABLE_STATS',
   8: 'PADDING',
+  9: 'NOTE',
 } as const;
 const flagMore = 1;
 const flagsUnknown = 0b1110;

@@ -103,8 +103,8 @@ function inspectWhole(
     damage.push(...summary.damage.map((finding) => `replica of slot ${index}: ${finding}`));
     if (summary.damage.length === 0) {
       const { tail: _, ...fields } = slot;
-      const { kind, counts, digest } = summary;
-      const replica = { ...fields, slot: index, pieces: [], kind, counts, digest };
+      const { damage: _damage, ...content } = summary;
+      const replica = { ...fields, slot: index, pieces: [], ...content };
       return { frame, status: 'replica', replicas: [replica], damage };
     }
   }
@@ -140,7 +140,9 @@ function readUnits(file: number, { frame, units }: Piece): Buffer[] {
 
 function inspectReplica(bytes: Buffer | string, named: Slot | Tenant): SegmentSummary {
   const { length, checksum, masterId, segmentId } = named;
-  if (typeof bytes === 'string') return { kind: null, counts: {}, digest: null, damage: [bytes] };
+  if (typeof bytes === 'string') {
+    return { kind: null, counts: {}, digest: null, notes: null, damage: [bytes] };
+  }
   return inspectSegment(bytes, { length, checksum }, BigInt(masterId), BigInt(segmentId));
 }
 

@@ -16,6 +16,8 @@ export interface SegmentSummary {
   counts: Partial<Record<EntryType, number>>;
   /** Segments that the digest names; null without one. */
   digest: string[] | null;
+  /** What a head says of its master; null without a digest. */
+  notes: Record<string, string> | null;
   damage: string[];
 }
 
@@ -53,8 +55,20 @@ export function inspectSegment(
     kind,
     counts,
     digest: digest === undefined ? null : decodeDigest(digest.value).map(String),
+    notes: digest === undefined ? null : notesOf(entries),
     damage: findings.filter((finding) => finding !== null),
   };
+}
+
+/** The opening repeats all notes that there were; an empty value takes one back. */
+function notesOf(entries: readonly LogEntry[]): Record<string, string> {
+  const notes = new Map<string, string>();
+  for (const { type, key, value } of entries) {
+    if (type !== 'NOTE') continue;
+    if (value.length === 0) notes.delete(key.toString());
+    else notes.set(key.toString(), value.toString());
+  }
+  return Object.fromEntries(notes);
 }
 
 /** The body of a GET_RECOVERY_DATA reply; its checksum covers the checksums of the entries. */

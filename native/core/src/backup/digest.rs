@@ -7,7 +7,8 @@ use crate::status::Status;
 
 use crate::little_endian::{u32_at, u64_at};
 
-/// Entries of an opening: SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION.
+/// Entries of an opening that say what is wanted: SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS,
+/// SAFE_VERSION. NOTEs follow.
 const OPENING_ENTRIES: usize = 4;
 const TABLET_STATS_BYTES: usize = 32;
 
@@ -58,7 +59,10 @@ pub fn parse_opening(bytes: &[u8], segment_id: u64, epoch: u64) -> Result<Option
                 tablet_stats = value.chunks_exact(TABLET_STATS_BYTES).map(tablet).collect();
             }
             EntryType::LogDigest | EntryType::TableStats => return Err(Status::ChecksumMismatch),
-            EntryType::SegmentHeader | EntryType::SafeVersion | EntryType::Padding => {}
+            EntryType::SegmentHeader
+            | EntryType::SafeVersion
+            | EntryType::Padding
+            | EntryType::Note => {}
             EntryType::Object | EntryType::Tombstone => break,
         }
     }

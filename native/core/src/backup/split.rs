@@ -140,6 +140,7 @@ pub fn split(
             EntryType::SegmentHeader
             | EntryType::LogDigest
             | EntryType::TableStats
+            | EntryType::Note
             | EntryType::Padding => NOWHERE,
         };
         if partition == NOWHERE {

@@ -1,15 +1,16 @@
 //! The log: one open head at a time, rolled over when an atomic append does not fit.
 //!
-//! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION, and its digest
-//! names every segment of the log, itself included; side segments enter the log only through the
-//! digest of the head that is opened next. The last blocks of memory are a reserve: one for a head
-//! that must be opened (with backups), two for survivors of the cleaner, one for removes. Writes
-//! take a block only beyond the reserve, and only while so little is alive that the cleaner can
-//! make room for the tombstones of all of it.
+//! Rules: a head begins with SEGMENT_HEADER, LOG_DIGEST, TABLE_STATS, SAFE_VERSION and all notes,
+//! so that a head alone tells them; its digest names every segment of the log, itself included.
+//! Side segments enter the log only through the digest of the head that is opened next. The last
+//! blocks of memory are a reserve: one for a head that must be opened (with backups), two for
+//! survivors of the cleaner, one for removes. Writes take a block only beyond the reserve, and only
+//! while so little is alive that the cleaner can make room for the tombstones of all of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::notes::{Notes, note_entry};
 use super::objects::Objects;
 use super::segment::{Append, Segment};
 use super::tablets::Tablets;
@@ -80,6 +81,7 @@ pub struct Log {
     heads: Vec<u64>,
     /// Ids of all segments of the log, side segments included.
     segments: BTreeSet<u64>,
+    notes: Notes,
 }
 
 impl Log {
@@ -205,7 +207,34 @@ impl Log {
                 value,
             }]);
         }
+        for (key, value) in self.notes.iter() {
+            head.append(&[note_entry(key, value, timestamp)]);
+        }
         head.end_opening();
+    }
+
+    /// Replaces a note, in the head if there is one.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `OutOfMemory`; then nothing has changed.
+    pub fn note(
+        &mut self,
+        objects: &Objects,
+        tablets: &Tablets,
+        key: &[u8],
+        value: &[u8],
+        timestamp: u32,
+    ) -> Result<(), Status> {
+        if !self.notes.changes(key, value)? {
+            return Ok(());
+        }
+        if self.head.is_some() {
+            let entries = [note_entry(key, value, timestamp)];
+            self.prepare(objects, tablets, &entries, Purpose::Head)?;
+            self.publish(objects, &entries);
+        }
+        self.notes.set(key, value);
+        Ok(())
     }
 
     /// Side segments become part of the log with the next head.
@@ -243,6 +272,11 @@ impl Log {
     /// Heads opened after segment `id`, ascending.
     pub fn heads_after(&self, id: u64) -> &[u64] {
         &self.heads[self.heads.partition_point(|head| *head <= id)..]
+    }
+
+    /// The notes in force.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// All segments, ascending.

@@ -16,6 +16,7 @@ pub mod hash_table;
 pub mod log;
 pub mod message;
 pub mod migration;
+pub mod notes;
 pub mod objects;
 mod ownership;
 mod pretouch;
@@ -245,6 +246,18 @@ impl Master {
                 .roll(&self.objects, &serving.tablets, Purpose::Write, timestamp)?;
         }
         Ok(())
+    }
+
+    /// The log says from now on that `key` is `value`, or, if that is empty, nothing of `key`. In
+    /// force where the log is durable up to `appended_position`.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, `OutOfMemory`; then nothing has changed.
+    pub fn note(&self, key: &[u8], value: &[u8]) -> Result<(), Status> {
+        let serving = &mut *self.serving()?;
+        let timestamp = self.timestamp();
+        let Serving { log, tablets, .. } = serving;
+        log.note(&self.objects, tablets, key, value, timestamp)
     }
 
     /// Closes the head and opens the next; returns its id.

@@ -7,8 +7,9 @@
 //! What holds: each slot refers to one published entry of its hash in a segment that is in memory,
 //! and no key has two; it belongs to a tablet, or to a range that is being erased; a tablet counts
 //! its objects, no more and no less; no segment counts more dead bytes than it has; free blocks
-//! belong to nobody; chains end; and the invariant of `docs/formats.md` §2, that every dead version
-//! of a key is named by the key's newest entry or by a tombstone.
+//! belong to nobody; chains end; the newest head tells the notes that are in force; and the
+//! invariant of `docs/formats.md` §2, that every dead version of a key is named by the key's newest
+//! entry or by a tombstone.
 
 mod violation;
 
@@ -19,6 +20,7 @@ pub use self::violation::Violation;
 use super::Master;
 use super::execute::Serving;
 use super::log::Reserve;
+use super::notes::Notes;
 use super::objects::Objects;
 use super::segment::Segment;
 use super::tablets::SlotRange;
@@ -60,6 +62,8 @@ struct Verification<'a> {
     counts: HashMap<(u64, u32), (u64, u64)>,
     /// Dead versions that the newest entry of their key does not name.
     unnamed: HashMap<Key, Vec<Dead>>,
+    /// As the newest head tells them.
+    notes: Notes,
     result: Verified,
 }
 
@@ -87,10 +91,12 @@ impl Master {
             keys: HashSet::new(),
             counts: HashMap::new(),
             unnamed: HashMap::new(),
+            notes: Notes::default(),
             result: Verified::default(),
         };
         verification.table()?;
         verification.all_segments()?;
+        verification.notes()?;
         verification.dead_versions();
         verification.tombstones()?;
         verification.tablets()?;
@@ -239,6 +245,7 @@ impl Verification<'_> {
             match kind {
                 EntryType::Object | EntryType::Padding => dead_bytes += entry.total_bytes() as u64,
                 EntryType::LogDigest => self.digest(segment_id, &entry)?,
+                EntryType::Note => self.note(segment_id, &entry),
                 _ => {}
             }
         }
@@ -249,6 +256,22 @@ impl Verification<'_> {
             });
         }
         Ok(dead_bytes)
+    }
+
+    /// Of the newest head, which repeats all that were.
+    fn note(&mut self, segment_id: u64, entry: &EntryView<'_>) {
+        if self.serving.log.head().map(|head| head.id) == Some(segment_id) {
+            self.notes.set(entry.key(), entry.value());
+        }
+    }
+
+    /// The newest head says what the log is believed to say.
+    fn notes(&self) -> Result<(), Violation> {
+        let head = self.serving.log.head().map(|head| head.id);
+        match head.filter(|_| self.notes != *self.serving.log.notes()) {
+            Some(segment_id) => Err(Violation::Notes { segment_id }),
+            None => Ok(()),
+        }
     }
 
     fn digest(&self, segment_id: u64, entry: &EntryView<'_>) -> Result<(), Violation> {

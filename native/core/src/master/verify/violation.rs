@@ -104,6 +104,12 @@ pub enum Violation {
         /// Which.
         segment_id: u64,
     },
+    /// The newest head does not say what it should of its master.
+    #[error("the notes in segment {segment_id} are others than those in force")]
+    Notes {
+        /// The head.
+        segment_id: u64,
+    },
     /// A block is free and used, or counted wrongly.
     #[error("block {block} is free and used, or counted wrongly")]
     Block {
