@@ -8,6 +8,8 @@
  * caller, who also closes them.
  */
 import { randomUUID } from 'node:crypto';
+import type { Sluggishness } from '../ops/sluggishness.js';
+import { type Clock, systemClock } from '../rpc/clock.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import { type FaultPoint, faultPoint as processFaultPoint } from '../rpc/fault-point.js';
 import type { ClusterStatus } from '../rpc/messages.js';
@@ -48,8 +50,10 @@ export interface CoordinatorOptions {
   /** Fixed at the first start of the cluster; left out: as stored, or the default. */
   config: ClusterOptions;
   log: Log;
-  /** ms since 1970; default `Date.now`. */
-  now?: () => number;
+  /** Default: that of the system. */
+  clock?: Clock;
+  /** How slow this process is; default: measured. */
+  lag?: Pick<Sluggishness, 'ms' | 'close'>;
   /** Called once if the coordinator cannot go on (storage lost or taken over). */
   onFatal?: (error: RekindleError) => void;
   faultPoint?: FaultPoint;
@@ -65,7 +69,8 @@ export class Coordinator implements CoordinatorContext {
   private commitTail: Promise<unknown> = Promise.resolve();
   private commitsWaiting = 0;
   private stoppedBy: RekindleError | null = null;
-  private readonly timers = new Set<NodeJS.Timeout>();
+  /** What cancels each. */
+  private readonly timers = new Set<() => void>();
   private readonly monitor: FailureMonitor;
   private readonly pusher: ServerListPusher;
   private readonly copier: StateCopier;
@@ -75,12 +80,15 @@ export class Coordinator implements CoordinatorContext {
   private readonly drains: DrainManager;
   private readonly balancer: Balancer;
   private readonly recoveries: RecoveryManager;
-  private readonly leases = new ReadLeases(performance.now());
+  private readonly leases: ReadLeases;
   readonly log: Log;
   readonly faultPoint: FaultPoint;
+  readonly clock: Clock;
 
   constructor(private readonly options: CoordinatorOptions) {
     this.log = options.log;
+    this.clock = options.clock ?? systemClock;
+    this.leases = new ReadLeases(this.clock.monotonicMs());
     this.faultPoint = options.faultPoint ?? processFaultPoint;
     this.monitor = new FailureMonitor(
       this,
@@ -88,6 +96,7 @@ export class Coordinator implements CoordinatorContext {
       (serverId, suspectedAtMs, reason) =>
         this.background(this.crash(serverId, suspectedAtMs, reason), 'declaring a crash'),
       options.monitor ?? FAILURE_MONITOR_DEFAULTS,
+      options.lag,
     );
     this.pusher = new ServerListPusher(this);
     this.copier = new StateCopier(this);
@@ -114,7 +123,7 @@ export class Coordinator implements CoordinatorContext {
   }
 
   now(): number {
-    return (this.options.now ?? Date.now)();
+    return this.clock.now();
   }
 
   /** Begins a term (★) on the state of the victory; takes up whatever was left unfinished. */
@@ -206,14 +215,14 @@ export class Coordinator implements CoordinatorContext {
 
   after(ms: number, action: () => void): () => void {
     if (this.stoppedBy !== null) return () => undefined;
-    const timer = setTimeout(() => {
-      this.timers.delete(timer);
+    const cancel = this.clock.after(ms, () => {
+      this.timers.delete(cancel);
       action();
-    }, ms);
-    this.timers.add(timer);
+    });
+    this.timers.add(cancel);
     return () => {
-      clearTimeout(timer);
-      this.timers.delete(timer);
+      cancel();
+      this.timers.delete(cancel);
     };
   }
 
@@ -229,14 +238,15 @@ export class Coordinator implements CoordinatorContext {
   private fatal(error: RekindleError): void {
     if (this.stoppedBy !== null) return;
     this.log('error', 'the coordinator cannot go on', { code: error.code, error: error.message });
-    this.stop(error);
+    // What waits was not begun: its callers may try elsewhere, whatever has happened to this one.
+    this.stop(new RekindleError('SHUTTING_DOWN', error.message, { cause: error }));
     this.options.onFatal?.(error);
   }
 
   private stop(reason: RekindleError): void {
     this.stoppedBy ??= reason;
     this.monitor.stop();
-    for (const timer of this.timers) clearTimeout(timer);
+    for (const cancel of this.timers) cancel();
     this.timers.clear();
   }
 
@@ -335,7 +345,7 @@ export class Coordinator implements CoordinatorContext {
     }
     if (this.stoppedBy !== null) throw this.stoppedBy;
     const member = this.state.isUp(serverId);
-    return { member, leaseMs: member ? this.leases.grant(serverId, performance.now()) : 0 };
+    return { member, leaseMs: member ? this.leases.grant(serverId, this.clock.monotonicMs()) : 0 };
   }
 
   private async enlist(request: RequestOf<'ENLIST_SERVER'>): Promise<ReplyOf<'ENLIST_SERVER'>> {
@@ -362,7 +372,7 @@ export class Coordinator implements CoordinatorContext {
     await this.faultPoint('create-1');
     const tableId = await this.commit((state) => decideCreateTable(state, request));
     await this.faultPoint('create-2');
-    const settled = await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    const settled = await this.tables.settled(tableId, this.tableWaitMs(deadlineMs));
     await this.faultPoint('create-4');
     const table = this.state.tables.get(tableId);
     if (table === undefined || table.state === 'dropping') {
@@ -384,8 +394,13 @@ export class Coordinator implements CoordinatorContext {
     const { existed, tableId } = await this.commit((state) => decideDropTable(state, request));
     await this.faultPoint('drop-2');
     // Committed already: an owner that is slow or crashed does not hold the caller up for ever.
-    if (tableId !== null) await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    if (tableId !== null) await this.tables.settled(tableId, this.tableWaitMs(deadlineMs));
     return { existed };
+  }
+
+  private tableWaitMs(deadlineMs: number): number {
+    const leftMs = deadlineMs - this.clock.monotonicMs() - REPLY_MARGIN_MS;
+    return Math.min(TABLE_WAIT_MS, Math.max(0, leftMs));
   }
 
   private getTable({ name, tableId }: RequestOf<'GET_TABLE'>): ReplyOf<'GET_TABLE'> {
@@ -443,10 +458,4 @@ export class Coordinator implements CoordinatorContext {
 /** The caller may try again elsewhere: whether it was committed the next leader knows. */
 function leadershipLost(cause: RekindleError): RekindleError {
   return new RekindleError('CONNECTION_LOST', cause.message, { cause });
-}
-
-/** `deadlineMs` is on the clock of `performance.now()`. */
-function tableWaitMs(deadlineMs: number): number {
-  const leftMs = deadlineMs - performance.now() - REPLY_MARGIN_MS;
-  return Math.min(TABLE_WAIT_MS, Math.max(0, leftMs));
 }
