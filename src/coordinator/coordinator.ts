@@ -60,6 +60,8 @@ export interface CoordinatorOptions {
   /** Tablets are moved so that masters have equal shares; default false. */
   balance?: boolean;
   monitor?: typeof FAILURE_MONITOR_DEFAULTS;
+  /** Servers that one tells of a new server list. */
+  listFanOut?: number;
 }
 
 export class Coordinator implements CoordinatorContext {
@@ -98,7 +100,7 @@ export class Coordinator implements CoordinatorContext {
       options.monitor ?? FAILURE_MONITOR_DEFAULTS,
       options.lag,
     );
-    this.pusher = new ServerListPusher(this);
+    this.pusher = new ServerListPusher(this, options.listFanOut);
     this.copier = new StateCopier(this);
     this.tables = new TableOperations(this);
     this.migrations = new MigrationManager(this);

@@ -124,6 +124,7 @@ export class SimulatedCluster {
     assert.deepEqual(this.problems, []);
     assert.ok(settled, `it does not come to an end: ${this.unsettled()}`);
     this.checkOwners();
+    this.checkLists();
     for (const client of this.clients) client.check();
     return {
       ...this.rules.seen,
@@ -240,6 +241,15 @@ export class SimulatedCluster {
           );
         }
       }
+    }
+  }
+
+  /** Made of updates, and the same everywhere. */
+  private checkLists(): void {
+    const { term: _, ...list } = this.state.serverList();
+    for (const { membership } of this.servers.values()) {
+      const { term: __, ...has } = membership.list ?? { term: 0 };
+      assert.deepEqual(has, list);
     }
   }
 

@@ -118,6 +118,8 @@ export class SimulatedCoordinator implements SimulatedNode {
       clock: this.process.clock,
       lag: QUIET,
       monitor: MONITOR,
+      // Five servers make a tree.
+      listFanOut: 2,
       faultPoint: faultPoint(this),
       onFatal: (error) => this.cannotGoOn(coordinator, error),
     });

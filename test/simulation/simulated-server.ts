@@ -5,6 +5,7 @@
  * `src/cluster/server.ts`; each step takes time, and may fail.
  */
 import { Membership } from '../../src/cluster/membership.js';
+import { takeServerList } from '../../src/cluster/server-list-forwarder.js';
 import { asRekindleError, RekindleError } from '../../src/rpc/errors.js';
 import type { SlotRange } from '../../src/rpc/messages.js';
 import { probe } from '../../src/rpc/probe.js';
@@ -99,8 +100,7 @@ export class SimulatedServer implements SimulatedNode {
         return { serverListVersion: this.membership.version, member, lagMs: 0 };
       }
       case 'UPDATE_SERVER_LIST':
-        this.membership.apply((request as RequestOf<'UPDATE_SERVER_LIST'>).list);
-        return { version: this.membership.version };
+        return this.takeList(request as RequestOf<'UPDATE_SERVER_LIST'>);
       case 'PROBE_SERVER':
         return this.witness(request as RequestOf<'PROBE_SERVER'>);
       case 'START_READING_DATA':
@@ -164,6 +164,11 @@ export class SimulatedServer implements SimulatedNode {
       replicas: [{ segmentId: headSegmentId, epoch, length: 64, ...open }],
       digests: [{ segmentId: headSegmentId, epoch, segmentIds, tabletStats: [] }],
     };
+  }
+
+  private takeList(request: RequestOf<'UPDATE_SERVER_LIST'>): Promise<unknown> {
+    const directory = this.membership.directory(this.pool);
+    return takeServerList(request, this.membership, directory, { debug: () => undefined });
   }
 
   private async witness({
