@@ -99,6 +99,14 @@ export class CheckedLoad {
     await forEachBatch(keys, 1, READS_AT_ONCE, (key) => this.#readOne(key));
   }
 
+  /** How many of its keys there are now; while nothing is written. */
+  async countLive(): Promise<number> {
+    const { writers, keysPerWriter } = this.#shape;
+    const keys = Array.from({ length: writers * keysPerWriter }, (_, index) => keyOf(index));
+    const values = await this.#table.getMany(keys);
+    return values.filter((value) => value !== undefined).length;
+  }
+
   async #write(writer: number, seed: number): Promise<void> {
     const { checker } = this;
     const { keysPerWriter, valueBytesMax, writePauseMs } = this.#shape;

@@ -28,7 +28,8 @@ export async function waitFor<T>(
     }
     await delay(POLL_MS);
   }
-  throw new RekindleError('TIMEOUT', `${what}: not within ${timeoutMs} ms`, { cause: last });
+  const why = last instanceof Error ? ` (${last.message})` : '';
+  throw new RekindleError('TIMEOUT', `${what}: not within ${timeoutMs} ms${why}`, { cause: last });
 }
 
 /** The newest recovery of this server, once it is done. */

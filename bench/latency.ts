@@ -1,15 +1,14 @@
 /**
- * `rekindle bench latency`: HDR histograms of gets and puts, one at a time and at a fixed rate. At
- * a fixed rate the time counts from when the operation was *due*, so that a stall shows in all the
- * operations it delayed (no coordinated omission).
+ * `rekindle bench latency`: HDR histograms of gets and puts, one at a time and at a fixed rate
+ * (fixed-rate.ts).
  */
-import { setTimeout as delay } from 'node:timers/promises';
-import { build, type Histogram } from 'hdr-histogram-js';
+import type { Histogram } from 'hdr-histogram-js';
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
+import { atFixedRate, histogram, isPast, type Operation, record } from './fixed-rate.js';
 import { RekindleStore } from './object-store.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine } from './report.js';
 
@@ -21,23 +20,7 @@ export interface LatencyBenchOptions extends BenchOptions {
   rate: number;
 }
 
-type Operation = () => Promise<unknown>;
-
-const IN_FLIGHT_MAX = 10_000;
 const percentiles = [50, 90, 99, 99.9] as const;
-
-/** Microseconds, 1 µs to 60 s, three significant digits. */
-function histogram(): Histogram {
-  return build({
-    lowestDiscernibleValue: 1,
-    highestTrackableValue: 60_000_000,
-    numberOfSignificantValueDigits: 3,
-  });
-}
-
-function record(into: Histogram, startMs: number): void {
-  into.recordValue(Math.max(1, Math.round((performance.now() - startMs) * 1000)));
-}
 
 async function sequential(operation: Operation, durationMs: number): Promise<Histogram> {
   const times = histogram();
@@ -46,36 +29,6 @@ async function sequential(operation: Operation, durationMs: number): Promise<His
     await operation();
     record(times, start);
   }
-  return times;
-}
-
-async function atFixedRate(
-  operation: Operation,
-  durationMs: number,
-  rate: number,
-): Promise<Histogram> {
-  const times = histogram();
-  const begin = performance.now();
-  const count = Math.floor((durationMs * rate) / 1000);
-  const running = new Set<Promise<void>>();
-  let failure: unknown;
-  for (let issued = 0; issued < count && failure === undefined; ) {
-    const dueCount = Math.min(count, ((performance.now() - begin) * rate) / 1000);
-    while (issued < dueCount && running.size < IN_FLIGHT_MAX) {
-      const dueMs = begin + (issued++ * 1000) / rate;
-      const one: Promise<void> = operation()
-        .then(() => record(times, dueMs))
-        .catch((error: unknown) => {
-          failure ??= error;
-        })
-        .finally(() => running.delete(one));
-      running.add(one);
-    }
-    // Also gives replies their turn.
-    await (running.size < IN_FLIGHT_MAX ? delay(1) : Promise.race(running));
-  }
-  await Promise.all(running);
-  if (failure !== undefined) throw failure;
   return times;
 }
 
@@ -102,8 +55,8 @@ export async function runLatencyBench(options: LatencyBenchOptions): Promise<Ben
     const runs = [
       done('get, one at a time', await sequential(get, durationMs)),
       done('put, one at a time', await sequential(put, durationMs)),
-      done(`get, ${formatCount(rate)}/s`, await atFixedRate(get, durationMs, rate)),
-      done(`put, ${formatCount(rate)}/s`, await atFixedRate(put, durationMs, rate)),
+      done(`get, ${formatCount(rate)}/s`, await atFixedRate(get, rate, isPast(durationMs))),
+      done(`put, ${formatCount(rate)}/s`, await atFixedRate(put, rate, isPast(durationMs))),
     ];
     progress.stop();
     return result(options, runs);

@@ -12,6 +12,7 @@ import { runDurableBench } from '../../bench/durable.js';
 import { runFailoverBench } from '../../bench/failover.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { runMigrationBench } from '../../bench/migration.js';
 import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
@@ -157,8 +158,9 @@ function latencyCommand(): Command {
     .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
 }
 
-const RECOVERY_BYTES = 2 ** 30;
-const RECOVERY_BYTES_QUICK = 128 * 2 ** 20;
+/** Of values, where a run moves or recovers them. */
+const BYTES = 2 ** 30;
+const BYTES_QUICK = 128 * 2 ** 20;
 
 interface RecoveryOptions extends CommonOptions {
   bytes?: number;
@@ -185,7 +187,7 @@ function recoveryCommand(): Command {
     .action((options: RecoveryOptions) =>
       run(() => {
         const { servers, value: valueBytes, durability, peer, svg, quick = false } = options;
-        const bytes = options.bytes ?? (quick ? RECOVERY_BYTES_QUICK : RECOVERY_BYTES);
+        const bytes = options.bytes ?? (quick ? BYTES_QUICK : BYTES);
         const bench = { servers, bytes, valueBytes, durability, peer, svg, quick };
         return report(options.json, runRecoveryBench(bench));
       }),
@@ -248,6 +250,42 @@ Examples:
 
 Needs Debian's etcd-server. Exit code 1 if a call failed within its deadline, or an acknowledged
 write was lost.`,
+    );
+}
+
+interface MigrationOptions extends CommonOptions {
+  bytes?: number;
+  moves?: number;
+  rate?: number;
+  kills: boolean;
+}
+
+function migrationCommand(): Command {
+  return withDurability(
+    subcommand('migration', 'move a tablet under load, kill who moves it', '3GB'),
+  )
+    .option('--bytes <size>', 'bytes of values in the tablet (default: 1GB)', parseBytes)
+    .option('--moves <n>', 'moves that are measured (with --quick: 2)', integer(1, 1_000))
+    .option('--rate <size>', "bytes a second, 0: no limit (default: the server's)", parseBytes)
+    .option('--no-kills', 'only measure')
+    .action((options: MigrationOptions) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, rate, kills, quick = false } = options;
+        const bytes = options.bytes ?? (quick ? BYTES_QUICK : BYTES);
+        const moves = options.moves ?? (quick ? 2 : 5);
+        const migration = { servers, durability, memoryBytes, bytes, moves, rate, kills, quick };
+        return report(options.json, runMigrationBench(migration));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench migration --quick
+  $ rekindle bench migration --json migration.json
+
+Exit code 1 if a call failed within its deadline, an acknowledged write was lost, or a server has
+objects or tablets that are not its own.`,
     );
 }
 
@@ -400,6 +438,7 @@ export function benchCommand(): Command {
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
     .addCommand(failoverCommand())
+    .addCommand(migrationCommand())
     .addCommand(chaosCommand())
     .addCommand(coldStartCommand())
     .addCommand(faultsCommand())

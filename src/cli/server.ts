@@ -1,6 +1,10 @@
 /** `rekindle server`: one storage server, master and backup in one process. */
 import { Command } from 'commander';
-import { scrubBytesPerSecondDefault, startServer } from '../cluster/server.js';
+import {
+  migrationBytesPerSecondDefault,
+  scrubBytesPerSecondDefault,
+  startServer,
+} from '../cluster/server.js';
 import {
   option,
   parseBytes,
@@ -24,6 +28,7 @@ interface ServerCommandOptions extends ServiceOptions {
   hostLabel?: string;
   rack?: string;
   scrubRate: number;
+  migrationRate: number;
 }
 
 async function serveData(options: ServerCommandOptions): Promise<number> {
@@ -39,6 +44,7 @@ async function serveData(options: ServerCommandOptions): Promise<number> {
     ...(options.hostLabel === undefined ? {} : { hostLabel: options.hostLabel }),
     ...(options.rack === undefined ? {} : { rack: options.rack }),
     scrubBytesPerSecond: options.scrubRate,
+    migrationBytesPerSecond: options.migrationRate,
   });
   const stop = (): Promise<void> => server.stop();
   const { port, serverId } = server;
@@ -81,6 +87,14 @@ export function serverCommand(): Command {
         'SCRUB_RATE',
         parseBytes,
       ).default(scrubBytesPerSecondDefault, '1MB'),
+    )
+    .addOption(
+      option(
+        '--migration-rate <size>',
+        'bytes a second of tablets that move here; 0: as fast as they can',
+        'MIGRATION_RATE',
+        parseBytes,
+      ).default(migrationBytesPerSecondDefault, '32MB'),
     )
     .action((options: ServerCommandOptions) => runService(() => serveData(options)))
     .addHelpText(

@@ -45,6 +45,7 @@ const memoryBytesMin = 64 * 1024 * 1024;
 const framesMin = 256;
 const diskExpansionFactorDefault = 2;
 export const scrubBytesPerSecondDefault = 1024 * 1024;
+export const migrationBytesPerSecondDefault = 32 * 1024 * 1024;
 /**
  * Pieces of a dead master's log that wait for recovery masters: a share of the log memory, so that
  * nine servers of a kind hold all of the ninth's, and each segment is read and split once.
@@ -94,6 +95,8 @@ export interface ServerOptions {
   compress?: boolean;
   /** Closed replicas are read again and verified at this rate; 0: never. Default: 1 MiB/s. */
   scrubBytesPerSecond?: number;
+  /** Of tablets that migrate to this server; 0: as fast as they can. */
+  migrationBytesPerSecond?: number;
   /** There is no authentication yet: needed to listen beyond loopback. */
   insecure?: boolean;
   /** SIGINT and SIGTERM stop the server and end the process. Default: false. */
@@ -475,6 +478,7 @@ class Server implements RunningServer {
       servers: this.#membership.directory(this.#recoveryLinks),
       coordinator: this.#coordinator,
       checkTerm,
+      bytesPerSecond: this.#options.migrationBytesPerSecond ?? migrationBytesPerSecondDefault,
       log,
     });
     this.#migrationSource = migrationSource;

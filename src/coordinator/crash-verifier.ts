@@ -60,7 +60,9 @@ export type CrashVerifierEffect =
 
 interface Suspect {
   suspectedAtMs: number;
+  /** Of the questions that are under way. */
   round: number;
+  rounds: number;
   /** Reports that the round still waits for; null before `asked`. */
   waitingFor: number | null;
   refused: number;
@@ -76,6 +78,11 @@ export class CrashVerifier {
   private readonly suspects = new Map<number, Suspect>();
   /** Times of the deaths declared by silence, oldest first. */
   private silentDeathsMs: number[] = [];
+  /**
+   * No number is used twice, whatever the suspect: a witness may report long after the coordinator
+   * has cleared it, when it is suspected anew, and its silence of then would count as one of now.
+   */
+  private lastRound = 0;
 
   constructor(private readonly config: CrashVerifierConfig = CRASH_VERIFIER_DEFAULTS) {}
 
@@ -99,8 +106,9 @@ export class CrashVerifier {
     }
     if (event.kind === 'suspected') {
       if (this.suspects.has(serverId)) return [];
-      this.suspects.set(serverId, newSuspect(nowMs));
-      return [{ kind: 'ask', serverId, round: 1, afterMs: 0 }];
+      const round = ++this.lastRound;
+      this.suspects.set(serverId, newSuspect(nowMs, round));
+      return [{ kind: 'ask', serverId, round, afterMs: 0 }];
     }
     const suspect = this.suspects.get(serverId);
     if (suspect === undefined || suspect.round !== event.round) return [];
@@ -161,7 +169,7 @@ export class CrashVerifier {
         : [this.nextRound(serverId, suspect, refusalPauseMs)];
     }
     suspect.refusalsAloneInRow = 0;
-    const quick = suspect.round < UNDECIDED_ROUNDS_QUICK;
+    const quick = suspect.rounds < UNDECIDED_ROUNDS_QUICK;
     const pauseMs = quick ? undecidedPauseMs : limitedPauseMs;
     // A witness that was busy once is an accident, which needs no warning.
     return quick
@@ -191,10 +199,11 @@ export class CrashVerifier {
   }
 
   private nextRound(serverId: number, suspect: Suspect, afterMs: number): CrashVerifierEffect {
-    const round = suspect.round + 1;
+    const round = ++this.lastRound;
     const { suspectedAtMs, refusalsAloneInRow, obstacle } = suspect;
-    const fresh = newSuspect(suspectedAtMs);
-    this.suspects.set(serverId, { ...fresh, round, refusalsAloneInRow, obstacle });
+    const rounds = suspect.rounds + 1;
+    const fresh = newSuspect(suspectedAtMs, round);
+    this.suspects.set(serverId, { ...fresh, rounds, refusalsAloneInRow, obstacle });
     return { kind: 'ask', serverId, round, afterMs };
   }
 
@@ -205,10 +214,11 @@ export class CrashVerifier {
   }
 }
 
-function newSuspect(suspectedAtMs: number): Suspect {
+function newSuspect(suspectedAtMs: number, round: number): Suspect {
   return {
     suspectedAtMs,
-    round: 1,
+    round,
+    rounds: 1,
     waitingFor: null,
     refused: 0,
     silent: 0,

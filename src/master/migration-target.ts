@@ -17,6 +17,7 @@ import type { ReplyOf, RequestOf } from '../rpc/table.js';
 import type { RpcLink } from '../rpc/transport.js';
 import { EndedMigrations } from './ended-migrations.js';
 import { claimOwnership, type OwnershipVerdict } from './ownership-claim.js';
+import { Pace } from './pace.js';
 import type { SideReplication } from './replica-manager-runtime.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 import {
@@ -40,6 +41,7 @@ const reportMs = 100;
 const memoryWaitMs = 5_000;
 const headerBytes = 32;
 const tasksMax = 16;
+const burstBytes = 4 * 1024 * 1024;
 
 type MigrateRequest = RequestOf<'MIGRATE'>;
 
@@ -54,6 +56,8 @@ export interface MigrationTargetOptions {
   coordinator: CoordinatorCaller;
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
+  /** Of all tablets that come, while they are written at their sources; 0: as fast as they can. */
+  bytesPerSecond: number;
   log: Log;
 }
 
@@ -92,10 +96,12 @@ export class MigrationTarget {
   readonly #tasks = new Map<number, Task>();
   readonly #running = new Set<Promise<void>>();
   readonly #ended = new EndedMigrations();
+  readonly #pace: Pace;
   #stopped = false;
 
   constructor(options: MigrationTargetOptions) {
     this.#options = options;
+    this.#pace = new Pace(options.bytesPerSecond, burstBytes);
   }
 
   get running(): number {
@@ -243,6 +249,8 @@ export class MigrationTarget {
       const piece = await this.#piece(fetch, 'scan', next, end);
       await this.#apply(fetch, piece);
       next = piece.next;
+      // Deltas do not wait: the source keeps what it writes until they have been asked for.
+      await sleep(this.#pace.spend(piece.bytes.length, performance.now()));
     }
   }
 

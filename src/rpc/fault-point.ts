@@ -12,6 +12,9 @@
  *   close           messages only: their connection is lost
  *   corrupt         messages only: their last byte is wrong
  *
+ * `REKINDLE_FAULT_TIMEOUT_MS=2500` bounds the time-outs of calls, so that a test need not wait 10 s
+ * for each message that was lost.
+ *
  * Names of steps are numbered in the order in which an operation passes them; those of messages
  * are in message-fault.ts. Without the variables a fault point costs one comparison.
  */
@@ -82,6 +85,13 @@ function readFaultFile(path: string): void {
 if (file) {
   readFaultFile(file);
   setInterval(() => readFaultFile(file), FILE_POLL_MS).unref();
+}
+
+const timeoutMsMax = Number(process.env.REKINDLE_FAULT_TIMEOUT_MS ?? Number.POSITIVE_INFINITY);
+
+/** What is waited for an answer, of calls that set no time-out of their own. */
+export function boundedTimeoutMs(timeoutMs: number): number {
+  return Math.min(timeoutMs, timeoutMsMax);
 }
 
 export function faultsAreArmed(): boolean {

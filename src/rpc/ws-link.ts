@@ -10,6 +10,7 @@ import { addressProblem } from './address.js';
 import { backoffMs } from './backoff.js';
 import { DeadlineSet } from './deadline-set.js';
 import { asRekindleError, RekindleError } from './errors.js';
+import { boundedTimeoutMs } from './fault-point.js';
 import { MESSAGE_BYTES_MAX } from './frame.js';
 import { PROTOCOL } from './handshake.js';
 import { LinkConnection, type LinkIdentity } from './link-connection.js';
@@ -114,7 +115,7 @@ export class WsLink implements RpcLink {
   ): Promise<Uint8Array> {
     return new Promise((resolve, reject) => {
       const now = performance.now();
-      const timeoutMs = options?.timeoutMs ?? RPC[name].timeoutMs;
+      const timeoutMs = options?.timeoutMs ?? boundedTimeoutMs(RPC[name].timeoutMs);
       const id = this.#newCallId();
       const place = options?.place ?? null;
       const call = new PendingCall(id, name, parts, now, timeoutMs, place, resolve, reject);

@@ -378,7 +378,8 @@ const COORDINATOR_ROWS: readonly Row[] = [
     'repeated; nothing waits for copies',
   ),
   ...message(
-    coordinator('server-crash'),
+    // A server that is killed is found by its refusals, often before anybody hints.
+    coordinator('zombie'),
     'HINT_SERVER_CRASHED',
     'who is dead',
     'a suspicion',

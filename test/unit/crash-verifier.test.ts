@@ -21,7 +21,8 @@ class Rounds {
     this.verifier = verifier ?? this.verifier;
     const event = { kind: 'suspected' as const, serverId };
     const first = this.verifier.step(event, up, this.nowMs);
-    assert.deepEqual(first, [{ kind: 'ask', serverId, round: 1, afterMs: 0 }]);
+    for (const effect of first) if (effect.kind === 'ask') this.round = effect.round;
+    assert.deepEqual(first, [{ kind: 'ask', serverId, round: this.round, afterMs: 0 }]);
     assert.deepEqual(this.verifier.step(event, up, this.nowMs), [], 'one suspicion at a time');
   }
 
@@ -72,6 +73,22 @@ test('an answer to the coordinator clears; one to a witness is a dispute', () =>
   assert.equal(rounds.verifier.heldUp()[0]?.obstacle, 'disputed');
   assert.deepEqual(rounds.kinds('alive'), ['cleared']);
   assert.deepEqual(rounds.verifier.heldUp(), []);
+});
+
+test('what witnesses say late of a suspicion that was cleared does not count in the next', () => {
+  const before = new Rounds(5);
+  const { verifier, round } = before;
+  verifier.step({ kind: 'asked', serverId: suspect, round, witnesses: 2 }, 5, 0);
+  const report = (of: number, witness: number | null, outcome: ProbeOutcome): string[] =>
+    verifier
+      .step({ kind: 'probed', serverId: suspect, round: of, witness, outcome }, 5, 0)
+      .map(({ kind }) => kind);
+  assert.deepEqual(report(round, null, 'alive'), ['cleared']);
+  const again = new Rounds(5, suspect, verifier);
+  verifier.step({ kind: 'asked', serverId: suspect, round: again.round, witnesses: 2 }, 5, 0);
+  for (const witness of [2, 3]) assert.deepEqual(report(round, witness, 'silent'), []);
+  assert.deepEqual(report(again.round, 4, 'silent'), [], 'two more are awaited');
+  assert.deepEqual(report(again.round, null, 'alive'), ['cleared']);
 });
 
 test('without a witness there is no verdict, however often', () => {
