@@ -28,9 +28,11 @@ export class ServerListPusher {
 
   /** The list may have changed. */
   kick(): void {
-    const list = this.context.state.serverList();
-    if (this.history === null) this.history = new ServerListHistory(list);
-    else this.history.advance(list);
+    const { state } = this.context;
+    if (this.history === null) this.history = new ServerListHistory(state.serverList());
+    // Most commits change nothing of it.
+    const news = this.history.version !== state.cluster.serverListVersion;
+    if (news) this.history.advance(state.serverList());
     this.step({ kind: 'look' });
   }
 

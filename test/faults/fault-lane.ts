@@ -406,7 +406,9 @@ async function splitTablets(world: World, struck: () => boolean): Promise<void> 
     const { tablets } = tables.find(({ name }) => name === 'load') ?? { tablets: [] };
     const idle = servers.find((one) => tablets.every(({ serverId }) => serverId !== one.serverId));
     const owner = servers[turn % servers.length];
-    const own = tablets.filter(({ serverId }) => idle !== undefined || serverId === owner?.serverId);
+    const own = tablets.filter(
+      ({ serverId }) => idle !== undefined || serverId === owner?.serverId,
+    );
     const [widest] = own.sort((left, right) => widthOf(right) - widthOf(left));
     if (idle !== undefined) {
       await tolerate(client.migrateTablet('load', widest?.startSlot ?? 0, idle.serverId));

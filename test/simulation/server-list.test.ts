@@ -152,7 +152,7 @@ class Leader {
   }
 }
 
-test('1,000 servers hear of a change in four hops, from a leader that sends eight messages', async () => {
+test('1,000 servers hear of a change in four hops; the leader sends eight messages', async () => {
   const leader = new Leader();
   await leader.time.run(1_000);
   assert.equal(leader.messages, LIST_FAN_OUT, 'a new leader tells its term');

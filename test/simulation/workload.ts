@@ -47,6 +47,7 @@ export class Workload {
     const pool = network.pool(this.process, peer);
     this.caller = new SimulatedCaller(pool, this.process, coordinators);
     void this.run();
+    void this.operate();
   }
 
   private async run(): Promise<void> {
@@ -64,9 +65,13 @@ export class Workload {
       this.open--;
       this.done++;
     }
-    // What is on no disk waits for somebody to say so.
+  }
+
+  /** What is on no disk waits for somebody to say so; operations may wait for that. */
+  private async operate(): Promise<void> {
     for (;;) {
       await this.process.sleep(1_000);
+      if (!this.world.over) continue;
       await this.acceptLosses().catch((error: unknown) => {
         if (!REFUSALS.has(asRekindleError(error).code)) this.world.broken(String(error));
       });
