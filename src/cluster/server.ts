@@ -245,6 +245,7 @@ class Server implements RunningServer {
         this.#backupCore === null
           ? null
           : { ...this.#backupCore.stats(), ...this.#backup?.counters() },
+      endpoint: this.#endpoint.stats(),
     };
   }
 

@@ -252,6 +252,8 @@ export interface ServerStats {
   rssBytes: number;
   master: Record<string, number> | null;
   backup: Record<string, number> | null;
+  /** Connections, bytes, refusals, and handlers that held the event loop up. */
+  endpoint: Record<string, number>;
 }
 
 export interface ClusterStatus {

@@ -18,6 +18,7 @@ import { type EndpointLimits, EndpointTraffic, LIMITS } from './endpoint-traffic
 import { asRekindleError, invariant, RekindleError } from './errors.js';
 import { faultsAreArmed } from './fault-point.js';
 import { emptyHeader, HEADER_BYTES, KIND_REQUEST, MESSAGE_BYTES_MAX, readHeader } from './frame.js';
+import { HandlerWatchdog } from './handler-watchdog.js';
 import { answerHello, PATH_OF_CLIENTS, PATH_OF_SERVERS, pathOfRole } from './handshake.js';
 import { messageStep, passMessage } from './message-fault.js';
 import { parseRequest } from './request-schemas.js';
@@ -108,6 +109,7 @@ export class UwsEndpoint implements RpcEndpoint {
   readonly #unproven = new Set<EndpointConnection>();
   readonly #header = emptyHeader();
   readonly #traffic: EndpointTraffic;
+  readonly #watchdog = new HandlerWatchdog();
   readonly #complaints: ComplaintLog;
   #app: uws.TemplatedApp | null = null;
   #checkTimer: NodeJS.Timeout | null = null;
@@ -192,6 +194,7 @@ export class UwsEndpoint implements RpcEndpoint {
       connectionsRefused: this.#connectionsRefused,
       protocolErrors: this.#protocolErrors,
       ...this.#traffic.stats(),
+      ...this.#watchdog.stats(),
     };
   }
 
@@ -232,10 +235,12 @@ export class UwsEndpoint implements RpcEndpoint {
         const { connection } = socket.getUserData();
         invariant(connection !== null, 'a message follows the opening');
         this.#traffic.enterHandler(connection, message.byteLength);
+        const startMs = performance.now();
         try {
           this.#onMessage(connection, new Uint8Array(message), isBinary);
         } finally {
           this.#traffic.leaveHandler();
+          this.#watchdog.note(this.#header.opcode, performance.now() - startMs);
         }
       },
       drain: (socket) => {

@@ -27,8 +27,9 @@ for (const [point, dies] of [
       await cluster.killServer(dies, 'SIGTERM');
       await cluster.restartServer(dies, { REKINDLE_FAULT: `${point}=crash` });
       await waitUntilWhole(client, 5, 60_000);
-      const dataset = new Dataset('object', 40_000, 1_000);
-      // A tablet on each master, so that the one that dies has closed segments.
+      // A tablet on each master, and two closed segments of each: by chance a backup may have no
+      // replica of one, hardly of eight.
+      const dataset = new Dataset('object', 90_000, 1_000);
       await writeDataset(await client.createTable('kept', { span: 5 }), dataset);
       // A closed segment of that master lies on three of the four others, hence on one of these.
       const damaged = dies === victim ? [victim] : [victim, 2];

@@ -64,6 +64,23 @@ test('JSON and binary calls are answered; errors keep code and details', async (
   assert.equal(Buffer.from(reply).toString(), 'abcd');
 });
 
+test('handlers that hold the event loop up are counted, by RPC', async () => {
+  const { address, endpoint } = await start({}, (it) => {
+    it.handleBinary('EXECUTE', (call) => {
+      const end = performance.now() + (call.body.length === 0 ? 0 : 4);
+      while (performance.now() < end);
+      call.reply(call.body);
+    });
+  });
+  const caller = link(address);
+  for (let i = 0; i < 50; i++) await caller.callBinary('EXECUTE', []);
+  for (let i = 0; i < 3; i++) await caller.callBinary('EXECUTE', [Buffer.from('slow')]);
+  const stats = endpoint.stats();
+  const held = stats['handlersOver1Ms.EXECUTE'] ?? 0;
+  assert.ok(held >= 3 && held < 53, `${held} of 53 calls`);
+  assert.ok((stats.handlersOver1Ms ?? 0) >= held && (stats.handlerLongestMs ?? 0) >= 4);
+});
+
 test('large bodies leave as fragments of one message and come back whole', async () => {
   const { address } = await start({}, (endpoint) => endpoint.handleBinary('EXECUTE', echo));
   const caller = link(address);
