@@ -208,8 +208,8 @@ function result(
     `${each.orphans}`,
   ]);
   const text = [
-    `bench migration: a tablet of ${formatCount(bytes)} B in objects of 1 KB, ${servers} servers, ` +
-      `R = 3, ${durability}`,
+    `bench migration: a tablet of ${formatCount(bytes)} B in objects of 1 KB, ` +
+      `${servers} servers, R = 3, ${durability}`,
     machineLine(),
     '',
     `${formatCount(speed)} MB/s, a move in ${formatMs(median(moveMs))} (median of ${moves})`,
