@@ -6,6 +6,7 @@
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
+import { runConnectionsBench } from '../../bench/connections.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
 import { runDurableBench } from '../../bench/durable.js';
@@ -121,6 +122,30 @@ Examples:
   $ rekindle bench throughput --peer redis --json throughput.json
 
 --peer redis needs Debian's redis-server; a source checkout needs cargo for the load generator.`,
+    );
+}
+
+function connectionsCommand(): Command {
+  return new Command('connections')
+    .description('thousands of connections, and a small reader beside bulk loaders')
+    .option('--quick', 'at most a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--connections <n>', 'how many (with --quick: 1000)', integer(1, 9_000))
+    .action((options: { quick?: boolean; json?: string; connections?: number }) =>
+      run(() => {
+        const { json, quick = false, connections = quick ? 1_000 : 5_000 } = options;
+        const memoryBytes = parseMemoryBytes('512MB');
+        return report(json, runConnectionsBench({ connections, memoryBytes, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench connections --quick
+  $ rekindle bench connections --connections 9000 --json connections.json
+
+A source checkout needs cargo for the loaders. Exit code 1 if a connection was refused.`,
     );
 }
 
@@ -434,6 +459,7 @@ export function benchCommand(): Command {
     .description('measure throughput, latency, recovery, the core; check under chaos')
     .addCommand(throughputCommand())
     .addCommand(durableCommand())
+    .addCommand(connectionsCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
