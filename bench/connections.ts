@@ -153,8 +153,8 @@ function result(options: ConnectionsBenchOptions, figures: Figures): BenchResult
       `${CALLS_PER_SECOND} calls a second, timed from when each was due`,
     machineLine(),
     '',
-    `connected in ${formatMs(connectMs)}, ${formatCount(Math.round(bytesPerConnection))} B of the ` +
-      `server's memory each, ${refused} refused`,
+    `connected in ${formatMs(connectMs)}, ${formatCount(Math.round(bytesPerConnection))} B of ` +
+      `the server's memory each, ${refused} refused`,
     textTable(['', 'calls', 'p50', 'p99', 'p99.9'], rows),
     `${LOADERS} loaders: ${formatCount(Math.round(loaderPerSecond))} writes a second, ` +
       `${OPERATIONS} a message`,
