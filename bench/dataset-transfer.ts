@@ -18,7 +18,10 @@ function batchOf(dataset: Dataset): number {
   return Math.max(1, Math.min(256, Math.floor(2 ** 18 / dataset.valueBytes)));
 }
 
-export async function writeDataset(store: BatchStore, dataset: Dataset): Promise<void> {
+export async function writeDataset(
+  store: Pick<BatchStore, 'putMany'>,
+  dataset: Dataset,
+): Promise<void> {
   const progress = startProgress('write', dataset.count, 'objects');
   await forEachBatch(dataset.count, batchOf(dataset), IN_FLIGHT, async (from, to) => {
     const entries: [string, Buffer][] = [];

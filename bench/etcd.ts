@@ -48,6 +48,11 @@ export class EtcdCluster {
     return cluster;
   }
 
+  /** Of those that run. */
+  get pids(): number[] {
+    return this.members.flatMap((child) => child?.pid ?? []);
+  }
+
   /** `host:port` of each. */
   get endpoints(): string[] {
     return this.clientPorts.map((port) => `${HOST}:${port}`);

@@ -6,7 +6,7 @@ import { type Client, connect, type Table } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { invariant } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
-import { waitUntilTouched } from './cluster-health.js';
+import { waitUntilTouched, waitUntilWhole } from './cluster-health.js';
 
 export interface ObjectStore {
   /** With its durability: a figure without it means nothing. */
@@ -19,15 +19,20 @@ export interface ObjectStore {
 }
 
 const TOUCH_TIMEOUT_MS = 120_000;
+const RESUME_TIMEOUT_MS = 30_000;
 
 export interface RekindleStoreOptions {
   servers: number;
   replicas: number;
   durability: Durability;
   memoryBytes: number;
+  /** Tablets of the table; default: one on each server. */
+  span?: number;
   /** Put in front of the command of every process (`taskset`). */
   command?: readonly string[];
 }
+
+export type Writer = Pick<ObjectStore, 'name' | 'put' | 'putMany'>;
 
 function nameOf({ replicas, durability }: RekindleStoreOptions): string {
   return replicas === 0 ? 'rekindle R=0' : `rekindle R=${replicas} ${durability}`;
@@ -47,13 +52,13 @@ export class RekindleStore implements ObjectStore {
   }
 
   static async start(options: RekindleStoreOptions): Promise<RekindleStore> {
-    const { command = [], servers } = options;
+    const { command = [], servers, span = servers } = options;
     const placement = () => ({ host: '127.0.0.1', command });
     const cluster = await LocalCluster.start({ ...options, placement });
     try {
       const client = await connect(cluster.url, { timeoutMs: 30_000 });
       await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
-      const table = await client.createTable('bench', { span: servers });
+      const table = await client.createTable('bench', { span });
       return new RekindleStore(nameOf(options), cluster, client, table);
     } catch (error) {
       process.stderr.write(`${cluster.logTails()}\n`);
@@ -70,6 +75,40 @@ export class RekindleStore implements ObjectStore {
     invariant(servers.length === 1 && server !== undefined, 'one server has all keys');
     invariant(table !== undefined, 'the table was made at the start');
     return { address: server.address, tableId: table.tableId };
+  }
+
+  /** Another table of the same cluster, its tablets on so many masters. */
+  async otherTable(name: string, span: number): Promise<Writer> {
+    const table = await this.#client.createTable(name, { span });
+    return {
+      name: `${this.name}, ${span} masters`,
+      put: async (key, value) => {
+        await table.put(key, value);
+      },
+      putMany: async (entries) => {
+        await table.putMany(entries);
+      },
+    };
+  }
+
+  /** Of all processes of the cluster. */
+  get pids(): number[] {
+    return this.#cluster.processes().flatMap(({ pid }) => pid ?? []);
+  }
+
+  /** All its processes stand still until `resume`: they take nothing from what is measured. */
+  pause(): void {
+    this.#cluster.pauseCoordinator();
+    for (let index = 0; index < this.#cluster.serverCount; index++) {
+      this.#cluster.pauseServer(index);
+    }
+  }
+
+  async resume(): Promise<void> {
+    const { serverCount } = this.#cluster;
+    for (let index = 0; index < serverCount; index++) this.#cluster.resumeServer(index);
+    this.#cluster.resumeCoordinator();
+    await waitUntilWhole(this.#client, serverCount, RESUME_TIMEOUT_MS);
   }
 
   get(key: string): Promise<Uint8Array | undefined> {

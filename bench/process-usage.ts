@@ -99,6 +99,14 @@ export class ProcessUsage {
   }
 }
 
+/** Of these processes since they started; those that are gone count nothing. */
+export function processorMsOf(pids: readonly number[]): number {
+  return pids.reduce((sum, pid) => {
+    const { userMs, systemMs } = countersOf(pid) ?? NOTHING;
+    return sum + userMs + systemMs;
+  }, 0);
+}
+
 const NOTHING: Counters = { userMs: 0, systemMs: 0, readBytes: 0, writtenBytes: 0 };
 
 /** undefined once the process is gone: it keeps what was read last. */

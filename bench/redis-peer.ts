@@ -1,9 +1,7 @@
 /**
- * Redis as the peer of a benchmark, through ioredis with automatic pipelining. getMany and putMany
- * are MGET and MSET, the fastest that it offers.
- *
- * One process without replicas: `no persistence` keeps nothing, `appendfsync always` has the
- * writes of one event loop turn on one disk. Rekindle's figures beside it are for three copies.
+ * Redis without persistence as the peer of a benchmark, through ioredis with automatic pipelining.
+ * getMany and putMany are MGET and MSET, the fastest that it offers. With three durable copies:
+ * redis-replicas.ts.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,35 +9,26 @@ import { join } from 'node:path';
 import type { ObjectStore } from './object-store.js';
 import { type RedisClient, RedisServer } from './redis-server.js';
 
-export type RedisPersistence = 'none' | 'always';
-
 export class RedisStore implements ObjectStore {
-  readonly name: string;
+  readonly name = 'redis no persistence';
   readonly #server: RedisServer;
   readonly #client: RedisClient;
   readonly #directory: string;
 
-  private constructor(name: string, server: RedisServer, client: RedisClient, directory: string) {
-    this.name = name;
+  private constructor(server: RedisServer, client: RedisClient, directory: string) {
     this.#server = server;
     this.#client = client;
     this.#directory = directory;
   }
 
   /** `before` is put in front of the server's command (`taskset`). */
-  static async start(
-    persistence: RedisPersistence,
-    before: readonly string[] = [],
-  ): Promise<RedisStore> {
+  static async start(before: readonly string[] = []): Promise<RedisStore> {
     const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
-    const durability = persistence === 'always' ? ['yes', 'always'] : ['no', 'no'];
-    const [appendOnly, appendFsync] = durability as [string, string];
-    const settings = ['--save', '', '--appendonly', appendOnly, '--appendfsync', appendFsync];
+    const settings = ['--save', '', '--appendonly', 'no'];
     const server = await RedisServer.start(directory, settings, before);
     try {
       const client = await server.client();
-      const name = persistence === 'always' ? 'redis appendfsync always' : 'redis no persistence';
-      return new RedisStore(name, server, client, directory);
+      return new RedisStore(server, client, directory);
     } catch (error) {
       await server.stop('SIGKILL');
       rmSync(directory, { recursive: true, force: true });

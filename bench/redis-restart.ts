@@ -76,7 +76,6 @@ async function use(
 function storeOf(client: RedisClient): Parameters<typeof writeDataset>[0] {
   return {
     putMany: (entries) => client.mset(...entries.flat()),
-    getMany: async (keys) => (await client.mgetBuffer(...keys)).map((value) => value ?? undefined),
   };
 }
 

@@ -27,6 +27,12 @@ export class RedisServer {
     process.once('exit', this.#kill);
   }
 
+  get pid(): number {
+    const { pid } = this.#process;
+    invariant(pid !== undefined, 'a server with a client has started');
+    return pid;
+  }
+
   readonly #kill = (): void => {
     this.#process.kill('SIGKILL');
   };

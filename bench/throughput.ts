@@ -228,7 +228,7 @@ async function rekindleSide(options: ThroughputBenchOptions, pinning: Pinning): 
 }
 
 async function redisSide(pinning: Pinning): Promise<Side> {
-  const store = await RedisStore.start('none', pinning.server);
+  const store = await RedisStore.start(pinning.server);
   return { store, wire: { dialect: 'resp', address: store.address, tableId: 0 } };
 }
 

@@ -6,9 +6,11 @@
 import { Command } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
+import { runConnectionsBench } from '../../bench/connections.js';
 import { runCoreBench } from '../../bench/core.js';
 import { runDetectionBench } from '../../bench/detection.js';
 import { runDurableBench } from '../../bench/durable.js';
+import type { DurablePeer } from '../../bench/durable-sides.js';
 import { runFailoverBench } from '../../bench/failover.js';
 import { runFaults } from '../../bench/faults.js';
 import { runLatencyBench } from '../../bench/latency.js';
@@ -24,6 +26,7 @@ import {
   option,
   parseBytes,
   parseDurability,
+  parseDurablePeers,
   parseMemoryBytes,
   parsePeer,
   parseValueSizes,
@@ -45,12 +48,19 @@ async function report(json: string | undefined, bench: Promise<BenchResult>): Pr
 }
 
 /** Options of every benchmark. `memory` is the default of --memory. */
-function subcommand(name: string, description: string, memory: string | undefined): Command {
+function subcommand(
+  name: string,
+  description: string,
+  memory: string | undefined,
+  servers = 5,
+): Command {
   const command = new Command(name)
     .description(description)
     .option('--quick', 'at most about a minute')
     .option('--json <file>', 'write the figures with machine and parameters to a file')
-    .addOption(option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(5));
+    .addOption(
+      option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(servers),
+    );
   if (memory === undefined) return command;
   return command.addOption(
     option('--memory <size>', 'log memory per server', 'MEMORY', parseMemoryBytes).default(
@@ -124,12 +134,41 @@ Examples:
     );
 }
 
-function durableCommand(): Command {
-  return withPeer(subcommand('durable', 'operations a second with three replicas', '256MB'))
-    .action((options: PeerOptions) =>
+function connectionsCommand(): Command {
+  return new Command('connections')
+    .description('thousands of connections, and a small reader beside bulk loaders')
+    .option('--quick', 'at most a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--connections <n>', 'how many (with --quick: 1000)', integer(1, 9_000))
+    .action((options: { quick?: boolean; json?: string; connections?: number }) =>
       run(() => {
-        const { servers, memory: memoryBytes, peer, quick = false } = options;
-        return report(options.json, runDurableBench({ servers, memoryBytes, peer, quick }));
+        const { json, quick = false, connections = quick ? 1_000 : 5_000 } = options;
+        const memoryBytes = parseMemoryBytes('512MB');
+        return report(json, runConnectionsBench({ connections, memoryBytes, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench connections --quick
+  $ rekindle bench connections --connections 9000 --json connections.json
+
+A source checkout needs cargo for the loaders. Exit code 1 if a connection was refused.`,
+    );
+}
+
+function durableCommand(): Command {
+  return subcommand('durable', 'writes that are on three disks', '256MB', 4)
+    .option(
+      '--peer <name>',
+      'measure a peer on the same work: redis or etcd; may be given twice',
+      parseDurablePeers,
+    )
+    .action((options: CommonOptions & { peer?: DurablePeer[] }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, peer: peers = [], quick = false } = options;
+        return report(options.json, runDurableBench({ servers, memoryBytes, peers, quick }));
       }),
     )
     .addHelpText(
@@ -137,9 +176,9 @@ function durableCommand(): Command {
       `
 Examples:
   $ rekindle bench durable --quick
-  $ rekindle bench durable --peer redis --json durable.json
+  $ rekindle bench durable --peer redis --peer etcd --json durable.json
 
-Both modes of durability. --peer redis needs Debian's redis-server.`,
+Both modes of durability. Peers need Debian's redis-server and etcd-server.`,
     );
 }
 
@@ -434,6 +473,7 @@ export function benchCommand(): Command {
     .description('measure throughput, latency, recovery, the core; check under chaos')
     .addCommand(throughputCommand())
     .addCommand(durableCommand())
+    .addCommand(connectionsCommand())
     .addCommand(latencyCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())

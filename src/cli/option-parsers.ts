@@ -176,6 +176,15 @@ export function timeoutOption(): Option {
 
 export const jsonFlag = ['--json', 'print JSON for programs'] as const;
 
+type DurablePeer = 'redis' | 'etcd';
+
+/** One of several `--peer`s; those before it are given by commander. */
+export function parseDurablePeers(text: string, before: DurablePeer[] | undefined): DurablePeer[] {
+  if (text === 'redis' || text === 'etcd')
+    return [...new Set<DurablePeer>([...(before ?? []), text])];
+  throw new InvalidArgumentError(`"${text}" is not a known peer; write redis or etcd.`);
+}
+
 export function parsePeer(text: string): 'redis' {
   if (text === 'redis') return text;
   throw new InvalidArgumentError(`"${text}" is not a known peer; write redis.`);

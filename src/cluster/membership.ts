@@ -3,9 +3,10 @@
  * term. Lists are applied in the order of their versions, older ones ignored; an RPC of a leader
  * with a lower term than one heard of is refused.
  */
+import { updatedList } from '../coordinator/server-list-update.js';
 import type { ProbeDirectory } from '../master/server-directory.js';
 import { RekindleError } from '../rpc/errors.js';
-import type { ServerEntry, ServerList } from '../rpc/messages.js';
+import type { ServerEntry, ServerList, ServerListUpdate } from '../rpc/messages.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
 
 /** Ids remembered of servers that have left; beyond it the oldest are forgotten. */
@@ -41,12 +42,23 @@ export class Membership {
     this.#termHighest = term;
   }
 
+  /** The same of an update; nothing happens if it is about a newer list than there is. */
+  update(update: ServerListUpdate): boolean {
+    this.#checkCluster(update.clusterId);
+    this.checkTerm(update.term);
+    const list = updatedList(this.#list, update);
+    return list !== null && this.apply(list);
+  }
+
+  #checkCluster(clusterId: string): void {
+    if (this.#list === null || clusterId === this.#list.clusterId) return;
+    const text = `this server belongs to cluster ${this.#list.clusterId}, not ${clusterId}`;
+    throw new RekindleError('WRONG_CLUSTER', text);
+  }
+
   /** Returns whether the list was news. */
   apply(list: ServerList): boolean {
-    if (this.#list !== null && list.clusterId !== this.#list.clusterId) {
-      const text = `this server belongs to cluster ${this.#list.clusterId}, not ${list.clusterId}`;
-      throw new RekindleError('WRONG_CLUSTER', text);
-    }
+    this.#checkCluster(list.clusterId);
     this.checkTerm(list.term);
     if (list.version <= this.version) return false;
     this.#list = list;

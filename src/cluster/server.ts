@@ -39,6 +39,7 @@ import { callUntilAnswered, enlist } from './enlistment.js';
 import { HandlerTable } from './handler-table.js';
 import { checkListenAddress } from './listen-address.js';
 import { Membership } from './membership.js';
+import { takeServerList } from './server-list-forwarder.js';
 
 const segmentBytes = 8 * 1024 * 1024;
 const memoryBytesMin = 64 * 1024 * 1024;
@@ -360,10 +361,10 @@ class Server implements RunningServer {
       member: callerServerId === null || membership.mayBeMember(callerServerId),
       lagMs: Math.round(this.#lag.ms()),
     }));
-    this.#handlers.handle('UPDATE_SERVER_LIST', ({ list }) => {
-      membership.apply(list);
-      return { version: membership.version };
-    });
+    const directory = membership.directory(this.#controlLinks);
+    this.#handlers.handle('UPDATE_SERVER_LIST', (request) =>
+      takeServerList(request, membership, directory, this.#log),
+    );
     this.#handlers.handle('STORE_COORDINATOR_STATE', async (copy) => {
       if (this.clusterId !== '' && copy.clusterId !== this.clusterId) {
         throw new RekindleError('WRONG_CLUSTER', `this server belongs to ${this.clusterId}`);
@@ -438,6 +439,7 @@ class Server implements RunningServer {
       log,
       lease,
       onDurable: (position) => this.#master?.onDurable(position),
+      onFlushed: () => this.#endpoint.flush(),
       onMembershipDoubt: (reason) => this.#detector?.doubt(reason),
     });
     const notes = new OwnershipNotes(core);

@@ -9,6 +9,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Sluggishness } from '../ops/sluggishness.js';
 import { backoffMs } from '../rpc/backoff.js';
+import { type Clock, systemClock } from '../rpc/clock.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import { patience, probe } from '../rpc/probe.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
@@ -36,6 +37,8 @@ export interface CandidateOptions {
   address: string;
   log: Log;
   lag: Pick<Sluggishness, 'ms'>;
+  /** Default: that of the system. */
+  clock?: Clock;
   /** Called at each victory, with a state that is nobody else's. */
   onLead: (lead: Lead) => void;
   /** This candidate does not lead any more; it goes on as a standby. */
@@ -52,14 +55,15 @@ const AGAIN_MS_MAX = 1_000;
 export class Candidate {
   readonly #options: CandidateOptions;
   readonly #election: Election;
+  readonly #clock: Clock;
   readonly #watched = new WeakSet<RpcLink>();
   /** null: not read, or handed over to the coordinator. */
   #followed: { state: CoordinatorState; revision: number } | null = null;
   #clusterId: string | null = null;
   #won: CampaignResult | null = null;
   #stopWatch: (() => void) | null = null;
-  #timer: NodeJS.Timeout | null = null;
-  #confirmTimer: NodeJS.Timeout | null = null;
+  #cancelTick: () => void = () => undefined;
+  #cancelConfirm: () => void = () => undefined;
   #stopped = false;
   /** Of the newest read: what an older watch still tells is of no interest. */
   #generation = 0;
@@ -68,6 +72,7 @@ export class Candidate {
 
   constructor(options: CandidateOptions) {
     this.#options = options;
+    this.#clock = options.clock ?? systemClock;
     this.#election = new Election(randomUUID(), options.address);
   }
 
@@ -90,19 +95,15 @@ export class Candidate {
     check(CoordinatorState.from(content.pairs));
     await storage.announce(randomUUID(), address);
     await this.#follow();
-    const tick = (): void => {
-      const patienceMs = patience(0, this.#options.lag.ms());
-      this.#step({ kind: 'tick', patienceMs });
-    };
-    this.#timer = setInterval(tick, TICK_MS);
+    this.#tickLater();
     this.#confirmLater();
   }
 
   /** Follows and campaigns no more; a leadership is given back. */
   async stop(): Promise<void> {
     this.#stopped = true;
-    if (this.#timer !== null) clearInterval(this.#timer);
-    if (this.#confirmTimer !== null) clearTimeout(this.#confirmTimer);
+    this.#cancelTick();
+    this.#cancelConfirm();
     this.#stopWatch?.();
     const { leading } = this.#election;
     if (leading === null) return;
@@ -120,9 +121,17 @@ export class Candidate {
     if (leading !== null) await this.#options.storage.resign(leading);
   }
 
+  #tickLater(): void {
+    if (this.#stopped) return;
+    this.#cancelTick = this.#clock.after(TICK_MS, () => {
+      this.#step({ kind: 'tick', patienceMs: patience(0, this.#options.lag.ms()) });
+      this.#tickLater();
+    });
+  }
+
   #confirmLater(): void {
     if (this.#stopped) return;
-    this.#confirmTimer = setTimeout(() => {
+    this.#cancelConfirm = this.#clock.after(CONFIRM_MS, () => {
       this.#confirm()
         .catch((error: unknown) => {
           if (this.#stopped) return;
@@ -133,7 +142,7 @@ export class Candidate {
           this.#followAgain(cause);
         })
         .finally(() => this.#confirmLater());
-    }, CONFIRM_MS);
+    });
   }
 
   async #confirm(): Promise<void> {
@@ -180,11 +189,11 @@ export class Candidate {
     if (this.#stopped) return;
     this.#stopWatch = null;
     this.#options.log('info', 'the storage is read again', { reason: error.message });
-    const delayMs = backoffMs(this.#failures, AGAIN_MS_MIN, AGAIN_MS_MAX, Math.random());
+    const delayMs = backoffMs(this.#failures, AGAIN_MS_MIN, AGAIN_MS_MAX, this.#clock.random());
     this.#failures += 1;
-    setTimeout(() => {
+    this.#clock.after(delayMs, () => {
       this.#follow().catch((thrown: unknown) => this.#followAgain(asRekindleError(thrown)));
-    }, delayMs);
+    });
   }
 
   #changed({ commit, leaderState }: StorageChange): void {
@@ -198,7 +207,8 @@ export class Candidate {
 
   #step(event: ElectionEvent): void {
     if (this.#stopped) return;
-    for (const effect of this.#election.step(event, performance.now())) this.#perform(effect);
+    for (const effect of this.#election.step(event, this.#clock.monotonicMs()))
+      this.#perform(effect);
   }
 
   #perform(effect: ElectionEffect): void {
@@ -238,7 +248,8 @@ export class Candidate {
         return this.#link(leader);
       },
     };
-    const outcome = await probe(target, patience(PROBE_TIMEOUT_MS, lag.ms()));
+    const timeoutMs = patience(PROBE_TIMEOUT_MS, lag.ms());
+    const outcome = await probe(target, timeoutMs, undefined, this.#clock);
     this.#step({ kind: 'probed', version: leader.version, outcome });
   }
 
@@ -286,7 +297,7 @@ export class Candidate {
       const fields = { reason: asRekindleError(error).message };
       this.#options.log('warn', 'the new leader cannot read the state yet', fields);
       if (this.#stopped || this.#election.leading?.version !== leadership.version) return;
-      setTimeout(() => this.#leadFromStorage(leadership), AGAIN_MS_MAX);
+      this.#clock.after(AGAIN_MS_MAX, () => this.#leadFromStorage(leadership));
     });
   }
 }

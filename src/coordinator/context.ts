@@ -2,6 +2,7 @@
  * What the parts of the coordinator's runtime share: the committed state, the one way to change it,
  * calls to servers, timers that end with the coordinator.
  */
+import type { Clock } from '../rpc/clock.js';
 import type { FaultPoint } from '../rpc/fault-point.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../rpc/table.js';
 import type { CallOptions } from '../rpc/transport.js';
@@ -16,6 +17,7 @@ export interface CoordinatorContext {
   readonly revision: number;
   readonly log: Log;
   readonly faultPoint: FaultPoint;
+  readonly clock: Clock;
   /** ms since 1970. */
   now(): number;
   /**

@@ -8,6 +8,8 @@
  * caller, who also closes them.
  */
 import { randomUUID } from 'node:crypto';
+import type { Sluggishness } from '../ops/sluggishness.js';
+import { type Clock, systemClock } from '../rpc/clock.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
 import { type FaultPoint, faultPoint as processFaultPoint } from '../rpc/fault-point.js';
 import type { ClusterStatus } from '../rpc/messages.js';
@@ -48,14 +50,18 @@ export interface CoordinatorOptions {
   /** Fixed at the first start of the cluster; left out: as stored, or the default. */
   config: ClusterOptions;
   log: Log;
-  /** ms since 1970; default `Date.now`. */
-  now?: () => number;
+  /** Default: that of the system. */
+  clock?: Clock;
+  /** How slow this process is; default: measured. */
+  lag?: Pick<Sluggishness, 'ms' | 'close'>;
   /** Called once if the coordinator cannot go on (storage lost or taken over). */
   onFatal?: (error: RekindleError) => void;
   faultPoint?: FaultPoint;
   /** Tablets are moved so that masters have equal shares; default false. */
   balance?: boolean;
   monitor?: typeof FAILURE_MONITOR_DEFAULTS;
+  /** Servers that one tells of a new server list. */
+  listFanOut?: number;
 }
 
 export class Coordinator implements CoordinatorContext {
@@ -65,7 +71,8 @@ export class Coordinator implements CoordinatorContext {
   private commitTail: Promise<unknown> = Promise.resolve();
   private commitsWaiting = 0;
   private stoppedBy: RekindleError | null = null;
-  private readonly timers = new Set<NodeJS.Timeout>();
+  /** What cancels each. */
+  private readonly timers = new Set<() => void>();
   private readonly monitor: FailureMonitor;
   private readonly pusher: ServerListPusher;
   private readonly copier: StateCopier;
@@ -75,12 +82,15 @@ export class Coordinator implements CoordinatorContext {
   private readonly drains: DrainManager;
   private readonly balancer: Balancer;
   private readonly recoveries: RecoveryManager;
-  private readonly leases = new ReadLeases(performance.now());
+  private readonly leases: ReadLeases;
   readonly log: Log;
   readonly faultPoint: FaultPoint;
+  readonly clock: Clock;
 
   constructor(private readonly options: CoordinatorOptions) {
     this.log = options.log;
+    this.clock = options.clock ?? systemClock;
+    this.leases = new ReadLeases(this.clock.monotonicMs());
     this.faultPoint = options.faultPoint ?? processFaultPoint;
     this.monitor = new FailureMonitor(
       this,
@@ -88,8 +98,9 @@ export class Coordinator implements CoordinatorContext {
       (serverId, suspectedAtMs, reason) =>
         this.background(this.crash(serverId, suspectedAtMs, reason), 'declaring a crash'),
       options.monitor ?? FAILURE_MONITOR_DEFAULTS,
+      options.lag,
     );
-    this.pusher = new ServerListPusher(this);
+    this.pusher = new ServerListPusher(this, options.listFanOut);
     this.copier = new StateCopier(this);
     this.tables = new TableOperations(this);
     this.migrations = new MigrationManager(this);
@@ -114,7 +125,7 @@ export class Coordinator implements CoordinatorContext {
   }
 
   now(): number {
-    return (this.options.now ?? Date.now)();
+    return this.clock.now();
   }
 
   /** Begins a term (★) on the state of the victory; takes up whatever was left unfinished. */
@@ -206,14 +217,14 @@ export class Coordinator implements CoordinatorContext {
 
   after(ms: number, action: () => void): () => void {
     if (this.stoppedBy !== null) return () => undefined;
-    const timer = setTimeout(() => {
-      this.timers.delete(timer);
+    const cancel = this.clock.after(ms, () => {
+      this.timers.delete(cancel);
       action();
-    }, ms);
-    this.timers.add(timer);
+    });
+    this.timers.add(cancel);
     return () => {
-      clearTimeout(timer);
-      this.timers.delete(timer);
+      cancel();
+      this.timers.delete(cancel);
     };
   }
 
@@ -229,14 +240,15 @@ export class Coordinator implements CoordinatorContext {
   private fatal(error: RekindleError): void {
     if (this.stoppedBy !== null) return;
     this.log('error', 'the coordinator cannot go on', { code: error.code, error: error.message });
-    this.stop(error);
+    // What waits was not begun: its callers may try elsewhere, whatever has happened to this one.
+    this.stop(new RekindleError('SHUTTING_DOWN', error.message, { cause: error }));
     this.options.onFatal?.(error);
   }
 
   private stop(reason: RekindleError): void {
     this.stoppedBy ??= reason;
     this.monitor.stop();
-    for (const timer of this.timers) clearTimeout(timer);
+    for (const cancel of this.timers) cancel();
     this.timers.clear();
   }
 
@@ -335,7 +347,7 @@ export class Coordinator implements CoordinatorContext {
     }
     if (this.stoppedBy !== null) throw this.stoppedBy;
     const member = this.state.isUp(serverId);
-    return { member, leaseMs: member ? this.leases.grant(serverId, performance.now()) : 0 };
+    return { member, leaseMs: member ? this.leases.grant(serverId, this.clock.monotonicMs()) : 0 };
   }
 
   private async enlist(request: RequestOf<'ENLIST_SERVER'>): Promise<ReplyOf<'ENLIST_SERVER'>> {
@@ -362,7 +374,7 @@ export class Coordinator implements CoordinatorContext {
     await this.faultPoint('create-1');
     const tableId = await this.commit((state) => decideCreateTable(state, request));
     await this.faultPoint('create-2');
-    const settled = await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    const settled = await this.tables.settled(tableId, this.tableWaitMs(deadlineMs));
     await this.faultPoint('create-4');
     const table = this.state.tables.get(tableId);
     if (table === undefined || table.state === 'dropping') {
@@ -384,8 +396,13 @@ export class Coordinator implements CoordinatorContext {
     const { existed, tableId } = await this.commit((state) => decideDropTable(state, request));
     await this.faultPoint('drop-2');
     // Committed already: an owner that is slow or crashed does not hold the caller up for ever.
-    if (tableId !== null) await this.tables.settled(tableId, tableWaitMs(deadlineMs));
+    if (tableId !== null) await this.tables.settled(tableId, this.tableWaitMs(deadlineMs));
     return { existed };
+  }
+
+  private tableWaitMs(deadlineMs: number): number {
+    const leftMs = deadlineMs - this.clock.monotonicMs() - REPLY_MARGIN_MS;
+    return Math.min(TABLE_WAIT_MS, Math.max(0, leftMs));
   }
 
   private getTable({ name, tableId }: RequestOf<'GET_TABLE'>): ReplyOf<'GET_TABLE'> {
@@ -443,10 +460,4 @@ export class Coordinator implements CoordinatorContext {
 /** The caller may try again elsewhere: whether it was committed the next leader knows. */
 function leadershipLost(cause: RekindleError): RekindleError {
   return new RekindleError('CONNECTION_LOST', cause.message, { cause });
-}
-
-/** `deadlineMs` is on the clock of `performance.now()`. */
-function tableWaitMs(deadlineMs: number): number {
-  const leftMs = deadlineMs - performance.now() - REPLY_MARGIN_MS;
-  return Math.min(TABLE_WAIT_MS, Math.max(0, leftMs));
 }

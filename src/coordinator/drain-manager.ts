@@ -111,7 +111,7 @@ export class DrainManager {
   }
 
   private async move(loop: Loop, { key, request }: DrainStep & { kind: 'move' }): Promise<number> {
-    const nowMs = performance.now();
+    const nowMs = this.context.clock.monotonicMs();
     const { count, targets, notBeforeMs } = loop.tries.get(key) ?? NO_TRIES;
     if (nowMs < notBeforeMs) {
       loop.waitingFor = 'the next try of a migration that has failed';

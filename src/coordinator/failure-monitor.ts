@@ -143,7 +143,7 @@ export class FailureMonitor {
     try {
       const request = { callerServerId: null };
       const { lagMs } = await this.link(server).call('PING', request, { timeoutMs });
-      const sinceMs = this.lags.get(serverId)?.sinceMs ?? performance.now();
+      const sinceMs = this.lags.get(serverId)?.sinceMs ?? this.context.clock.monotonicMs();
       if (this.context.state.isUp(serverId)) this.lags.set(serverId, { lagMs, sinceMs });
     } catch (error) {
       this.suspect(serverId, `a ping failed: ${asRekindleError(error).message}`);
@@ -158,8 +158,12 @@ export class FailureMonitor {
   }
 
   private lagOf(serverId: number): number {
-    const { lagMs, sinceMs } = this.lags.get(serverId) ?? { lagMs: 0, sinceMs: performance.now() };
-    const newMs = performance.now() - sinceMs < NEW_MS ? this.config.newServerLagMs : 0;
+    const { lagMs, sinceMs } = this.lags.get(serverId) ?? {
+      lagMs: 0,
+      sinceMs: this.context.clock.monotonicMs(),
+    };
+    const newMs =
+      this.context.clock.monotonicMs() - sinceMs < NEW_MS ? this.config.newServerLagMs : 0;
     return Math.max(newMs, lagMs);
   }
 
@@ -202,7 +206,7 @@ export class FailureMonitor {
       },
     };
     this.context.background(
-      report(null, probe(target, timeoutMs, server.nonce)),
+      report(null, probe(target, timeoutMs, server.nonce, this.context.clock)),
       'probing a server',
     );
     for (const witness of witnesses) {
@@ -233,7 +237,7 @@ export class FailureMonitor {
       .filter((each) => each.serverId !== serverId && !this.verifier.isSuspected(each.serverId));
     const chosen: ServerRecord[] = [];
     while (chosen.length < this.config.witnesses && candidates.length > 0) {
-      const at = Math.floor(Math.random() * candidates.length);
+      const at = Math.floor(this.context.clock.random() * candidates.length);
       chosen.push(...candidates.splice(at, 1));
     }
     return chosen;

@@ -95,7 +95,7 @@ export class RecoveryManager {
   /** No tablet has a new owner while the old one may answer reads. */
   private async leaseEnds({ leaseEnd }: Run): Promise<void> {
     for (;;) {
-      const leftMs = leaseEnd.atMs - performance.now();
+      const leftMs = leaseEnd.atMs - this.context.clock.monotonicMs();
       if (leftMs <= 0) break;
       await new Promise<void>((resolve) => this.context.after(Math.ceil(leftMs), resolve));
     }
@@ -262,9 +262,9 @@ export class RecoveryManager {
     const { term } = this.context.state.cluster;
     try {
       const request = { term, recoveryId, crashedServerId };
-      run.leaseEnd.asked(serverId, performance.now());
+      run.leaseEnd.asked(serverId, this.context.clock.monotonicMs());
       const report = await this.context.call(serverId, 'START_READING_DATA', request);
-      run.leaseEnd.answered(serverId, report.leaseRemainderMs, performance.now());
+      run.leaseEnd.answered(serverId, report.leaseRemainderMs, this.context.clock.monotonicMs());
       await this.context.faultPoint('recover-fence-1');
       this.step(run, { kind: 'fenced', serverId, report });
     } catch (error) {

@@ -13,7 +13,7 @@ const ASK_DELAY_MS = 50;
 const REPLY_MARGIN_MS = 1_000;
 const RETRY_AFTER_MS = 100;
 
-/** `deadlineMs` is on the clock of `performance.now()`. */
+/** `deadlineMs` is on the context's clock, the monotonic one. */
 export async function splitTablet(
   context: CoordinatorContext,
   request: RequestOf<'SPLIT_TABLET'>,
@@ -24,7 +24,7 @@ export async function splitTablet(
   for (;;) {
     const cut = planSplit(context.state, request);
     if (cut === null || (await split(context, cut, request.operationId, endMs))) break;
-    if (performance.now() > endMs) throw busy('the table changes all the time');
+    if (context.clock.monotonicMs() > endMs) throw busy('the table changes all the time');
   }
   await context.faultPoint('split-3');
   const table = context.state.tableNamed(request.name);
@@ -51,7 +51,7 @@ async function split(
       const { code, message } = asRekindleError(error);
       const fields = { serverId, tableId, startSlot, code, message };
       context.log('debug', 'an owner does not split a tablet yet', fields);
-      const patient = code === 'RETRY' && performance.now() < endMs;
+      const patient = code === 'RETRY' && context.clock.monotonicMs() < endMs;
       if (!patient) throw busy(`server ${serverId} does not split the tablet: ${message}`);
     }
     await new Promise<void>((resolve) => context.after(ASK_DELAY_MS, resolve));

@@ -22,7 +22,7 @@ import {
   type ReplicaManagerEffect,
   type ReplicaManagerEvent,
 } from './replica-manager.js';
-import type { SegmentWrite } from './replicated-segment.js';
+import { groupBytesMax, type SegmentWrite } from './replicated-segment.js';
 import type { CoordinatorCaller, ServerDirectory } from './server-directory.js';
 
 const headerBytes = 48;
@@ -50,6 +50,8 @@ export interface ReplicaManagerRuntimeOptions {
   lease: LeaseGrantee;
   /** The durable position moved; called inside the flush. */
   onDurable: (position: number) => void;
+  /** A flush is over: what it answered may leave. */
+  onFlushed: () => void;
   /** A backup refused us as fenced or not a member. */
   onMembershipDoubt: (reason: string) => void;
 }
@@ -112,6 +114,10 @@ export class ReplicaManagerRuntime {
   #growingHeads: number[] = [];
   #headLast = 0;
   #flushScheduled = false;
+  /** A group waits for more. */
+  #groupTimer: NodeJS.Timeout | null = null;
+  /** Writes that have ended in this turn. */
+  #ended: ReplicaManagerEvent[] = [];
   #stopped = false;
   readonly #timer: NodeJS.Timeout;
   #waiters: Waiter[] = [];
@@ -164,7 +170,7 @@ export class ReplicaManagerRuntime {
   /** The scrub of a backup has found these damaged: they are written anew elsewhere. */
   loseRotten(backupServerId: number, segmentIds: readonly number[]): void {
     for (const segmentId of segmentIds) {
-      this.#step({ kind: 'rotten', segmentId, serverId: backupServerId });
+      this.#step([{ kind: 'rotten', segmentId, serverId: backupServerId }]);
     }
     this.scheduleFlush();
   }
@@ -182,7 +188,7 @@ export class ReplicaManagerRuntime {
   }
 
   applyServerList(list: ServerList): void {
-    this.#step({ kind: 'serverList', list });
+    this.#step([{ kind: 'serverList', list }]);
     this.scheduleFlush();
   }
 
@@ -203,7 +209,7 @@ export class ReplicaManagerRuntime {
       this.#options.core.segmentState(segmentId, this.#results);
       const openingBytes = this.#results[3] ?? 0;
       this.#sides.add(segmentId);
-      this.#step({ kind: 'sideOpened', segmentId, openingBytes });
+      this.#step([{ kind: 'sideOpened', segmentId, openingBytes }]);
     }
     this.scheduleFlush();
   }
@@ -242,7 +248,7 @@ export class ReplicaManagerRuntime {
       this.#sides.delete(segmentId);
       this.#unpins.delete(segmentId);
       // Freed by the caller, when the core has let go of the segment.
-      this.#step({ kind: 'released', segmentId }, (effect) => {
+      this.#step([{ kind: 'released', segmentId }], (effect) => {
         if (effect.kind === 'free' && effect.segmentId === segmentId) replicas.push(effect);
         else this.#perform(effect);
       });
@@ -267,6 +273,7 @@ export class ReplicaManagerRuntime {
   stop(): void {
     this.#stopped = true;
     clearInterval(this.#timer);
+    if (this.#groupTimer !== null) clearTimeout(this.#groupTimer);
     this.#freer.stop();
     const error = stopping();
     for (const waiter of this.#waiters.splice(0)) waiter.reject(error);
@@ -282,29 +289,35 @@ export class ReplicaManagerRuntime {
       this.#headLast = segmentId;
       this.#growingHeads.push(segmentId);
       const [, , position = 0, openingBytes = 0] = results;
-      this.#step({ kind: 'headOpened', segmentId, position, openingBytes });
+      this.#step([{ kind: 'headOpened', segmentId, position, openingBytes }]);
     }
-    this.#growingHeads = this.#growingHeads.filter((id) => !this.#noteGrowth(id));
+    const events: ReplicaManagerEvent[] = [];
+    this.#growingHeads = this.#growingHeads.filter((id) => !this.#noteGrowth(id, events));
     for (const segmentId of this.#sides) {
-      if (this.#noteGrowth(segmentId)) this.#sides.delete(segmentId);
+      if (this.#noteGrowth(segmentId, events)) this.#sides.delete(segmentId);
     }
+    // Behind the growth: the group that follows an acknowledgement is all that there is by now.
+    events.push(...this.#ended.splice(0));
+    this.#step(events);
+    this.#options.onFlushed();
   }
 
-  /** Reports the segment's length to the manager; true if it will not grow any more. */
-  #noteGrowth(segmentId: number): boolean {
+  /** Adds what the manager has to hear of the segment; true if it will not grow any more. */
+  #noteGrowth(segmentId: number, events: ReplicaManagerEvent[]): boolean {
     this.#options.core.segmentState(segmentId, this.#results);
     const appendedBytes = this.#results[0] ?? 0;
     const closed = this.#results[1] === 1;
     const known = this.#manager.segment(segmentId);
     invariant(known !== undefined, 'a growing segment is known to the manager');
     if (known.appendedBytes !== appendedBytes || known.closed !== closed) {
-      this.#step({ kind: 'extended', segmentId, appendedBytes, closed });
+      events.push({ kind: 'extended', segmentId, appendedBytes, closed });
     }
     return closed;
   }
 
   #tick(): void {
-    this.#step({ kind: 'tick' });
+    this.#step([{ kind: 'tick' }]);
+    if (this.#ended.length > 0) this.scheduleFlush();
     const starved = this.#manager.counters().notEnoughBackups === 1;
     if (starved !== this.#reportedStarved) {
       this.#reportedStarved = starved;
@@ -317,9 +330,9 @@ export class ReplicaManagerRuntime {
     this.#settleWaiters();
   }
 
-  #step(event: ReplicaManagerEvent, perform = this.#performEach): void {
+  #step(events: readonly ReplicaManagerEvent[], perform = this.#performEach): void {
     const before = this.#manager.durablePosition;
-    const effects = this.#manager.step(event, performance.now());
+    const effects = this.#manager.step(events, performance.now());
     // Before a close is sent: from then on the next head's backups must have granted as well.
     this.#options.lease.setHolders(this.#manager.leaseHolders);
     for (const effect of effects) perform(effect);
@@ -341,7 +354,7 @@ export class ReplicaManagerRuntime {
       case 'storeRecoveryInfo': {
         const { segmentId, epoch } = effect;
         this.#storeRecoveryInfo(segmentId, epoch).then(
-          () => this.#step({ kind: 'recoveryInfoStored', segmentId, epoch }),
+          () => this.#step([{ kind: 'recoveryInfoStored', segmentId, epoch }]),
           // It is retried until it succeeds or the master stops; then nobody waits for it.
           (error: RekindleError) => this.#options.log.debug({ code: error.code }, error.message),
         );
@@ -359,6 +372,12 @@ export class ReplicaManagerRuntime {
         return;
       case 'rollHead':
         this.#rollHead(effect.segmentId);
+        return;
+      case 'wait':
+        this.#groupTimer ??= setTimeout(() => {
+          this.#groupTimer = null;
+          this.scheduleFlush();
+        }, effect.ms);
         return;
     }
   }
@@ -382,7 +401,7 @@ export class ReplicaManagerRuntime {
   async #freeLost(replica: ReplicaAddress): Promise<void> {
     const answered = await this.#freer.free([replica]);
     if (!answered || this.#stopped) return;
-    this.#step({ kind: 'freed', segmentId: replica.segmentId, serverId: replica.serverId });
+    this.#step([{ kind: 'freed', segmentId: replica.segmentId, serverId: replica.serverId }]);
   }
 
   /** Never rejects: every outcome becomes an event. */
@@ -402,8 +421,11 @@ export class ReplicaManagerRuntime {
     }
     this.#endWrite(segmentId);
     if (this.#stopped) return;
-    this.#step(event);
-    this.scheduleFlush();
+    this.#ended.push(event);
+    // Until the last answer of a group nothing can be done: it takes the others along. If it does
+    // not come soon, a tick does.
+    const more = this.#inFlight.has(segmentId) && write.end - write.offset < groupBytesMax;
+    if (!more || event.kind === 'failed') this.scheduleFlush();
   }
 
   async #call(write: SegmentWrite): Promise<BackupLoad | undefined> {

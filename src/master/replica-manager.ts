@@ -51,6 +51,8 @@ export type ReplicaManagerEffect =
   | { kind: 'storeRecoveryInfo'; segmentId: number; epoch: number }
   | { kind: 'free'; segmentId: number; serverId: number }
   | { kind: 'unpin'; segmentId: number }
+  /** A group waits for more: a step is due after this long, whatever else happens. */
+  | { kind: 'wait'; ms: number }
   /** The head has a replica on a backup that is being drained; the next one would have none. */
   | { kind: 'rollHead'; segmentId: number }
   | { kind: 'verifyMembership'; code: StatusCode };
@@ -177,8 +179,17 @@ export class ReplicaManager {
     };
   }
 
-  step(event: ReplicaManagerEvent, nowMs: number): ReplicaManagerEffect[] {
+  /** Applies events in order; what may be done now is decided once, behind the last. */
+  step(events: readonly ReplicaManagerEvent[], nowMs: number): ReplicaManagerEffect[] {
     const effects: ReplicaManagerEffect[] = [];
+    for (const event of events) this.#apply(event, nowMs, effects);
+    this.#pump(nowMs, effects);
+    this.#advanceDurablePosition();
+    this.#followLeaseHolders();
+    return effects;
+  }
+
+  #apply(event: ReplicaManagerEvent, nowMs: number, effects: ReplicaManagerEffect[]): void {
     switch (event.kind) {
       case 'serverList':
         this.#applyServerList(event.list, nowMs, effects);
@@ -212,10 +223,6 @@ export class ReplicaManager {
         this.#leaveBackups(nowMs, effects);
         break;
     }
-    this.#pump(nowMs, effects);
-    this.#advanceDurablePosition();
-    this.#followLeaseHolders();
-    return effects;
   }
 
   #followLeaseHolders(): void {

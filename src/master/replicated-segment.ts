@@ -19,6 +19,18 @@ import type { StatusCode } from '../rpc/status.js';
 
 /** Largest number of segment bytes in one BACKUP_WRITE. */
 export const writeBytesMax = 1024 * 1024;
+/**
+ * Fewer bytes of a head wait until all its replicas have acknowledged the write before, so that
+ * one group serves all R and what comes meanwhile is the next one. Nothing becomes durable later
+ * for it: the slowest replica decides anyway. More bytes do not wait: each link is kept busy.
+ */
+export const groupBytesMax = 64 * 1024;
+/**
+ * How long a group waits for more if others wrote while the last one was under way, and it is still
+ * smaller than that one: then clients come at their own pace, and what is halved is the number of
+ * messages. Who writes alone never waits.
+ */
+export const groupWaitMs = 1;
 const resendDelayMs = 50;
 const resendDelayMsMax = 1_000;
 
@@ -70,6 +82,8 @@ export type SegmentEffect =
   | { kind: 'backupFull'; serverId: number }
   /** No replica is being written any more: the core may compact the segment. */
   | { kind: 'unpin'; segmentId: number }
+  /** A group waits for more: pump again after this long. */
+  | { kind: 'wait'; ms: number }
   /** A backup does not take us for a member. */
   | { kind: 'verifyMembership'; code: StatusCode };
 
@@ -168,6 +182,9 @@ export class ReplicatedSegment {
   #epochBeingStored = -1;
   /** Bytes of a complete replica that is written now: fewer than appended after a compaction. */
   #contentBytes: number;
+  /** Of the last group, and until when a smaller one waits. */
+  #groupBytes = 0;
+  #groupWaitsUntilMs = Number.NEGATIVE_INFINITY;
   #pinned = true;
 
   constructor(options: ReplicatedSegmentOptions) {
@@ -240,6 +257,7 @@ export class ReplicatedSegment {
         return [];
       case 'acked':
         this.#ack(event.replicaIndex, event.token);
+        this.#endGroup(nowMs);
         return [];
       case 'failed':
         return this.#fail(event.replicaIndex, event.token, event.code, nowMs);
@@ -286,7 +304,7 @@ export class ReplicatedSegment {
         return;
       }
       if (budget <= 0 || replica.inFlight !== null || nowMs < replica.sendNotBeforeMs) return;
-      const write = this.#nextWrite(replica, replica.serverId, index);
+      const write = this.#nextWrite(replica, replica.serverId, index, nowMs);
       if (write === null) return;
       replica.inFlight = write;
       replica.touched = true;
@@ -294,6 +312,9 @@ export class ReplicatedSegment {
       budget -= 1;
       effects.push({ kind: 'send', write });
     });
+    if (nowMs < this.#groupWaitsUntilMs) {
+      effects.push({ kind: 'wait', ms: this.#groupWaitsUntilMs - nowMs });
+    }
     if (this.#mustStoreRecoveryInfo()) {
       this.#epochBeingStored = this.epoch;
       effects.push({ kind: 'storeRecoveryInfo', segmentId: this.segmentId, epoch: this.epoch });
@@ -400,7 +421,12 @@ export class ReplicatedSegment {
     this.#recoverTargetBytes = this.#limitBytes;
   }
 
-  #nextWrite(replica: Replica, serverId: number, replicaIndex: number): SegmentWrite | null {
+  #nextWrite(
+    replica: Replica,
+    serverId: number,
+    replicaIndex: number,
+    nowMs: number,
+  ): SegmentWrite | null {
     if (replica.closed) return null;
     const write = {
       segmentId: this.segmentId,
@@ -430,6 +456,8 @@ export class ReplicatedSegment {
         replica.closeSent);
     const epochStale = replica.opened && replica.epochCertified < this.epoch;
     if (bytesLeft === 0 && !mayClose && !epochStale) return null;
+    const urgent = mayClose || epochStale || bytesLeft >= groupBytesMax;
+    if (!urgent && (this.#isAhead(replica) || this.#groupWaits(bytesLeft, nowMs))) return null;
     // Nobody waits for a side before it is closed: few large writes instead of many small ones.
     if (this.kind === 'side' && !this.closed && bytesLeft < writeBytesMax) return null;
     // A head that waits for its predecessor ends at its opening: `from` 0 ends there by contract.
@@ -441,7 +469,25 @@ export class ReplicatedSegment {
     const close = mayClose && end === this.#contentBytes;
     const certified = end >= replica.certifyFromBytes;
     if (bytesLeft === 0 && !close && !(epochStale && certified)) return null;
+    this.#groupBytes = end - replica.ackedBytes;
+    this.#groupWaitsUntilMs = Number.NEGATIVE_INFINITY;
     return { ...write, token: this.#nextToken(), end, checksum, close, certified };
+  }
+
+  /** Of another replica that has not answered yet. */
+  #isAhead({ ackedBytes }: Replica): boolean {
+    return this.#replicas.some((r) => r.inFlight !== null && r.ackedBytes < ackedBytes);
+  }
+
+  #groupWaits(bytes: number, nowMs: number): boolean {
+    return bytes < this.#groupBytes && nowMs < this.#groupWaitsUntilMs;
+  }
+
+  /** The last answer of a group is there: what others wrote meanwhile may wait for more. */
+  #endGroup(nowMs: number): void {
+    if (this.kind === 'side' || this.#replicas.some((r) => r.inFlight !== null)) return;
+    const behind = this.#replicas.some((r) => r.ackedBytes < this.#limitBytes);
+    if (behind) this.#groupWaitsUntilMs = nowMs + groupWaitMs;
   }
 
   #read(replica: Replica, bytesMax: number): { end: number; checksum: number } {

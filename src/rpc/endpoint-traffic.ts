@@ -211,7 +211,7 @@ export class EndpointTraffic {
       });
       this.#sent(connection, result, bytes);
     } else {
-      if (this.#outboxBytes + bytes > OUTBOX_BYTES) this.#flush();
+      if (this.#outboxBytes + bytes > OUTBOX_BYTES) this.flush();
       const at = this.#outboxBytes;
       const message = this.#outbox.subarray(at, at + bytes);
       writeHeader(message, kind, opcode, status, callId, 0);
@@ -223,7 +223,7 @@ export class EndpointTraffic {
         this.#flushScheduled = true;
         setImmediate(() => {
           this.#flushScheduled = false;
-          this.#flush();
+          this.flush();
         });
       }
     }
@@ -246,7 +246,9 @@ export class EndpointTraffic {
     return message;
   }
 
-  #flush(): void {
+  /** The outbox leaves, in one cork per connection. Not to be called inside a handler. */
+  flush(): void {
+    if (this.#waiting.length === 0) return;
     const waiting = this.#waiting.splice(0);
     for (const connection of waiting) {
       const { socket } = connection;

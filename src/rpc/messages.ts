@@ -40,6 +40,18 @@ export interface ServerList {
   servers: ServerEntry[];
 }
 
+/** What makes the new server list of an older one, or the whole of it. */
+export interface ServerListUpdate extends Omit<ServerList, 'copysets'> {
+  /** The oldest version that it makes the new list of; 0: it is whole. */
+  fromVersion: number;
+  /** null: as they were. */
+  copysets: number[][] | null;
+  /** Those that are not what they were. */
+  servers: ServerEntry[];
+  /** Servers that have left. */
+  removed: number[];
+}
+
 /** A range of slots of a table, both ends inclusive (docs/formats.md §1). */
 export interface SlotRange {
   tableId: number;
@@ -416,7 +428,21 @@ export interface Messages {
     request: { serverId: number; cancel: boolean };
     reply: Empty;
   };
-  UPDATE_SERVER_LIST: { request: { list: ServerList }; reply: { version: number } };
+  UPDATE_SERVER_LIST: {
+    /** `forward`: whom the receiver is to tell, through at most `fanOut` of them. */
+    request: { update: ServerListUpdate; forward: number[]; fanOut: number };
+    /**
+     * `version`: of the list that it has now. Of those forwarded to, all others have the new list:
+     * `behind` have an older one that the update does not fit, `silent` did not answer, `untold`
+     * were to be told by one that did not.
+     */
+    reply: {
+      version: number;
+      behind: { serverId: number; version: number }[];
+      silent: number[];
+      untold: number[];
+    };
+  };
   STORE_COORDINATOR_STATE: {
     /** `state`: the coordinator's key-value pairs as JSON; `crc32c` of its UTF-8 bytes. */
     request: { clusterId: string; term: number; revision: number; crc32c: number; state: string };

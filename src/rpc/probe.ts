@@ -5,7 +5,7 @@
  * itself, and is a time without an answer, however fast the calls failed: each is made again until
  * the time is over.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
+import { type Clock, systemClock } from './clock.js';
 import { RekindleError } from './errors.js';
 import type { ProbeOutcome } from './messages.js';
 import type { RpcLink } from './transport.js';
@@ -33,20 +33,22 @@ export async function probe(
   target: ProbeTarget,
   timeoutMs: number,
   nonce?: string,
+  clock: Clock = systemClock,
 ): Promise<ProbeOutcome> {
-  const endMs = performance.now() + timeoutMs;
+  const endMs = clock.monotonicMs() + timeoutMs;
   const link = target.link();
   if (link.connected) {
     const outcome = await ping(link, timeoutMs, nonce);
     if (outcome !== 'silent') return outcome;
   }
   for (;;) {
-    const leftMs = endMs - performance.now();
+    const leftMs = endMs - clock.monotonicMs();
     if (leftMs <= 0) return 'silent';
     const outcome = await ping(target.freshLink(), leftMs, nonce);
     if (outcome !== 'silent') return outcome;
     // A process that is about to be gone may still take a connection, and lose it.
-    await sleep(Math.min(againMs, Math.max(0, endMs - performance.now())));
+    const pauseMs = Math.min(againMs, Math.max(0, endMs - clock.monotonicMs()));
+    await new Promise<void>((resolve) => clock.after(pauseMs, resolve));
   }
 }
 

@@ -31,15 +31,17 @@ const serverEntry = z.object({
   memoryBytes: count,
 });
 
-const serverList = z.object({
+const serverListUpdate = z.object({
   version: id,
+  fromVersion: id,
   clusterId: text,
   term: id,
   replicas: id,
   durability: z.enum(['fsync', 'replicated']),
   allowSameHost: z.boolean(),
-  copysets: z.array(z.array(id).max(8)).max(1_000_000),
+  copysets: z.array(z.array(id).max(8)).max(1_000_000).nullable(),
   servers: z.array(serverEntry).max(100_000),
+  removed: z.array(id).max(100_000),
 });
 
 type RequestSchemas = { [K in keyof Messages]: z.ZodType<Messages[K]['request']> };
@@ -118,7 +120,11 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
     bytes: count,
   }),
   DRAIN_SERVER: z.object({ serverId: id, cancel: z.boolean() }),
-  UPDATE_SERVER_LIST: z.object({ list: serverList }),
+  UPDATE_SERVER_LIST: z.object({
+    update: serverListUpdate,
+    forward: z.array(id).max(100_000),
+    fanOut: z.int().min(1).max(1_000),
+  }),
   STORE_COORDINATOR_STATE: z.object({
     clusterId: text,
     term: id,

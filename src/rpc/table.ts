@@ -67,7 +67,7 @@ export const RPC = {
   ),
   DRAIN_SERVER: json(0x26, 'coordinator', 10_000, 'Empties a server while it serves.'),
 
-  UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'The new server list.'),
+  UPDATE_SERVER_LIST: json(0x30, 'server', 2_000, 'What is new in the server list; passed on.'),
   STORE_COORDINATOR_STATE: json(0x31, 'server', 5_000, 'Keeps a copy of the coordinator state.'),
   GET_SERVER_STATS: json(0x32, 'server', 2_000, 'Counters and sizes of one server.'),
   PROBE_SERVER: json(0x3a, 'server', 2_000, 'Can you reach that server? Asked of a witness.'),

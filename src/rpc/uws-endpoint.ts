@@ -180,6 +180,11 @@ export class UwsEndpoint implements RpcEndpoint {
     }
   }
 
+  /** Replies that were made outside handlers leave now, not at the end of the turn. */
+  flush(): void {
+    this.#traffic.flush();
+  }
+
   async close(): Promise<void> {
     if (this.#checkTimer !== null) clearInterval(this.#checkTimer);
     this.#checkTimer = null;

@@ -241,7 +241,12 @@ test('the first commit of a deposed coordinator fails, and its caller may try el
     const other = { term: 9, candidateId: 'other', address: '127.0.0.1:9009' };
     await storage.campaign((await storage.list()).leaderState.leader, other);
     const another = new FakeServer(cluster, 9);
-    await assert.rejects(another.enlist(), hasCode('CONNECTION_LOST'));
+    const first = another.enlist();
+    // It waits for its turn, and is not begun.
+    const second = new FakeServer(cluster, 10).enlist();
+    const refused = assert.rejects(second, hasCode('SHUTTING_DOWN'));
+    await assert.rejects(first, hasCode('CONNECTION_LOST'));
+    await refused;
     assert.equal((cluster.fatal as RekindleError | null)?.code, 'FENCED');
     cluster.fatal = null;
   }));

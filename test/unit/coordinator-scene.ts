@@ -12,6 +12,7 @@ import { Coordinator, type CoordinatorOptions } from '../../src/coordinator/coor
 import { CoordinatorState } from '../../src/coordinator/coordinator-state.js';
 import type { ExternalStorage } from '../../src/coordinator/external-storage/external-storage.js';
 import { LmdbStorage } from '../../src/coordinator/external-storage/lmdb.js';
+import { updatedList } from '../../src/coordinator/server-list-update.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import type { ProbeOutcome, ServerList } from '../../src/rpc/messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf } from '../../src/rpc/table.js';
@@ -88,8 +89,7 @@ export class FakeServer {
       case 'PING':
         return { serverListVersion: this.list?.version ?? 0, member: true, lagMs: 0 };
       case 'UPDATE_SERVER_LIST':
-        this.list = (request as RequestOf<'UPDATE_SERVER_LIST'>).list;
-        return { version: this.list.version };
+        return this.takeList(request as RequestOf<'UPDATE_SERVER_LIST'>);
       case 'STORE_COORDINATOR_STATE':
         this.stateCopy = request as RequestOf<'STORE_COORDINATOR_STATE'>;
         return {};
@@ -124,6 +124,13 @@ export class FakeServer {
       default:
         return {};
     }
+  }
+
+  /** Everybody is told directly: nobody forwards. */
+  private takeList({ update, forward }: RequestOf<'UPDATE_SERVER_LIST'>): unknown {
+    assert.deepEqual(forward, []);
+    this.list = updatedList(this.list, update) ?? this.list;
+    return { version: this.list?.version ?? 0, behind: [], silent: [], untold: [] };
   }
 
   /** Reports success, again and again until the coordinator of the moment answers. */

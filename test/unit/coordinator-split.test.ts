@@ -11,6 +11,7 @@ import { decideMerge, mergeableRuns } from '../../src/coordinator/tablet-merge.j
 import { decideMigrate } from '../../src/coordinator/tablet-migration.js';
 import { decideSplit, planSplit, TABLETS_MAX } from '../../src/coordinator/tablet-split.js';
 import { splitTablet } from '../../src/coordinator/tablet-split-operation.js';
+import { systemClock } from '../../src/rpc/clock.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { applied, enlistRequest } from './coordinator-decisions.js';
 
@@ -121,6 +122,7 @@ async function operate(
   const context = {
     state,
     log: () => undefined,
+    clock: systemClock,
     faultPoint: async (name: string) => void trace.push(name),
     after: (_ms: number, action: () => void) => {
       setImmediate(action);

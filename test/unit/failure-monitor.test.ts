@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import type { CoordinatorContext } from '../../src/coordinator/context.js';
 import { FAILURE_MONITOR_DEFAULTS, FailureMonitor } from '../../src/coordinator/failure-monitor.js';
 import { ReachComplaints } from '../../src/coordinator/reach-complaints.js';
+import { systemClock } from '../../src/rpc/clock.js';
 import { RekindleError } from '../../src/rpc/errors.js';
 import { answerHello, PROTOCOL } from '../../src/rpc/handshake.js';
 import type { Hello, ProbeOutcome } from '../../src/rpc/messages.js';
@@ -137,6 +138,7 @@ class Scene {
         servers: { get: (id: number) => (this.#up.has(id) ? entry(id) : undefined) },
       },
       now: () => performance.now(),
+      clock: systemClock,
       log: (level: string, message: string) => {
         if (level === 'warn') this.warnings.push(message);
       },

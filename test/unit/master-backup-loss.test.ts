@@ -69,7 +69,7 @@ class Log {
   }
 
   step(event: ReplicaManagerEvent): void {
-    this.#take(this.manager.step(event, this.nowMs));
+    this.#take(this.manager.step([event], this.nowMs));
   }
 
   wait(ms: number): void {

@@ -60,6 +60,7 @@ class Cluster {
     random: () => 0,
     lease: { now: () => 0, granted: () => undefined, setHolders: () => undefined },
     onDurable: () => undefined,
+    onFlushed: () => undefined,
     onMembershipDoubt: () => undefined,
   });
 

@@ -165,7 +165,7 @@ export class World {
         })),
       ],
     };
-    this.perform(this.manager.step({ kind: 'serverList', list }, this.nowMs));
+    this.perform(this.manager.step([{ kind: 'serverList', list }], this.nowMs));
   }
 
   openHead(): void {
@@ -293,7 +293,7 @@ export class World {
   }
 
   apply(event: ReplicaManagerEvent, frees = this.losses): void {
-    this.perform(this.manager.step(event, this.nowMs), frees);
+    this.perform(this.manager.step([event], this.nowMs), frees);
   }
 
   perform(effects: ReplicaManagerEffect[], frees = this.losses): void {
@@ -389,7 +389,7 @@ export class World {
     const { write, code } = answer;
     this.perform(
       this.manager.step(
-        code === null ? { kind: 'acked', write } : { kind: 'failed', write, code },
+        [code === null ? { kind: 'acked', write } : { kind: 'failed', write, code }],
         this.nowMs,
       ),
     );
