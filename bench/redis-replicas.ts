@@ -5,7 +5,7 @@
  *
  * Two clients, since neither is the faster one everywhere: `batched` sends the writes of a turn
  * and one WAIT in one pipeline on one connection, `each` has 64 connections and a WAIT with every
- * write.
+ * write. Reads go to the primary on a connection of their own: WAIT holds up what is behind it.
  */
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -32,6 +32,7 @@ type Entry = readonly [string, Buffer];
 export class RedisReplicas {
   readonly batched: Writer;
   readonly each: Writer;
+  readonly #reader: RedisClient;
   readonly #servers: RedisServer[];
   readonly #clients: RedisClient[];
   readonly #directory: string;
@@ -40,7 +41,8 @@ export class RedisReplicas {
     this.#servers = servers;
     this.#clients = clients;
     this.#directory = directory;
-    const [first, ...rest] = clients as [RedisClient, ...RedisClient[]];
+    const [reader, first, ...rest] = clients as [RedisClient, RedisClient, ...RedisClient[]];
+    this.#reader = reader;
     this.batched = new BatchedWriter(first);
     this.each = new EachWriter(rest);
   }
@@ -58,13 +60,17 @@ export class RedisReplicas {
         servers.push(await RedisServer.start(folder, [...SETTINGS, ...follow]));
       }
       const [primary] = servers as [RedisServer];
-      for (let index = 0; index <= CONNECTIONS; index++) clients.push(await primary.client());
+      for (let index = 0; index < CONNECTIONS + 2; index++) clients.push(await primary.client());
       await untilReplicated(clients[0] as RedisClient);
       return new RedisReplicas(servers, clients, directory);
     } catch (error) {
       await stopAll(servers, clients, directory);
       throw error;
     }
+  }
+
+  async get(key: string): Promise<Uint8Array | undefined> {
+    return (await this.#reader.getBuffer(key)) ?? undefined;
   }
 
   get pids(): number[] {

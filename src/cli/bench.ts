@@ -3,7 +3,7 @@
  * starts a cluster of its own on this machine; all print a short table, and write the figures as
  * JSON with --json FILE.
  */
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import { runChaos } from '../../bench/chaos.js';
 import { runColdStart, WHOLE_TIMEOUT_MS } from '../../bench/cold-start.js';
 import { runConnectionsBench } from '../../bench/connections.js';
@@ -19,17 +19,21 @@ import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
 import { runThroughputBench } from '../../bench/throughput.js';
+import { runYcsbBench } from '../../bench/ycsb.js';
+import type { WorkloadName } from '../../bench/ycsb-workloads.js';
 import type { Durability } from '../rpc/messages.js';
 import { EXIT_NO, EXIT_OK, printLine, run } from './command-runner.js';
 import {
   integer,
   option,
+  parseAllOrNoReplicas,
   parseBytes,
   parseDurability,
   parseDurablePeers,
   parseMemoryBytes,
   parsePeer,
   parseValueSizes,
+  parseWorkloads,
 } from './option-parsers.js';
 
 interface CommonOptions {
@@ -195,6 +199,45 @@ function latencyCommand(): Command {
       }),
     )
     .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
+}
+
+interface YcsbOptions extends PeerOptions {
+  workloads: WorkloadName[];
+  replicas: 0 | 3;
+  inFlight: number;
+}
+
+function ycsbCommand(): Command {
+  const command = subcommand(
+    'ycsb',
+    'the mixed loads of YCSB, keys of uneven popularity',
+    '512MB',
+    4,
+  )
+    .addOption(
+      new Option('--workloads <names>', 'which of A to F')
+        .argParser(parseWorkloads)
+        .default(parseWorkloads('A,B,C,D,E,F'), 'A,B,C,D,E,F'),
+    )
+    .option('--replicas <n>', '3, or 0: one server of either store', parseAllOrNoReplicas, 3)
+    .option('--in-flight <n>', 'operations at a time', integer(1, 10_000), 64);
+  return withPeer(withDurability(command))
+    .action((options: YcsbOptions) =>
+      run(() => {
+        const { memory: memoryBytes, json, quick = false, peer, ...rest } = options;
+        return report(json, runYcsbBench({ ...rest, memoryBytes, quick, peer }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench ycsb --quick --peer redis
+  $ rekindle bench ycsb --workloads A,B --in-flight 256 --json ycsb.json
+
+Rekindle has no scans over keys, so E is named and not measured. --peer redis needs Debian's
+redis-server. Exit code 1 if a read did not find its object.`,
+    );
 }
 
 /** Of values, where a run moves or recovers them. */
@@ -475,6 +518,7 @@ export function benchCommand(): Command {
     .addCommand(durableCommand())
     .addCommand(connectionsCommand())
     .addCommand(latencyCommand())
+    .addCommand(ycsbCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
     .addCommand(failoverCommand())

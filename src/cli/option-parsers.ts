@@ -185,6 +185,24 @@ export function parseDurablePeers(text: string, before: DurablePeer[] | undefine
   throw new InvalidArgumentError(`"${text}" is not a known peer; write redis or etcd.`);
 }
 
+const workloadNames = ['A', 'B', 'C', 'D', 'E', 'F'] as const;
+
+/** A,B,F: workloads of YCSB. */
+export function parseWorkloads(text: string): (typeof workloadNames)[number][] {
+  return text.split(',').map((part) => {
+    const found = workloadNames.find((name) => name === part.trim().toUpperCase());
+    if (found !== undefined) return found;
+    throw new InvalidArgumentError(`"${part}" is not a workload; write A, B, C, D, E or F.`);
+  });
+}
+
+/** Copies of what is written: Rekindle's own number, or none. */
+export function parseAllOrNoReplicas(text: string): 0 | 3 {
+  if (text === '0') return 0;
+  if (text === '3') return 3;
+  throw new InvalidArgumentError(`"${text}" is neither 0 nor 3.`);
+}
+
 export function parsePeer(text: string): 'redis' {
   if (text === 'redis') return text;
   throw new InvalidArgumentError(`"${text}" is not a known peer; write redis.`);

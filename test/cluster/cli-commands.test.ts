@@ -123,6 +123,7 @@ test('mistakes of usage end with code 2 and say what is wrong', OPTIONS, async (
     ['server --data x --coordinator nonsense', /host:port/],
     ['coordinator', /--data/],
     ['bench throughput --peer other', /write redis/],
+    ['bench ycsb --workloads A,G', /"G" is not a workload/],
     ['nonsense', /unknown command/],
     ['status --url nonsense://x', /INVALID_ARGUMENT/],
     ['status --url rekindle://127.0.0.1:1 --timeout 1s', /COORDINATOR_UNAVAILABLE/],
@@ -141,6 +142,7 @@ test('every command has help with an example', OPTIONS, async () => {
     'bench',
     'bench throughput',
     'bench durable',
+    'bench ycsb',
     'bench recovery',
     'bench chaos',
   ];

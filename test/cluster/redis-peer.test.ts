@@ -34,6 +34,8 @@ test('redis with two replicas: what is answered is on all three', {
       redis.batched.putMany([['b', Buffer.from('2')]]),
       redis.each.put('c', Buffer.from('3')),
     ]);
+    assert.deepEqual(await redis.get('a'), Buffer.from('1'));
+    assert.equal(await redis.get('d'), undefined);
     for (const port of redis.ports) {
       const client = new Redis({ host: '127.0.0.1', port });
       assert.deepEqual(await client.mget('a', 'b', 'c'), ['1', '2', '3']);

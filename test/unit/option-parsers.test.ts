@@ -6,10 +6,12 @@ import {
   flag,
   integer,
   parseAddress,
+  parseAllOrNoReplicas,
   parseBytes,
   parseDurationMs,
   parseFactor,
   parseMemoryBytes,
+  parseWorkloads,
 } from '../../src/cli/option-parsers.js';
 
 test('sizes are powers of 1024', () => {
@@ -26,6 +28,17 @@ test('memory is whole segments, at least 64 MB', () => {
   assert.equal(parseMemoryBytes('64MB'), 64 * 2 ** 20);
   assert.equal(parseMemoryBytes('65MB'), 72 * 2 ** 20);
   assert.throws(() => parseMemoryBytes('63MB'), /at least 64MB/);
+});
+
+test('workloads are letters, replicas all or none', () => {
+  assert.deepEqual(parseWorkloads('a, F'), ['A', 'F']);
+  for (const text of ['', 'G', 'AB', 'A,,B']) {
+    assert.throws(() => parseWorkloads(text), /is not a workload/, text);
+  }
+  assert.deepEqual(['0', '3'].map(parseAllOrNoReplicas), [0, 3]);
+  for (const text of ['', '1', '03']) {
+    assert.throws(() => parseAllOrNoReplicas(text), /neither 0 nor 3/, text);
+  }
 });
 
 test('whole numbers have limits', () => {
