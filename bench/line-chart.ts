@@ -1,6 +1,6 @@
 /**
- * A line chart as SVG: some series of (x, y) over two logarithmic axes. It draws what it is given;
- * points at or below `yMin` lie on the lower edge.
+ * A line chart as SVG: some series of (x, y) over two axes, both logarithmic or both linear. It
+ * draws what it is given; points below the lowest tick lie on the lower edge.
  */
 import { svgText } from './svg.js';
 
@@ -19,6 +19,8 @@ export interface LineChart {
   xTicks: readonly number[];
   yTicks: readonly number[];
   series: readonly Series[];
+  /** Else logarithmic. */
+  linear?: boolean;
 }
 
 const width = 760;
@@ -31,6 +33,7 @@ const bottom = 60;
 export function lineChart(chart: LineChart): string {
   const [xMin, xMax] = ends(chart.xTicks);
   const [yMin, yMax] = ends(chart.yTicks);
+  const scale = chart.linear === true ? linearScale : logarithmicScale;
   const x = scale(xMin, xMax, left, width - right);
   const y = scale(yMin, yMax, height - bottom, top);
   const lines = [
@@ -69,12 +72,26 @@ function ends(ticks: readonly number[]): [number, number] {
   return [Math.min(...ticks), Math.max(...ticks)];
 }
 
-function scale(min: number, max: number, from: number, to: number): (value: number) => number {
-  return (value) => from + ((to - from) * Math.log(value / min)) / Math.log(max / min);
+type Scale = (min: number, max: number, from: number, to: number) => (value: number) => number;
+
+const logarithmicScale: Scale = (min, max, from, to) => (value) =>
+  from + ((to - from) * Math.log(value / min)) / Math.log(max / min);
+
+const linearScale: Scale = (min, max, from, to) => (value) =>
+  from + ((to - from) * (value - min)) / (max - min);
+
+/** 0 and five to ten steps of 1, 2 or 5 times a power of ten, up to `max` (above 0) or over it. */
+export function evenTicks(max: number): number[] {
+  const exponent = Math.floor(Math.log10(max)) - 1;
+  const step =
+    10 ** exponent * ([1, 2, 5].find((each) => max / (each * 10 ** exponent) <= 10) ?? 10);
+  const places = Math.max(0, -exponent);
+  const count = Math.ceil(max / step);
+  return Array.from({ length: count + 1 }, (_, index) => Number((index * step).toFixed(places)));
 }
 
 function tickText(tick: number): string {
-  return tick >= 0.01 ? String(tick) : tick.toExponential(0);
+  return tick === 0 || tick >= 0.01 ? String(tick) : tick.toExponential(0);
 }
 
 function text(x: number, y: number, content: string, anchor: string, size = 12): string {

@@ -107,11 +107,21 @@ export function processorMsOf(pids: readonly number[]): number {
   }, 0);
 }
 
+/** Memory that it has in DRAM; undefined once it is gone. */
+export function residentBytesOf(pid: number): number | undefined {
+  return ifThere(() => {
+    const status = readFileSync(`/proc/${pid}/status`, 'latin1');
+    const kilobytes = /^VmRSS:\s*(\d+) kB/m.exec(status)?.[1];
+    // A process that has ended and not been waited for has no memory.
+    return kilobytes === undefined ? undefined : Number(kilobytes) * 1024;
+  });
+}
+
 const NOTHING: Counters = { userMs: 0, systemMs: 0, readBytes: 0, writtenBytes: 0 };
 
 /** undefined once the process is gone: it keeps what was read last. */
 function countersOf(pid: number): Counters | undefined {
-  try {
+  return ifThere(() => {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
     // The command's name, in brackets, may hold anything; fields count from behind it.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
@@ -122,6 +132,13 @@ function countersOf(pid: number): Counters | undefined {
       readBytes: Number(/^read_bytes: (\d+)/m.exec(io)?.[1]),
       writtenBytes: Number(/^write_bytes: (\d+)/m.exec(io)?.[1]),
     };
+  });
+}
+
+/** What is read of a process, or undefined if it has ended. */
+function ifThere<T>(read: () => T): T | undefined {
+  try {
+    return read();
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT' || code === 'ESRCH') return undefined;

@@ -18,6 +18,7 @@ import { runMigrationBench } from '../../bench/migration.js';
 import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
+import { runSoakBench } from '../../bench/soak.js';
 import { runThroughputBench } from '../../bench/throughput.js';
 import { runYcsbBench } from '../../bench/ycsb.js';
 import type { WorkloadName } from '../../bench/ycsb-workloads.js';
@@ -237,6 +238,32 @@ Examples:
 
 Rekindle has no scans over keys, so E is named and not measured. --peer redis needs Debian's
 redis-server. Exit code 1 if a read did not find its object.`,
+    );
+}
+
+function soakCommand(): Command {
+  return withDurability(
+    subcommand('soak', 'whether memory goes on growing under constant load', '128MB', 4),
+  )
+    .option('--minutes <n>', 'how long (default: 10; with --quick: half a one)', integer(1, 10_000))
+    .option('--rate <n>', 'operations a second', integer(1, 100_000), 2_000)
+    .option('--svg <file>', 'draw the memory of all processes')
+    .action((options: CommonOptions & { minutes?: number; rate: number; svg?: string }) =>
+      run(() => {
+        const { servers, memory: memoryBytes, durability, rate, svg, quick = false } = options;
+        const seconds = 60 * (options.minutes ?? (quick ? 0.5 : 10));
+        const soak = { seconds, rate, servers, durability, memoryBytes, svg, quick };
+        return report(options.json, runSoakBench(soak));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench soak --json soak.json --svg soak.svg
+  $ rekindle bench soak --minutes 60 --rate 5000
+
+Exit code 1 if a call failed or a process ended.`,
     );
 }
 
@@ -519,6 +546,7 @@ export function benchCommand(): Command {
     .addCommand(connectionsCommand())
     .addCommand(latencyCommand())
     .addCommand(ycsbCommand())
+    .addCommand(soakCommand())
     .addCommand(recoveryCommand())
     .addCommand(detectionCommand())
     .addCommand(failoverCommand())

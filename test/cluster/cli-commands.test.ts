@@ -143,6 +143,7 @@ test('every command has help with an example', OPTIONS, async () => {
     'bench throughput',
     'bench durable',
     'bench ycsb',
+    'bench soak',
     'bench recovery',
     'bench chaos',
   ];
