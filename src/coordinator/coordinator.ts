@@ -73,6 +73,8 @@ export class Coordinator implements CoordinatorContext {
   private stoppedBy: RekindleError | null = null;
   /** What cancels each. */
   private readonly timers = new Set<() => void>();
+  /** Of requests that are being carried out. */
+  private readonly waiting = new Set<(error: RekindleError) => void>();
   private readonly monitor: FailureMonitor;
   private readonly pusher: ServerListPusher;
   private readonly copier: StateCopier;
@@ -174,7 +176,11 @@ export class Coordinator implements CoordinatorContext {
     const { state, leadership, committedRevision } = this;
     invariant(leadership !== null, 'who commits leads');
     const { writes, result } = decide(state);
-    if (writes.length === 0) return result;
+    if (writes.length === 0) {
+      // What is not so here may be so at the leader after this one: "no" is an answer, too.
+      await this.confirmLeadership();
+      return result;
+    }
     const { storage } = this.options;
     try {
       this.committedRevision = await storage.commit(leadership, committedRevision, writes);
@@ -250,6 +256,11 @@ export class Coordinator implements CoordinatorContext {
     this.monitor.stop();
     for (const cancel of this.timers) cancel();
     this.timers.clear();
+    // In a later turn: who knows what became of his request says so himself.
+    this.clock.after(0, () => {
+      const problem = 'this coordinator has stopped: what was under way may have been done';
+      for (const reject of this.waiting) reject(new RekindleError('CONNECTION_LOST', problem));
+    });
   }
 
   /** After each commit: everybody looks at the new state. */
@@ -291,7 +302,16 @@ export class Coordinator implements CoordinatorContext {
       if (this.committed === null) {
         throw new RekindleError('RETRY', 'the coordinator is starting', { retryAfterMs: 100 });
       }
-      return handler(request, call);
+      const answer = handler(request, call);
+      return answer instanceof Promise ? this.answeredOrStopped(answer) : answer;
+    });
+  }
+
+  /** Whoever waits here when this coordinator stops is sent to the next one. */
+  private answeredOrStopped<T>(answer: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      this.waiting.add(reject);
+      answer.then(resolve, reject).finally(() => this.waiting.delete(reject));
     });
   }
 
@@ -334,7 +354,8 @@ export class Coordinator implements CoordinatorContext {
    * A grant must not outlive what the next leader waits for, which counts from its victory: so it
    * is given only if this one still led after the master had asked.
    */
-  private async verifyMembership(serverId: number): Promise<ReplyOf<'VERIFY_MEMBERSHIP'>> {
+  /** Nobody else had begun to lead when this resolves. */
+  private async confirmLeadership(): Promise<void> {
     const { leadership } = this;
     invariant(leadership !== null, 'who answers leads');
     try {
@@ -346,6 +367,10 @@ export class Coordinator implements CoordinatorContext {
       throw leadershipLost(cause);
     }
     if (this.stoppedBy !== null) throw this.stoppedBy;
+  }
+
+  private async verifyMembership(serverId: number): Promise<ReplyOf<'VERIFY_MEMBERSHIP'>> {
+    await this.confirmLeadership();
     const member = this.state.isUp(serverId);
     return { member, leaseMs: member ? this.leases.grant(serverId, this.clock.monotonicMs()) : 0 };
   }

@@ -154,9 +154,10 @@ export class MigrationManager {
     const { migrationId, tableId, startSlot, endSlot, sourceServerId, targetServerId } = record;
     const { term } = this.context.state.cluster;
     if (record.state === 'committed') {
-      // It has come back by a recovery: what the source had was dropped before that could begin.
+      // It has come back by a recovery: what the source had was dropped before that could begin. If
+      // it comes back while this is on its way, `before` tells.
       if (ownsSomeOf(this.context.state, sourceServerId, record)) return true;
-      const range = { tableId, startSlot, endSlot, term };
+      const range = { tableId, startSlot, endSlot, term, before: migrationId };
       return this.told(sourceServerId, 'DROP_TABLET_OWNERSHIP', range);
     }
     const end = { term, migrationId };

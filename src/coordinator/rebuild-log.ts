@@ -43,8 +43,10 @@ export function findLog(masterId: number, replicas: readonly FoundReplica[]): Fo
   const heads = replicas.filter((one): one is HeadReplica => one.digest !== null);
   const closed = new Set(replicas.filter((one) => one.closed).map(({ segmentId }) => segmentId));
   const contradicted = (one: HeadReplica): boolean =>
+    // A segment is closed on R backups before anything is written to the next one.
     heads.some(
-      ({ segmentId, digest }) => segmentId > one.segmentId && !digest.includes(one.segmentId),
+      (other) =>
+        other.segmentId > one.segmentId && (other.closed || !other.digest.includes(one.segmentId)),
     );
   const open = heads.filter((one) => !closed.has(one.segmentId) && !contradicted(one));
   const headSegmentId = Math.min(...open.map(({ segmentId }) => segmentId));

@@ -219,8 +219,11 @@ function doubtsOf(
   const doubts: string[] = [];
   const found = new Set(logs.map(({ masterId }) => masterId));
   for (const serverId of servers) {
-    if (identities.has(serverId) || found.has(serverId)) continue;
-    doubts.push(`server ${serverId} was a member: neither its disk nor its log is here`);
+    if (identities.has(serverId)) continue;
+    const missing = found.has(serverId)
+      ? 'its disk is not here'
+      : 'neither its disk nor its log is here';
+    doubts.push(`server ${serverId} was a member: ${missing}`);
   }
   for (const { masterId, headFound, replicas: heads } of logs) {
     if (!headFound) doubts.push(`the end of the log of server ${masterId} is not here`);

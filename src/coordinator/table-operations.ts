@@ -111,7 +111,7 @@ export class TableOperations {
     const acknowledged = await Promise.all(
       table.tablets.map(async ({ tableId, startSlot, endSlot, serverId }) => {
         if (!state.isUp(serverId)) return null;
-        const request = { tableId, startSlot, endSlot, term };
+        const request = { tableId, startSlot, endSlot, term, before: null };
         const sent = await this.send('DROP_TABLET_OWNERSHIP', serverId, request);
         return sent ? serverId : null;
       }),

@@ -231,8 +231,13 @@ export class MasterService {
   ): Promise<ReplyOf<'DROP_TABLET_OWNERSHIP'>> {
     const { core, notes, replication } = this.#options;
     this.#options.checkTerm(request.term);
-    const { tableId, startSlot, endSlot } = request;
+    const { tableId, startSlot, endSlot, before } = request;
     const range = { tableId, startSlot, endSlot };
+    // A recovery claims what it brings before that is served.
+    const since = notes
+      .within(range)
+      .some(({ ownershipId }) => ownershipId >= (before ?? Number.POSITIVE_INFINITY));
+    if (since) return {};
     try {
       const erased = core.dropTablet(range);
       this.#options.migrationSource.dropped(request);

@@ -44,6 +44,7 @@ const memoryWaitMs = 5_000;
 const headerBytes = 32;
 const tasksMax = 16;
 const burstBytes = 4 * 1024 * 1024;
+const restMsMax = 100;
 
 type MigrateRequest = RequestOf<'MIGRATE'>;
 
@@ -276,7 +277,7 @@ export class MigrationTarget {
       await this.#apply(fetch, piece);
       next = piece.next;
       // Deltas do not wait: the source keeps what it writes until they have been asked for.
-      await sleep(this.#pace.spend(piece.bytes.length, performance.now()));
+      await this.#rest(fetch.task, this.#pace.spend(piece.bytes.length, performance.now()));
     }
   }
 
@@ -327,6 +328,15 @@ export class MigrationTarget {
     task.objects += replayed.objects;
     task.bytes += replayed.bytes;
     this.#options.replication.trackSides(recovery.sideSegments());
+  }
+
+  /** As long as the migration is wanted. */
+  async #rest(task: Task, ms: number): Promise<void> {
+    const endMs = performance.now() + ms;
+    for (let leftMs = ms; leftMs > 0; leftMs = endMs - performance.now()) {
+      this.#checkWanted(task);
+      await sleep(Math.min(leftMs, restMsMax));
+    }
   }
 
   /** Repeats what the source is too busy for. */

@@ -103,6 +103,8 @@ function stopping(): RekindleError {
   return new RekindleError('SHUTTING_DOWN', 'the master is stopping', { outcome: 'unknown' });
 }
 
+type WriteEnd = Extract<ReplicaManagerEvent, { kind: 'acked' | 'failed' }>;
+
 export class ReplicaManagerRuntime {
   readonly #options: ReplicaManagerRuntimeOptions;
   readonly #manager: ReplicaManager;
@@ -117,7 +119,7 @@ export class ReplicaManagerRuntime {
   /** A group waits for more. */
   #groupTimer: NodeJS.Timeout | null = null;
   /** Writes that have ended in this turn. */
-  #ended: ReplicaManagerEvent[] = [];
+  #ended: WriteEnd[] = [];
   #stopped = false;
   readonly #timer: NodeJS.Timeout;
   #waiters: Waiter[] = [];
@@ -408,7 +410,7 @@ export class ReplicaManagerRuntime {
   async #send(write: SegmentWrite): Promise<void> {
     const { segmentId } = write;
     this.#inFlight.set(segmentId, (this.#inFlight.get(segmentId) ?? 0) + 1);
-    let event: ReplicaManagerEvent;
+    let event: WriteEnd;
     try {
       event = { kind: 'acked', write, load: await this.#call(write) };
     } catch (thrown) {
@@ -424,7 +426,9 @@ export class ReplicaManagerRuntime {
     this.#ended.push(event);
     // Until the last answer of a group nothing can be done: it takes the others along. If it does
     // not come soon, a tick does.
-    const more = this.#inFlight.has(segmentId) && write.end - write.offset < groupBytesMax;
+    const answers = this.#ended.filter((end) => end.write.segmentId === segmentId).length;
+    const underWay = this.#manager.segment(segmentId)?.writesUnderWay ?? 0;
+    const more = underWay > answers && write.end - write.offset < groupBytesMax;
     if (!more || event.kind === 'failed') this.scheduleFlush();
   }
 

@@ -31,6 +31,9 @@ export const groupBytesMax = 64 * 1024;
  * messages. Who writes alone never waits.
  */
 export const groupWaitMs = 1;
+/** A timer may run so much early. */
+const timerSlackMs = 0.5;
+const waitsInVainMax = 6;
 const resendDelayMs = 50;
 const resendDelayMsMax = 1_000;
 
@@ -185,6 +188,11 @@ export class ReplicatedSegment {
   /** Of the last group, and until when a smaller one waits. */
   #groupBytes = 0;
   #groupWaitsUntilMs = Number.NEGATIVE_INFINITY;
+  /** What there was to send when the wait began. */
+  #groupWaitsFromBytes = 0;
+  /** Waits in a row in which nothing came: who wrote more before does not write now. */
+  #waitsInVain = 0;
+  #waitsToSkip = 0;
   #pinned = true;
 
   constructor(options: ReplicatedSegmentOptions) {
@@ -470,8 +478,13 @@ export class ReplicatedSegment {
     const certified = end >= replica.certifyFromBytes;
     if (bytesLeft === 0 && !close && !(epochStale && certified)) return null;
     this.#groupBytes = end - replica.ackedBytes;
-    this.#groupWaitsUntilMs = Number.NEGATIVE_INFINITY;
+    this.#endWait();
     return { ...write, token: this.#nextToken(), end, checksum, close, certified };
+  }
+
+  /** Of replicas that it still has: one to a backup that is gone may be under way for longer. */
+  get writesUnderWay(): number {
+    return this.#replicas.filter(({ inFlight }) => inFlight !== null).length;
   }
 
   /** Of another replica that has not answered yet. */
@@ -480,14 +493,29 @@ export class ReplicatedSegment {
   }
 
   #groupWaits(bytes: number, nowMs: number): boolean {
-    return bytes < this.#groupBytes && nowMs < this.#groupWaitsUntilMs;
+    return bytes < this.#groupBytes && nowMs < this.#groupWaitsUntilMs - timerSlackMs;
   }
 
   /** The last answer of a group is there: what others wrote meanwhile may wait for more. */
   #endGroup(nowMs: number): void {
     if (this.kind === 'side' || this.#replicas.some((r) => r.inFlight !== null)) return;
     const behind = this.#replicas.some((r) => r.ackedBytes < this.#limitBytes);
-    if (behind) this.#groupWaitsUntilMs = nowMs + groupWaitMs;
+    if (!behind) return;
+    if (this.#waitsToSkip > 0) {
+      this.#waitsToSkip--;
+      return;
+    }
+    this.#groupWaitsUntilMs = nowMs + groupWaitMs;
+    this.#groupWaitsFromBytes = this.#limitBytes;
+  }
+
+  /** After one in vain the next ones are left out: twice as many each time. */
+  #endWait(): void {
+    if (this.#groupWaitsUntilMs === Number.NEGATIVE_INFINITY) return;
+    this.#groupWaitsUntilMs = Number.NEGATIVE_INFINITY;
+    const inVain = this.#limitBytes === this.#groupWaitsFromBytes;
+    this.#waitsInVain = inVain ? Math.min(this.#waitsInVain + 1, waitsInVainMax) : 0;
+    this.#waitsToSkip = inVain ? 2 ** this.#waitsInVain : 0;
   }
 
   #read(replica: Replica, bytesMax: number): { end: number; checksum: number } {

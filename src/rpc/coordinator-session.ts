@@ -73,6 +73,7 @@ export class CoordinatorSession {
     const deadlineMs = performance.now() + (options.timeoutMs ?? RPC[name].timeoutMs);
     let redirect: string | null = null;
     let redirects = 0;
+    let mayBeDone = false;
     for (let failures = 0; ; ) {
       const address: string | RekindleError =
         redirect ?? this.#leader ?? (await this.#next(deadlineMs, signal));
@@ -81,7 +82,8 @@ export class CoordinatorSession {
           ? address
           : await this.#attempt(address, name, request, deadlineMs, signal);
       if (!(outcome instanceof RekindleError)) return outcome.reply;
-      if (!TRY_ELSEWHERE.has(outcome.code)) throw outcome;
+      mayBeDone ||= outcome.outcome === 'unknown';
+      if (!TRY_ELSEWHERE.has(outcome.code)) throw mayBeDone ? ofUnknownOutcome(outcome) : outcome;
       this.#leader = null;
       this.#problem = unavailable(address, outcome);
       redirect = redirects < REDIRECTS_MAX ? redirectOf(outcome) : null;
@@ -91,7 +93,9 @@ export class CoordinatorSession {
       failures += 1;
       this.#cursor += 1;
       const pauseMs = this.#pauseMs(failures, outcome);
-      if (performance.now() + pauseMs >= repeatUntilMs) throw this.#problem;
+      if (performance.now() + pauseMs >= repeatUntilMs) {
+        throw mayBeDone ? ofUnknownOutcome(this.#problem) : this.#problem;
+      }
       await pause(pauseMs, signal);
     }
   }
@@ -216,6 +220,20 @@ function unavailable(address: string | RekindleError, cause: RekindleError): Rek
   return new RekindleError('COORDINATOR_UNAVAILABLE', problem, {
     cause,
     outcome: cause.outcome,
+  });
+}
+
+/** An attempt before the last one may have been carried out. */
+function ofUnknownOutcome(error: RekindleError): RekindleError {
+  if (error.outcome === 'unknown') return error;
+  const { code, message, retryAfterMs, details } = error;
+  const detail = details === undefined ? {} : { details };
+  const retry = retryAfterMs === undefined ? {} : { retryAfterMs };
+  return new RekindleError(code, message, {
+    cause: error,
+    outcome: 'unknown',
+    ...detail,
+    ...retry,
   });
 }
 

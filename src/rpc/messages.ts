@@ -459,7 +459,14 @@ export interface Messages {
     request: SlotRange & { term: number; name: string; ownershipId: number };
     reply: Empty;
   };
-  DROP_TABLET_OWNERSHIP: { request: SlotRange & { term: number }; reply: Empty };
+  /**
+   * `before`: a migration after which it is to be gone; what has come back since, by an ownership
+   * of a later id, stays. null: whatever there is.
+   */
+  DROP_TABLET_OWNERSHIP: {
+    request: SlotRange & { term: number; before: number | null };
+    reply: Empty;
+  };
   MERGE_TABLET_OWNERSHIP: {
     /** `apply`: the coordinator has committed it; else only whether it can be. */
     request: SlotRange & { term: number; apply: boolean };

@@ -134,7 +134,7 @@ export const REQUEST_SCHEMAS: RequestSchemas = {
   }),
   GET_SERVER_STATS: empty,
   TAKE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, name: tableName, ownershipId: id }),
-  DROP_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id }),
+  DROP_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, before: id.nullable() }),
   MERGE_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, apply: z.boolean() }),
   SPLIT_TABLET_OWNERSHIP: z.object({ ...slotRange, term: id, slot: slot.min(1) }),
   MIGRATE: z.object({

@@ -97,6 +97,13 @@ test('the head is the lowest open segment that no younger head leaves out', () =
     [true, 5, 2, 2],
   );
   assert.deepEqual(found.cluster?.servers, [1, 2, 3], 'the longest of the newest epoch speaks');
+  const among = findLog(1, [
+    replica({ serverId: 1, segmentId: 1, digest: [1], notes: notes([1]) }),
+    replica({ serverId: 2, segmentId: 2, closed: true, digest: [1, 2], notes: notes([2]) }),
+    replica({ serverId: 3, segmentId: 7, digest: [1, 2, 7], notes: notes([3]) }),
+  ]);
+  assert.equal(among.headSegmentId, 7, 'the first is closed where it is not seen: the second is');
+  assert.deepEqual(among.cluster?.servers, [3]);
   const alone = findLog(1, [stale]);
   assert.equal(alone.headSegmentId, 2, 'nothing contradicts it here');
   const closed = findLog(1, [

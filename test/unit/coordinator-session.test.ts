@@ -87,6 +87,28 @@ test('a redirect is followed, also to one that was not named, and remembered', a
   });
 });
 
+test('a call of which an attempt may have been carried out does not say that it was not', async () => {
+  const refuses = () => new RekindleError('SHUTTING_DOWN', 'stops');
+  let first = true;
+  const losesOnce = () => {
+    const lost = first;
+    first = false;
+    return lost ? new RekindleError('CONNECTION_LOST', 'committed, not answered') : refuses();
+  };
+  const outcomeOf = async (answers: Behaviour['answer'][]): Promise<string | undefined> => {
+    let outcome: string | undefined;
+    await withCoordinators(answers, async (scene) => {
+      const session = scene.session(scene.addresses);
+      await session.call('LIST_TABLES', {}, { timeoutMs: 600 }).catch((error: RekindleError) => {
+        outcome = error.outcome;
+      });
+    });
+    return outcome;
+  };
+  assert.equal(await outcomeOf([refuses, refuses]), 'not-applied');
+  assert.equal(await outcomeOf([losesOnce, refuses]), 'unknown');
+});
+
 test('standbys that point at one another, or at nobody, cost a round, not the call', async () => {
   const addresses: string[] = [];
   const at = (index: number) => standsBy(() => addresses[index] ?? '');

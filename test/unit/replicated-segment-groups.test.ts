@@ -109,6 +109,38 @@ test('a smaller group waits for more, and not for long', () => {
   assert.equal(head.pump().length, 3, 'nobody came');
 });
 
+test('after waits in vain the next ones are left out, until one was of use', () => {
+  const head = new Head();
+  let writes: SegmentWrite[] = [];
+  /** A large group, then a small one; whether that one waited. */
+  const round = (more: number): boolean => {
+    head.append(1_000);
+    writes = head.pump();
+    assert.equal(writes.length, 3, 'who writes alone does not wait');
+    head.append(10);
+    head.ack(writes);
+    const before = head.waits;
+    writes = head.pump();
+    const waited = head.waits > before;
+    if (waited) {
+      assert.deepEqual(writes, []);
+      if (more > 0) head.append(more);
+      else head.nowMs += groupWaitMs;
+      writes = head.pump();
+    }
+    assert.equal(writes.length, 3);
+    head.ack(writes);
+    return waited;
+  };
+  assert.deepEqual(
+    Array.from({ length: 10 }, () => round(0)),
+    [true, false, false, true, false, false, false, false, true, false],
+  );
+  for (let i = 0; i < 7; i++) assert.equal(round(0), false);
+  assert.equal(round(1_000), true);
+  assert.equal(round(1_000), true, 'it was of use');
+});
+
 test('a close does not wait', () => {
   const head = new Head();
   head.append(1_000);

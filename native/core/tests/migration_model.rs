@@ -106,6 +106,12 @@ impl Move {
         }
     }
 
+    /// What was not fetched yet is not cleaned.
+    fn make_room(&mut self, from: &Master, random: &mut Random) {
+        while self.delta(random) > 100_000 {}
+        eventually("room", || stats(from)["memoryShort"] == 0);
+    }
+
     fn delta(&mut self, random: &mut Random) -> u64 {
         let piece = parse(&self.migration.delta(self.at).expect("copied"));
         self.at = Cursor {
@@ -209,14 +215,16 @@ fn a_tablet_moves_while_it_is_written_and_cleaned() {
                 1 => {
                     // Few at a time: what was not fetched yet is not cleaned.
                     fill(from, &mut random, 20);
-                    while moving.delta(&mut random) > 100_000 {}
-                    eventually("room", || stats(from)["memoryShort"] == 0);
+                    moving.make_room(from, &mut random);
                 }
-                2 => run_ops(&mut client, &mut model, &mut random, 300, KEYS),
+                2 => {
+                    moving.make_room(from, &mut random);
+                    run_ops(&mut client, &mut model, &mut random, 300, KEYS);
+                }
                 _ => scanning = moving.scan(&mut random),
             }
         }
-        while moving.delta(&mut random) > 100_000 {}
+        moving.make_room(from, &mut random);
         run_ops(&mut client, &mut model, &mut random, 300, KEYS);
         moving.finish(&mut client, to, &mut random);
         model.compare(&mut client);
