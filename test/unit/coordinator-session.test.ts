@@ -87,7 +87,7 @@ test('a redirect is followed, also to one that was not named, and remembered', a
   });
 });
 
-test('a call of which an attempt may have been carried out does not say that it was not', async () => {
+test('a call that may have been carried out once never says that it was not', async () => {
   const refuses = () => new RekindleError('SHUTTING_DOWN', 'stops');
   let first = true;
   const losesOnce = () => {
