@@ -12,6 +12,7 @@ import { addressProblem } from './address.js';
 import { backoffMs } from './backoff.js';
 import type { CoordinatorAddresses } from './coordinator-addresses.js';
 import { asRekindleError, RekindleError } from './errors.js';
+import { boundedTimeoutMs } from './fault-point.js';
 import type { StatusCode } from './status.js';
 import { type JsonRpcName, type ReplyOf, type RequestOf, RPC } from './table.js';
 import type { CallOptions, LinkPool, RpcLink } from './transport.js';
@@ -149,7 +150,7 @@ export class CoordinatorSession {
     signal: AbortSignal | undefined,
   ): Promise<{ reply: ReplyOf<K> } | RekindleError> {
     const remainingMs = Math.max(1, deadlineMs - performance.now());
-    const timeoutMs = Math.min(RPC[name].timeoutMs, remainingMs);
+    const timeoutMs = Math.min(boundedTimeoutMs(RPC[name].timeoutMs), remainingMs);
     const { pool } = this.#options;
     const link = pool.link(address);
     try {
