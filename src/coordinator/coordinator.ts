@@ -350,10 +350,6 @@ export class Coordinator implements CoordinatorContext {
     this.handle('GET_STATUS', () => this.status());
   }
 
-  /**
-   * A grant must not outlive what the next leader waits for, which counts from its victory: so it
-   * is given only if this one still led after the master had asked.
-   */
   /** Nobody else had begun to lead when this resolves. */
   private async confirmLeadership(): Promise<void> {
     const { leadership } = this;
@@ -369,6 +365,10 @@ export class Coordinator implements CoordinatorContext {
     if (this.stoppedBy !== null) throw this.stoppedBy;
   }
 
+  /**
+   * A grant must not outlive what the next leader waits for, which counts from its victory: so it
+   * is given only if this one still led after the master had asked.
+   */
   private async verifyMembership(serverId: number): Promise<ReplyOf<'VERIFY_MEMBERSHIP'>> {
     await this.confirmLeadership();
     const member = this.state.isUp(serverId);

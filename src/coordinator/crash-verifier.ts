@@ -62,6 +62,7 @@ interface Suspect {
   suspectedAtMs: number;
   /** Of the questions that are under way. */
   round: number;
+  /** Of this suspicion so far, the present one included. */
   rounds: number;
   /** Reports that the round still waits for; null before `asked`. */
   waitingFor: number | null;
