@@ -153,8 +153,10 @@ test('a mutation waits for an rpc id in its place, behind it what has one', () =
   lanes.push(again);
   lanes.push(get('a'));
   assert.deepEqual(written(takeAll(lanes)), ['writes: put a']);
+  lanes.push(get('k'));
+  assert.deepEqual(takeAll(lanes), []);
   idsFree = 1;
-  assert.deepEqual(written(takeAll(lanes)), ['writes: put k, get k, get a']);
+  assert.deepEqual(written(takeAll(lanes)), ['writes: put k, get k, get a, get k']);
 });
 
 test('what has ended is not sent, and holds nothing up', () => {
