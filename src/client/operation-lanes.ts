@@ -21,20 +21,13 @@ export const MESSAGE_OPERATIONS_MAX = 1_024;
 const MESSAGE_OPERATION_BYTES_MAX = 1_048_576;
 /** Few, so that load makes messages larger instead of more; enough to keep a master busy. */
 export const MESSAGES_IN_FLIGHT_MAX = 4;
-/** A power of two, several times the writes that are in flight at most. */
-const BUCKETS = 16_384;
+/** A power of two. All stamps have to stay in the fastest cache: each write sets some. */
+const BUCKETS = 4_096;
 
 export interface Message {
   readonly lane: 'reads' | 'writes';
   readonly operations: readonly Operation[];
   readonly bytes: number;
-}
-
-/** The places of the newest operations by bits of their key's hash; 0: none. */
-interface Newest {
-  /** In the lane of writes, reads included. */
-  readonly withWrites: Float64Array;
-  readonly mutation: Float64Array;
 }
 
 export class OperationLanes {
@@ -49,8 +42,12 @@ export class OperationLanes {
   #place = 0;
   /** Of `#writes` all up to here have left, and all of `#again` before them. */
   #writesTakenTo = 0;
-  /** Only readers need none. */
-  #newest: Newest | null = null;
+  /**
+   * For each bucket of keys two places, modulo 2^32: of its newest operation in the lane of writes,
+   * reads included, and of its newest mutation. An old one that looks new makes a read slow, no
+   * more. Null while there are only reads.
+   */
+  #stamps: Uint32Array | null = null;
   readonly #idsFree: () => number;
 
   /** `idsFree`: how many mutations may get an rpc id now; the others wait in their place. */
@@ -79,13 +76,10 @@ export class OperationLanes {
       this.#reads.push(operation);
       return;
     }
-    this.#newest ??= {
-      withWrites: new Float64Array(BUCKETS),
-      mutation: new Float64Array(BUCKETS),
-    };
-    const bucket = bucketOf(operation);
-    this.#newest.withWrites[bucket] = this.#place;
-    if (isMutation) this.#newest.mutation[bucket] = this.#place;
+    this.#stamps ??= new Uint32Array(BUCKETS * 2);
+    const at = stampsOf(operation);
+    this.#stamps[at] = this.#place;
+    if (isMutation) this.#stamps[at + 1] = this.#place;
     if (operation.rpcId === 0) this.#writes.push(operation);
     else this.#again.push(operation);
   }
@@ -136,16 +130,20 @@ export class OperationLanes {
   }
 
   #keepsBehindWrites(read: Operation): boolean {
-    if (this.#newest === null) return false;
-    const bucket = bucketOf(read);
-    if (this.#newest.withWrites[bucket]! > this.#writesTakenTo) return true;
-    const oldest = this.#writesInFlight[0];
-    return oldest !== undefined && this.#newest.mutation[bucket]! >= oldest.operations[0]!.place;
+    if (this.#stamps === null) return false;
+    const at = stampsOf(read);
+    if (this.#age(this.#stamps[at]!) < this.#place - this.#writesTakenTo) return true;
+    const oldest = this.#writesInFlight[0]?.operations[0];
+    return oldest !== undefined && this.#age(this.#stamps[at + 1]!) <= this.#place - oldest.place;
+  }
+
+  #age(stamp: number): number {
+    return (this.#place - stamp) >>> 0;
   }
 }
 
-function bucketOf(operation: Operation): number {
-  return operation.slot & (BUCKETS - 1);
+function stampsOf(operation: Operation): number {
+  return (operation.slot & (BUCKETS - 1)) * 2;
 }
 
 function wantsId(operation: Operation): boolean {
