@@ -255,7 +255,7 @@ function hold(master: FakeMaster, which: (request: ExecuteRequest) => boolean) {
 const writes = ({ operations }: ExecuteRequest): boolean =>
   operations.some(({ op }) => op !== OP_READ);
 
-test('a full window makes mutations wait in their place, and lets all of them in again', async () => {
+test('a full window makes mutations wait in their place, then lets them in', async () => {
   const { cluster, client } = await start(5);
   const table = await client.createTable('t', { span: 5 });
   const holds = cluster.servers.map(({ master }) => hold(master, writes));
