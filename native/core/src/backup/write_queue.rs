@@ -1,6 +1,6 @@
-//! Several writes at once: Linux's asynchronous I/O hands all of them to the disk before it waits for
-//! the first. One after the other, each would cost its own turn of the disk and two switches of
-//! threads.
+//! Several writes at once: Linux's asynchronous I/O hands all of them to the disk before it waits
+//! for the first. One after the other, each would cost its own turn of the disk and two switches
+//! of threads.
 //!
 //! Rule: `write` returns when the kernel is done with all of them, whatever became of each: no
 //! memory is lent beyond the call. It is asynchronous only for files with O_DIRECT.
