@@ -3,7 +3,8 @@
  * figures with machine, commit and parameters, so that runs can be compared later.
  *
  * To add a benchmark: write `bench/<name>.ts` with a `run…` function that returns a
- * `BenchResult`, add a subcommand in src/cli/bench.ts, describe it in docs/benchmarks.md.
+ * `BenchResult`, add a command in src/cli/bench-performance.ts or bench-faults.ts, describe it in
+ * docs/benchmarks.md.
  */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
