@@ -4,11 +4,14 @@
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { freePorts } from '../src/cluster/free-port.js';
+import {
+  killAtExit,
+  makeTemporaryFolder,
+  removeTemporaryFolder,
+} from '../src/cluster/left-behind.js';
 
 const HOST = '127.0.0.1';
 
@@ -19,7 +22,7 @@ export const withoutEtcd: string | false =
     : 'there is no program etcd (Debian: apt-get install etcd-server)';
 
 export class EtcdCluster {
-  private readonly folder = mkdtempSync(join(tmpdir(), 'rekindle-etcd-'));
+  private readonly folder = makeTemporaryFolder('rekindle-etcd-');
   private readonly members: (ChildProcess | null)[] = [];
 
   private constructor(
@@ -73,6 +76,7 @@ export class EtcdCluster {
       ],
       { stdio: 'ignore' },
     );
+    killAtExit(child);
     this.members[index] = child;
   }
 
@@ -101,7 +105,7 @@ export class EtcdCluster {
 
   async stop(): Promise<void> {
     await Promise.all(this.members.map((_, index) => this.kill(index)));
-    rmSync(this.folder, { recursive: true, force: true });
+    removeTemporaryFolder(this.folder);
   }
 
   private async ready(): Promise<void> {

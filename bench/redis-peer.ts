@@ -3,9 +3,7 @@
  * getMany and putMany are MGET and MSET, the fastest that it offers. With three durable copies:
  * redis-replicas.ts.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import type { ObjectStore } from './object-store.js';
 import { type RedisClient, RedisServer } from './redis-server.js';
 
@@ -23,7 +21,7 @@ export class RedisStore implements ObjectStore {
 
   /** `before` is put in front of the server's command (`taskset`). */
   static async start(before: readonly string[] = []): Promise<RedisStore> {
-    const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
+    const directory = makeTemporaryFolder('rekindle-redis-');
     const settings = ['--save', '', '--appendonly', 'no'];
     const server = await RedisServer.start(directory, settings, before);
     try {
@@ -31,7 +29,7 @@ export class RedisStore implements ObjectStore {
       return new RedisStore(server, client, directory);
     } catch (error) {
       await server.stop('SIGKILL');
-      rmSync(directory, { recursive: true, force: true });
+      removeTemporaryFolder(directory);
       throw error;
     }
   }
@@ -60,6 +58,6 @@ export class RedisStore implements ObjectStore {
   async close(): Promise<void> {
     this.#client.disconnect();
     await this.#server.stop();
-    rmSync(this.#directory, { recursive: true, force: true });
+    removeTemporaryFolder(this.#directory);
   }
 }

@@ -7,10 +7,10 @@
  * and one WAIT in one pipeline on one connection, `each` has 64 connections and a WAIT with every
  * write. Reads go to the primary on a connection of their own: WAIT holds up what is behind it.
  */
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Writer } from './object-store.js';
 import { type RedisClient, RedisServer } from './redis-server.js';
@@ -48,7 +48,7 @@ export class RedisReplicas {
   }
 
   static async start(): Promise<RedisReplicas> {
-    const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
+    const directory = makeTemporaryFolder('rekindle-redis-');
     const servers: RedisServer[] = [];
     const clients: RedisClient[] = [];
     try {
@@ -94,7 +94,7 @@ async function stopAll(
 ): Promise<void> {
   for (const client of clients) client.disconnect();
   for (const server of servers) await server.stop('SIGKILL');
-  rmSync(directory, { recursive: true, force: true });
+  removeTemporaryFolder(directory);
 }
 
 async function untilReplicated(client: RedisClient): Promise<void> {

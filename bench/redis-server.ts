@@ -6,6 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Redis } from 'ioredis';
 import { freePorts } from '../src/cluster/free-port.js';
+import { killAtExit } from '../src/cluster/left-behind.js';
 import { invariant, RekindleError } from '../src/rpc/errors.js';
 
 export type RedisClient = Redis;
@@ -24,7 +25,7 @@ export class RedisServer {
     this.#failure = once(child, 'error').then(([error]) =>
       startError(error as NodeJS.ErrnoException),
     );
-    process.once('exit', this.#kill);
+    killAtExit(child);
   }
 
   get pid(): number {
@@ -32,10 +33,6 @@ export class RedisServer {
     invariant(pid !== undefined, 'a server with a client has started');
     return pid;
   }
-
-  readonly #kill = (): void => {
-    this.#process.kill('SIGKILL');
-  };
 
   /**
    * Resolves when the process is spawned; `client` and `answers` wait until it listens. `before` is
@@ -103,7 +100,6 @@ export class RedisServer {
   }
 
   async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
-    process.removeListener('exit', this.#kill);
     const { pid, exitCode, signalCode } = this.#process;
     if (pid === undefined || exitCode !== null || signalCode !== null) return;
     const exited = once(this.#process, 'exit');

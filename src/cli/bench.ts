@@ -2,7 +2,11 @@
  * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
  * starts a cluster of its own on this machine; all print a short table, and write the figures as
  * JSON with --json FILE.
+ *
+ * Rule: a benchmark that is interrupted leaves nothing behind (cluster/left-behind.ts): its
+ * processes, also those that stand still, and its folders go with it.
  */
+import { constants } from 'node:os';
 import { Command } from 'commander';
 import {
   chaosCommand,
@@ -24,9 +28,20 @@ import {
   ycsbCommand,
 } from './bench-performance.js';
 
+/** What has to go goes at the exit; its code is that of a shell: 128 and the signal's number. */
+function exitAtSignals(): void {
+  for (const signal of ['SIGHUP', 'SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      process.stderr.write(`rekindle: ended by ${signal}: its processes and folders are removed\n`);
+      process.exit(128 + constants.signals[signal]);
+    });
+  }
+}
+
 export function benchCommand(): Command {
   return new Command('bench')
     .description('measure throughput, latency, recovery, the core; check under chaos')
+    .hook('preAction', exitAtSignals)
     .addCommand(throughputCommand())
     .addCommand(durableCommand())
     .addCommand(connectionsCommand())
