@@ -9,16 +9,28 @@
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { arch, cpus, platform, release, totalmem } from 'node:os';
+import type { Histogram } from 'hdr-histogram-js';
 
 export interface Metric {
   name: string;
   unit: string;
   value: number;
   higherIsBetter: boolean;
+  /** What was done, and who did it: figures of one work are drawn beside one another. */
+  work?: string;
+  store?: string;
 }
 
 export function metric(name: string, unit: string, value: number, higherIsBetter = false): Metric {
   return { name, unit, value, higherIsBetter };
+}
+
+/** Times of one work on one store. */
+export interface Distribution {
+  work: string;
+  store: string;
+  unit: string;
+  histogram: Histogram;
 }
 
 export interface BenchResult {
@@ -27,6 +39,8 @@ export interface BenchResult {
   metrics: Metric[];
   /** For people. */
   text: string;
+  /** Drawn by --html. */
+  distributions?: readonly Distribution[];
   /** False if the run found an error in what it measured, e.g. wrong contents. */
   passed: boolean;
 }

@@ -3,10 +3,17 @@
  * The commands are in bench-performance.ts and bench-faults.ts.
  */
 import { Command } from 'commander';
+import type { PeerName } from '../../bench/peers.js';
 import { type BenchResult, writeReport } from '../../bench/report.js';
 import type { Durability } from '../rpc/messages.js';
 import { EXIT_NO, EXIT_OK, printLine } from './command-runner.js';
-import { integer, option, parseDurability, parseMemoryBytes, parsePeer } from './option-parsers.js';
+import {
+  integer,
+  option,
+  parseDurability,
+  parseMemoryBytes,
+  parsePeers,
+} from './option-parsers.js';
 
 export interface CommonOptions {
   quick?: boolean;
@@ -58,9 +65,15 @@ export function withDurability(command: Command): Command {
 }
 
 export interface PeerOptions extends CommonOptions {
-  peer?: 'redis';
+  peer?: PeerName[];
 }
 
-export function withPeer(command: Command): Command {
-  return command.option('--peer <name>', 'measure a peer on the same work: redis', parsePeer);
+/** What `--peer` needs. */
+export const PEERS_HELP = `--peer needs Debian's redis-server, valkey-server, memcached or etcd-server; a source checkout
+needs cargo for the load generator.`;
+
+export function withPeers(command: Command): Command {
+  const description =
+    'measure a peer on the same work: redis, valkey, memcached or etcd; may be given again';
+  return command.option('--peer <name>', description, parsePeers);
 }

@@ -14,11 +14,12 @@ import { runYcsbBench } from '../../bench/ycsb.js';
 import type { WorkloadName } from '../../bench/ycsb-workloads.js';
 import {
   type CommonOptions,
+  PEERS_HELP,
   type PeerOptions,
   report,
   subcommand,
   withDurability,
-  withPeer,
+  withPeers,
 } from './bench-options.js';
 import { run } from './command-runner.js';
 import {
@@ -60,11 +61,11 @@ export function throughputCommand(): Command {
         '2GB',
       ),
     );
-  return withPeer(command)
+  return withPeers(command)
     .action((options: PeerOptions) =>
       run(() => {
-        const { memory: memoryBytes, peer, quick = false } = options;
-        return report(options.json, runThroughputBench({ memoryBytes, peer, quick }));
+        const { memory: memoryBytes, peer: peers = [], quick = false } = options;
+        return report(options.json, runThroughputBench({ memoryBytes, peers, quick }));
       }),
     )
     .addHelpText(
@@ -72,9 +73,9 @@ export function throughputCommand(): Command {
       `
 Examples:
   $ rekindle bench throughput --quick
-  $ rekindle bench throughput --peer redis --json throughput.json
+  $ rekindle bench throughput --peer redis --peer memcached --json throughput.json
 
---peer redis needs Debian's redis-server; a source checkout needs cargo for the load generator.`,
+${PEERS_HELP}`,
     );
 }
 
@@ -126,19 +127,31 @@ Both modes of durability. Peers need Debian's redis-server and etcd-server.`,
     );
 }
 
+interface LatencyOptions extends PeerOptions {
+  replicas: 0 | 3;
+  rate: number;
+}
+
 export function latencyCommand(): Command {
-  return withDurability(subcommand('latency', 'HDR histograms of gets and puts', '256MB'))
-    .option('--rate <n>', 'operations a second of the fixed-rate runs', integer(1, 1e6), 2_000)
-    .action((options: CommonOptions & { rate: number }) =>
+  const command = subcommand('latency', 'HDR histograms of gets and puts', '256MB')
+    .option('--replicas <n>', '3, or 0: one server of each store', parseAllOrNoReplicas, 3)
+    .option('--rate <n>', 'operations a second of the fixed-rate runs', integer(1, 1e6), 2_000);
+  return withPeers(withDurability(command))
+    .action((options: LatencyOptions) =>
       run(() => {
-        const { servers, memory: memoryBytes, durability, rate, quick = false } = options;
-        return report(
-          options.json,
-          runLatencyBench({ servers, memoryBytes, durability, rate, quick }),
-        );
+        const { memory: memoryBytes, json, quick = false, peer: peers = [], ...rest } = options;
+        return report(json, runLatencyBench({ ...rest, memoryBytes, quick, peers }));
       }),
     )
-    .addHelpText('after', '\nExamples:\n  $ rekindle bench latency --quick --rate 5000');
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench latency --quick --rate 5000
+  $ rekindle bench latency --quick --replicas 0 --peer redis --peer memcached
+
+${PEERS_HELP}`,
+    );
 }
 
 interface YcsbOptions extends PeerOptions {
@@ -161,11 +174,11 @@ export function ycsbCommand(): Command {
     )
     .option('--replicas <n>', '3, or 0: one server of either store', parseAllOrNoReplicas, 3)
     .option('--in-flight <n>', 'operations at a time', integer(1, 10_000), 64);
-  return withPeer(withDurability(command))
+  return withPeers(withDurability(command))
     .action((options: YcsbOptions) =>
       run(() => {
-        const { memory: memoryBytes, json, quick = false, peer, ...rest } = options;
-        return report(json, runYcsbBench({ ...rest, memoryBytes, quick, peer }));
+        const { memory: memoryBytes, json, quick = false, peer: peers = [], ...rest } = options;
+        return report(json, runYcsbBench({ ...rest, memoryBytes, quick, peers }));
       }),
     )
     .addHelpText(
