@@ -1,7 +1,7 @@
 /**
- * Redis, or Valkey, with three durable copies as the peer of a benchmark: a primary and two replicas with
- * `appendfsync always`, and WAIT 2 behind the writes, which a replica answers after its fsync. A
- * write counts when WAIT says 2.
+ * Redis, or Valkey, with three durable copies as the peer of a benchmark: a primary and two
+ * replicas with `appendfsync always`, and WAIT 2 behind the writes, which a replica answers after
+ * its fsync. A write counts when WAIT says 2.
  *
  * Two clients, since neither is the faster one everywhere: `batched` sends the writes of a turn
  * and one WAIT in one pipeline on one connection, `each` has 64 connections and a WAIT with every

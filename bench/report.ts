@@ -1,13 +1,12 @@
 /**
- * What every benchmark hands back: a short table for people, and with `--json FILE` the same
- * figures with machine, commit and parameters, so that runs can be compared later.
+ * What every benchmark hands back: a short table for people, and the same figures with machine,
+ * commit and parameters, so that runs can be compared later: as JSON, or as a page (html-report.ts).
  *
  * To add a benchmark: write `bench/<name>.ts` with a `run…` function that returns a
  * `BenchResult`, add a command in src/cli/bench-performance.ts or bench-faults.ts, describe it in
  * docs/benchmarks.md.
  */
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
 import { arch, cpus, platform, release, totalmem } from 'node:os';
 import type { Histogram } from 'hdr-histogram-js';
 
@@ -89,16 +88,28 @@ function commit(): string {
   }
 }
 
-export function writeReport(file: string, result: BenchResult): void {
-  const { name, parameters, metrics, passed } = result;
-  const report = {
-    name,
-    date: new Date().toISOString(),
-    commit: commit(),
-    machine: machine(),
-    parameters,
-    passed,
-    metrics,
+/** A result with where, when and of what it was measured. */
+export interface Report {
+  name: string;
+  date: string;
+  commit: string;
+  machine: Machine;
+  parameters: BenchResult['parameters'];
+  passed: boolean;
+  metrics: readonly Metric[];
+  distributions: readonly Distribution[];
+}
+
+export function reportOf(result: BenchResult): Report {
+  const { name, parameters, metrics, passed, distributions = [] } = result;
+  const date = new Date().toISOString();
+  return {
+    ...{ name, date, commit: commit(), machine: machine() },
+    ...{ parameters, passed, metrics, distributions },
   };
-  writeFileSync(file, `${JSON.stringify(report, null, 2)}\n`);
+}
+
+/** Without the histograms, whose percentiles are metrics. */
+export function jsonReport({ distributions: _, ...report }: Report): string {
+  return `${JSON.stringify(report, null, 2)}\n`;
 }

@@ -11,7 +11,14 @@ import { runFaults } from '../../bench/faults.js';
 import { runMigrationBench } from '../../bench/migration.js';
 import { runPlacementBench } from '../../bench/placement.js';
 import { runRecoveryBench } from '../../bench/recovery.js';
-import { type CommonOptions, report, subcommand, withDurability } from './bench-options.js';
+import {
+  type CommonOptions,
+  type ReportOptions,
+  report,
+  subcommand,
+  withDurability,
+  withReport,
+} from './bench-options.js';
 import { run } from './command-runner.js';
 import { integer, option, parseBytes, parsePeer, parseValueSizes } from './option-parsers.js';
 
@@ -46,7 +53,7 @@ export function recoveryCommand(): Command {
         const { servers, value: valueBytes, durability, peer, svg, quick = false } = options;
         const bytes = options.bytes ?? (quick ? BYTES_QUICK : BYTES);
         const bench = { servers, bytes, valueBytes, durability, peer, svg, quick };
-        return report(options.json, runRecoveryBench(bench));
+        return report(options, runRecoveryBench(bench));
       }),
     )
     .addHelpText(
@@ -72,7 +79,7 @@ export function detectionCommand(): Command {
         const rounds = options.rounds ?? (quick ? 4 : 25);
         const saturateSeconds = options.saturate ?? (quick ? 8 : 600);
         const detection = { servers, durability, memoryBytes, rounds, saturateSeconds, quick };
-        return report(options.json, runDetectionBench(detection));
+        return report(options, runDetectionBench(detection));
       }),
     )
     .addHelpText(
@@ -95,7 +102,7 @@ export function failoverCommand(): Command {
         const { servers, memory: memoryBytes, durability, seed, quick = false } = options;
         const kills = options.kills ?? (quick ? 3 : 20);
         const failover = { kills, seed, servers, durability, memoryBytes, quick };
-        return report(options.json, runFailoverBench(failover));
+        return report(options, runFailoverBench(failover));
       }),
     )
     .addHelpText(
@@ -131,7 +138,7 @@ export function migrationCommand(): Command {
         const bytes = options.bytes ?? (quick ? BYTES_QUICK : BYTES);
         const moves = options.moves ?? (quick ? 2 : 5);
         const migration = { servers, durability, memoryBytes, bytes, moves, rate, kills, quick };
-        return report(options.json, runMigrationBench(migration));
+        return report(options, runMigrationBench(migration));
       }),
     )
     .addHelpText(
@@ -157,7 +164,7 @@ export function chaosCommand(): Command {
         const quick = options.quick ?? false;
         const kills = options.kills ?? (quick ? 8 : 20);
         const chaos = { kills, seed, servers, durability, memoryBytes, downAtOnce, quick };
-        return report(options.json, runChaos(chaos));
+        return report(options, runChaos(chaos));
       }),
     )
     .addHelpText(
@@ -171,9 +178,7 @@ Exit code 1 if an acknowledged write was lost, went backwards or was torn.`,
     );
 }
 
-interface PlacementOptions {
-  quick?: boolean;
-  json?: string;
+interface PlacementOptions extends ReportOptions {
   svg?: string;
   replicas: number;
   scatterWidth: number;
@@ -183,10 +188,8 @@ interface PlacementOptions {
 }
 
 export function placementCommand(): Command {
-  return new Command('placement')
+  return withReport(new Command('placement'))
     .description('probability of data loss: random placement against copysets, no cluster')
-    .option('--quick', 'fewer sizes and trials')
-    .option('--json <file>', 'write the figures with machine and parameters to a file')
     .option('--svg <file>', 'draw them')
     .option('--replicas <n>', 'copies of every segment', integer(2, 8), 3)
     .option(
@@ -200,8 +203,8 @@ export function placementCommand(): Command {
     .option('--seed <n>', 'draw the same placements and failures', integer(0, 2 ** 31 - 1), 4711)
     .action((options: PlacementOptions) =>
       run(() => {
-        const { failed: failedPercent, json, quick = false, ...rest } = options;
-        return report(json, runPlacementBench({ ...rest, failedPercent, quick }));
+        const { failed: failedPercent, quick = false, ...rest } = options;
+        return report(options, runPlacementBench({ ...rest, failedPercent, quick }));
       }),
     )
     .addHelpText(
@@ -236,7 +239,7 @@ export function coldStartCommand(): Command {
           ...{ rounds, seed, servers, memoryBytes, durability, powerLoss, flushIgnored, quick },
           wholeTimeoutMs: WHOLE_TIMEOUT_MS,
         });
-        return report(options.json, coldStart);
+        return report(options, coldStart);
       }),
     )
     .addHelpText(
@@ -271,7 +274,7 @@ export function faultsCommand(): Command {
         const faults = runFaults({
           ...{ schedules, seed, servers, memoryBytes, durability, disk, network, quick },
         });
-        return report(options.json, faults);
+        return report(options, faults);
       }),
     )
     .addHelpText(

@@ -2,9 +2,11 @@
  * What the commands of `rekindle bench` share: their common options, and what becomes of a result.
  * The commands are in bench-performance.ts and bench-faults.ts.
  */
+import { writeFileSync } from 'node:fs';
 import { Command } from 'commander';
+import { htmlReport } from '../../bench/html-report.js';
 import type { PeerName } from '../../bench/peers.js';
-import { type BenchResult, writeReport } from '../../bench/report.js';
+import { type BenchResult, jsonReport, machineLine, reportOf } from '../../bench/report.js';
 import type { Durability } from '../rpc/messages.js';
 import { EXIT_NO, EXIT_OK, printLine } from './command-runner.js';
 import {
@@ -15,35 +17,47 @@ import {
   parsePeers,
 } from './option-parsers.js';
 
-export interface CommonOptions {
-  quick?: boolean;
-  json?: string;
+export interface CommonOptions extends ReportOptions {
   servers: number;
   memory: number;
   durability: Durability;
 }
 
+export interface ReportOptions {
+  quick?: boolean;
+  json?: string;
+  html?: string;
+}
+
+/** Options of every benchmark, and what `report` takes. */
+export function withReport(command: Command): Command {
+  return command
+    .option('--quick', 'at most about a minute')
+    .option('--json <file>', 'write the figures with machine and parameters to a file')
+    .option('--html <file>', 'the same as a page with charts');
+}
+
 export async function report(
-  json: string | undefined,
+  { json, html }: ReportOptions,
   bench: Promise<BenchResult>,
 ): Promise<number> {
   const result = await bench;
   await printLine(result.text);
-  if (json !== undefined) writeReport(json, result);
+  const written = reportOf(result);
+  if (json !== undefined) writeFileSync(json, jsonReport(written));
+  if (html !== undefined) writeFileSync(html, htmlReport(written, result.text, machineLine()));
   return result.passed ? EXIT_OK : EXIT_NO;
 }
 
-/** Options of every benchmark. `memory` is the default of --memory. */
+/** A benchmark of a cluster. `memory` is the default of --memory. */
 export function subcommand(
   name: string,
   description: string,
   memory: string | undefined,
   servers = 5,
 ): Command {
-  const command = new Command(name)
+  const command = withReport(new Command(name))
     .description(description)
-    .option('--quick', 'at most about a minute')
-    .option('--json <file>', 'write the figures with machine and parameters to a file')
     .addOption(
       option('--servers <n>', 'servers to start', 'SERVERS', integer(4, 64)).default(servers),
     );
@@ -69,8 +83,8 @@ export interface PeerOptions extends CommonOptions {
 }
 
 /** What `--peer` needs. */
-export const PEERS_HELP = `--peer needs Debian's redis-server, valkey-server, memcached or etcd-server; a source checkout
-needs cargo for the load generator.`;
+export const PEERS_HELP =
+  "--peer needs Debian's redis-server, valkey-server, memcached or etcd-server.";
 
 export function withPeers(command: Command): Command {
   const description =

@@ -16,10 +16,12 @@ import {
   type CommonOptions,
   PEERS_HELP,
   type PeerOptions,
+  type ReportOptions,
   report,
   subcommand,
   withDurability,
   withPeers,
+  withReport,
 } from './bench-options.js';
 import { run } from './command-runner.js';
 import {
@@ -32,12 +34,10 @@ import {
 } from './option-parsers.js';
 
 export function coreCommand(): Command {
-  return new Command('core')
+  return withReport(new Command('core'))
     .description("the native core against the machine's limits, without a cluster")
-    .option('--quick', 'at most a minute')
-    .option('--json <file>', 'write the figures with machine and parameters to a file')
-    .action((options: { quick?: boolean; json?: string }) =>
-      run(() => report(options.json, runCoreBench({ quick: options.quick ?? false }))),
+    .action((options: ReportOptions) =>
+      run(() => report(options, runCoreBench({ quick: options.quick ?? false }))),
     )
     .addHelpText(
       'after',
@@ -51,10 +51,8 @@ Needs cargo in a source checkout. Keep the machine quiet: other load makes the f
 }
 
 export function throughputCommand(): Command {
-  const command = new Command('throughput')
+  const command = withReport(new Command('throughput'))
     .description('operations a second of one server without replicas')
-    .option('--quick', 'at most a minute')
-    .option('--json <file>', 'write the figures with machine and parameters to a file')
     .addOption(
       option('--memory <size>', 'log memory', 'MEMORY', parseMemoryBytes).default(
         parseMemoryBytes('2GB'),
@@ -65,7 +63,7 @@ export function throughputCommand(): Command {
     .action((options: PeerOptions) =>
       run(() => {
         const { memory: memoryBytes, peer: peers = [], quick = false } = options;
-        return report(options.json, runThroughputBench({ memoryBytes, peers, quick }));
+        return report(options, runThroughputBench({ memoryBytes, peers, quick }));
       }),
     )
     .addHelpText(
@@ -75,21 +73,20 @@ Examples:
   $ rekindle bench throughput --quick
   $ rekindle bench throughput --peer redis --peer memcached --json throughput.json
 
-${PEERS_HELP}`,
+${PEERS_HELP} A source checkout needs cargo for the
+load generator.`,
     );
 }
 
 export function connectionsCommand(): Command {
-  return new Command('connections')
+  return withReport(new Command('connections'))
     .description('thousands of connections, and a small reader beside bulk loaders')
-    .option('--quick', 'at most a minute')
-    .option('--json <file>', 'write the figures with machine and parameters to a file')
     .option('--connections <n>', 'how many (with --quick: 1000)', integer(1, 9_000))
-    .action((options: { quick?: boolean; json?: string; connections?: number }) =>
+    .action((options: ReportOptions & { connections?: number }) =>
       run(() => {
-        const { json, quick = false, connections = quick ? 1_000 : 5_000 } = options;
+        const { quick = false, connections = quick ? 1_000 : 5_000 } = options;
         const memoryBytes = parseMemoryBytes('512MB');
-        return report(json, runConnectionsBench({ connections, memoryBytes, quick }));
+        return report(options, runConnectionsBench({ connections, memoryBytes, quick }));
       }),
     )
     .addHelpText(
@@ -113,7 +110,7 @@ export function durableCommand(): Command {
     .action((options: CommonOptions & { peer?: DurablePeer[] }) =>
       run(() => {
         const { servers, memory: memoryBytes, peer: peers = [], quick = false } = options;
-        return report(options.json, runDurableBench({ servers, memoryBytes, peers, quick }));
+        return report(options, runDurableBench({ servers, memoryBytes, peers, quick }));
       }),
     )
     .addHelpText(
@@ -139,8 +136,8 @@ export function latencyCommand(): Command {
   return withPeers(withDurability(command))
     .action((options: LatencyOptions) =>
       run(() => {
-        const { memory: memoryBytes, json, quick = false, peer: peers = [], ...rest } = options;
-        return report(json, runLatencyBench({ ...rest, memoryBytes, quick, peers }));
+        const { memory: memoryBytes, quick = false, peer: peers = [], ...rest } = options;
+        return report(options, runLatencyBench({ ...rest, memoryBytes, quick, peers }));
       }),
     )
     .addHelpText(
@@ -177,8 +174,8 @@ export function ycsbCommand(): Command {
   return withPeers(withDurability(command))
     .action((options: YcsbOptions) =>
       run(() => {
-        const { memory: memoryBytes, json, quick = false, peer: peers = [], ...rest } = options;
-        return report(json, runYcsbBench({ ...rest, memoryBytes, quick, peers }));
+        const { memory: memoryBytes, quick = false, peer: peers = [], ...rest } = options;
+        return report(options, runYcsbBench({ ...rest, memoryBytes, quick, peers }));
       }),
     )
     .addHelpText(
@@ -188,8 +185,8 @@ Examples:
   $ rekindle bench ycsb --quick --peer redis
   $ rekindle bench ycsb --workloads A,B --in-flight 256 --json ycsb.json
 
-Rekindle has no scans over keys, so E is named and not measured. --peer redis needs Debian's
-redis-server. Exit code 1 if a read did not find its object.`,
+Rekindle has no scans over keys, so E is named and not measured. Exit code 1 if a read did
+not find its object. ${PEERS_HELP}`,
     );
 }
 
@@ -205,7 +202,7 @@ export function soakCommand(): Command {
         const { servers, memory: memoryBytes, durability, rate, svg, quick = false } = options;
         const seconds = 60 * (options.minutes ?? (quick ? 0.5 : 10));
         const soak = { seconds, rate, servers, durability, memoryBytes, svg, quick };
-        return report(options.json, runSoakBench(soak));
+        return report(options, runSoakBench(soak));
       }),
     )
     .addHelpText(
