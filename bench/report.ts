@@ -1,6 +1,7 @@
 /**
  * What every benchmark hands back: a short table for people, and the same figures with machine,
- * commit and parameters, so that runs can be compared later: as JSON, or as a page (html-report.ts).
+ * commit and parameters, so that runs can be compared later: as JSON, or as a page
+ * (html-report.ts).
  *
  * To add a benchmark: write `bench/<name>.ts` with a `run…` function that returns a
  * `BenchResult`, add a command in src/cli/bench-performance.ts or bench-faults.ts, describe it in

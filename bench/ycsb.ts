@@ -240,15 +240,17 @@ function judge(
     });
     rows.push([name, each.side.store.name, formatCount(Math.round(rate)), ...cells]);
   }
+  if (ours === undefined || peers.length === 0) return { rows, metrics };
   const names = new Set(peers.flatMap(({ side }) => side.peer ?? []));
-  for (const peer of ours === undefined ? [] : names) {
+  const ratios = [...names].map((peer) => {
     const clients = peers.filter(({ side }) => side.peer === peer);
     const ratio = ratioToBest(
-      ours?.rates ?? [],
+      ours.rates,
       clients.map(({ rates }) => rates),
     );
     metrics.push(metric(`${prefix}-vs-${peer}`, 'ratio', ratio, true));
-    rows[0]?.push(`${ratio.toFixed(2)} ${peer}`);
-  }
+    return names.size === 1 ? ratio.toFixed(2) : `${ratio.toFixed(2)} ${peer}`;
+  });
+  rows[0]?.push(ratios.join(', '));
   return { rows, metrics };
 }

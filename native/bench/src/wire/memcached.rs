@@ -1,5 +1,5 @@
-//! memcached's text protocol: `get` of one or several keys, `set` of one. Several writes are as many
-//! commands in one message.
+//! memcached's text protocol: `get` of one or several keys, `set` of one. Several writes are as
+//! many commands in one message.
 
 use std::io::Write;
 use std::net::TcpStream;
