@@ -53,7 +53,7 @@ interface Load {
   operation: Operation;
 }
 
-const MS = 150;
+const MS = 60;
 
 const loads: readonly Load[] = [
   { name: 'get, one at a time', metric: 'get-1', inFlight: 1, operation: getOne },
