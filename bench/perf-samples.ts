@@ -26,7 +26,7 @@ export interface Sample {
 
 const SCRIPT = 'JS:';
 const HEAD = /^(\S.*?)\s+(\d+)\/(\d+)/;
-const FRAME = /^\s+[0-9a-f]+ (.*) \((.*)\)$/;
+const FRAME = /^\s+[0-9a-f]+ (.*?) \((.*?)(?: \(deleted\))?\)$/;
 const COLLECTION = /Heap::|Scaveng|MarkCompact|Marking|Sweep|Evacuat/;
 const COMPILATION = /Compil|[Tt]urbo|Maglev|Baseline::|BaselineBatch|GraphReducer|Interpreter::/;
 /** In this order: a send wakes threads, and a poll takes locks. */
@@ -98,7 +98,8 @@ export function scriptsOf({ frames }: Sample): Set<string> {
   const names = new Set<string>();
   for (const { symbol } of frames) {
     if (!symbol.startsWith(SCRIPT)) continue;
-    const [, name, file] = /^JS:[*^~!]?(.*?) ?(?:file:\/\/)?\S*?\/build\/(\S+):\d+$/.exec(symbol) ?? [];
+    const [, name, file] =
+      /^JS:[*^~!]?(.*?) ?(?:file:\/\/)?\S*?\/build\/(\S+):\d+$/.exec(symbol) ?? [];
     if (file !== undefined) names.add(`${name === '' ? '(anonymous)' : name} ${file}`);
   }
   return names;

@@ -17,6 +17,7 @@ import { connect, type Table } from '../src/client/index.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
 import { RekindleError } from '../src/rpc/errors.js';
+import { waitUntilTouched } from './cluster-health.js';
 import { repeatFor } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { PERF_FIELDS, placeOf, readSamples, scriptsOf } from './perf-samples.js';
@@ -45,6 +46,7 @@ interface ServerProfile {
 const OBJECTS = 20_000;
 const VALUE_BYTES = 100;
 const MEMORY_BYTES = 512 * 2 ** 20;
+const TOUCH_TIMEOUT_MS = 120_000;
 const SAMPLES_PER_SECOND = 4_999;
 const CLIENT_SAMPLE_US = 200;
 const ALLOCATION_SAMPLE_BYTES = 4_096;
@@ -67,6 +69,7 @@ export async function runProfileBench(options: ProfileBenchOptions): Promise<Ben
   });
   try {
     await using client = await connect(cluster.url, { timeoutMs: 30_000 });
+    await waitUntilTouched(client, TOUCH_TIMEOUT_MS);
     const load = loadOf(await client.createTable('profile'), work, inFlight);
     await load(quick ? 6_000 : 20_000);
     const ms = quick ? 2_000 : 6_000;
@@ -193,7 +196,7 @@ function clientPlace(functionName: string, url: string): string {
   if (functionName === '(program)') return 'kernel, Node, libuv, V8';
   if (url.startsWith('node:')) return 'JavaScript of Node';
   const part = /\/build\/(bench|src\/\w+)\//.exec(url)?.[1];
-  return part === undefined ? 'builtins of V8' : `JavaScript of ${part}`;
+  return part === undefined ? 'native functions and builtins' : `JavaScript of ${part}`;
 }
 
 /** Bytes of this process's heap that an operation allocates, by where. */
@@ -232,8 +235,7 @@ function result(
   places.sort((a, b) => weight(b) - weight(a));
   const shown = (figure: number | undefined): string => (figure ?? 0).toFixed(2);
   const server = places.map((place) => [place, ...roles.map(([, each]) => shown(each.get(place)))]);
-  const sorted = (column: Column): [string, number][] =>
-    [...column].sort(([, a], [, b]) => b - a);
+  const sorted = (column: Column): [string, number][] => [...column].sort(([, a], [, b]) => b - a);
   const pairs = (column: Column): string[][] =>
     sorted(column).map(([name, figure]) => [name, shown(figure)]);
   const text = [
@@ -241,20 +243,20 @@ function result(
       `${formatCount(operations)} operations while servers were sampled`,
     machineLine(),
     '',
-    textTable(['servers, µs of processor an operation', ...roles.map(([role]) => role)], [
-      ...server,
-      ['sum', ...roles.map(([, column]) => shown(sum(column)))],
-    ]),
+    textTable(
+      ['servers, µs of processor an operation', ...roles.map(([role]) => role)],
+      [...server, ['sum', ...roles.map(([, column]) => shown(sum(column)))]],
+    ),
     '',
     textTable(
       ['functions of the server, with what they call', 'µs'],
       pairs(new Map(sorted(functions).slice(0, FUNCTIONS_SHOWN))),
     ),
     '',
-    textTable(['client, µs of processor an operation', ''], [
-      ...pairs(client),
-      ['sum', shown(sum(client))],
-    ]),
+    textTable(
+      ['client, µs of processor an operation', ''],
+      [...pairs(client), ['sum', shown(sum(client))]],
+    ),
     '',
     textTable(['client, bytes allocated an operation', ''], pairs(allocated)),
   ].join('\n');

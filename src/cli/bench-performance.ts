@@ -8,6 +8,7 @@ import { runCoreBench } from '../../bench/core.js';
 import { runDurableBench } from '../../bench/durable.js';
 import type { DurablePeer } from '../../bench/durable-sides.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { PROFILE_WORKS, type ProfileWork, runProfileBench } from '../../bench/profile.js';
 import { runSoakBench } from '../../bench/soak.js';
 import { runThroughputBench } from '../../bench/throughput.js';
 import { runYcsbBench } from '../../bench/ycsb.js';
@@ -75,6 +76,31 @@ Examples:
 
 ${PEERS_HELP} A source checkout needs cargo for the
 load generator.`,
+    );
+}
+
+export function profileCommand(): Command {
+  return withReport(new Command('profile'))
+    .description('where the microseconds of an operation go, on servers and in the client')
+    .addOption(
+      new Option('--work <name>', 'what is profiled').choices(PROFILE_WORKS).default('get'),
+    )
+    .option('--in-flight <n>', 'operations at a time', integer(1, 10_000), 64)
+    .action((options: ReportOptions & { work: ProfileWork; inFlight: number }) =>
+      run(() => {
+        const { work, inFlight, quick = false } = options;
+        return report(options, runProfileBench({ work, inFlight, quick }));
+      }),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench profile --quick
+  $ rekindle bench profile --work durable-put --in-flight 1 --json profile.json
+
+Needs perf (Debian's linux-perf), and the right to sample processes of one's own
+(kernel.perf_event_paranoid at most 2). docs/profiles.md says how to read it.`,
     );
 }
 

@@ -23,6 +23,7 @@ import {
   coreCommand,
   durableCommand,
   latencyCommand,
+  profileCommand,
   soakCommand,
   throughputCommand,
   ycsbCommand,
@@ -46,6 +47,7 @@ export function benchCommand(): Command {
     .addCommand(durableCommand())
     .addCommand(connectionsCommand())
     .addCommand(latencyCommand())
+    .addCommand(profileCommand())
     .addCommand(ycsbCommand())
     .addCommand(soakCommand())
     .addCommand(recoveryCommand())

@@ -5,7 +5,7 @@ export { RekindleError } from '../rpc/errors.js';
 export type { ClusterStatus, ServerEntry, TableInfo, TabletInfo } from '../rpc/messages.js';
 export type { Outcome, StatusCode } from '../rpc/status.js';
 export { Client, type ConnectOptions, type CreateTableOptions, connect } from './client.js';
-export { bytes, type Codec, json, strings } from './codec.js';
+export { bytes, type Codec, json, strings, views } from './codec.js';
 export {
   type Condition,
   type Entry,

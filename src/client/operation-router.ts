@@ -218,7 +218,7 @@ export class OperationRouter implements SessionRuntime {
     }
     let value: unknown;
     try {
-      value = operation.codec.decode(reader.takeValue());
+      value = operation.codec.decode(reader.takeValue(operation.codec.views === true));
     } catch (cause) {
       const problem = `table ${operation.table.name}: the codec cannot decode the value`;
       this.fail(operation, new RekindleError('INVALID_ARGUMENT', problem, { cause }));

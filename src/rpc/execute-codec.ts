@@ -235,13 +235,14 @@ export class ExecuteReplyReader {
   }
 
   /**
-   * The value of the present result: a view that keeps all of the message alive if that is short,
-   * as Node's own pool would, or hardly longer than the value; else a copy.
+   * The value of the present result: a view that keeps all of the message alive if that is asked
+   * for, if the message is short, as Node's own pool would, or hardly longer than the value; else a
+   * copy.
    */
-  takeValue(): Buffer {
+  takeValue(asView: boolean): Buffer {
     const view = this.#body.subarray(this.#valueAt, this.#valueAt + this.valueLength);
     const shared =
-      this.#body.length <= SHARED_BYTES_MAX || this.valueLength * 2 > this.#body.length;
+      asView || this.#body.length <= SHARED_BYTES_MAX || this.valueLength * 2 > this.#body.length;
     return shared ? view : Buffer.from(view);
   }
 }

@@ -3,7 +3,9 @@
  * along, the others go on, and an operator says when the lost ones may be written anew.
  */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import { waitFor } from '../../bench/cluster-health.js';
 import { rekindle, withCluster } from './fixture.js';
 
@@ -38,5 +40,38 @@ test('without replicas a dead server takes its keys along, and no others', {
     assert.ok(kept.every((found) => value.equals(found as Buffer)));
     await table.putMany(keys.map((key) => [key, value]));
     assert.equal((await table.getMany(keys)).filter((found) => found === undefined).length, 0);
+  });
+});
+
+/** What each thread does; they share nothing but the cluster. */
+const THREAD = `
+const { workerData, parentPort } = require('node:worker_threads');
+import(workerData.library).then(async ({ connect }) => {
+  const client = await connect(workerData.url);
+  const table = client.table('objects');
+  const keys = Array.from({ length: 500 }, (_, i) => workerData.name + i);
+  await Promise.all(keys.map((key) => table.put(key, 'of ' + key)));
+  const values = await table.getMany(keys);
+  if (workerData.closes) await client.close();
+  parentPort.postMessage(values.filter((value, i) => String(value) === 'of ' + keys[i]).length);
+});`;
+
+test('worker threads have clients of their own; one that ends takes its client along', {
+  timeout: 60_000,
+}, async () => {
+  await withCluster(OPTIONS, async (cluster, client) => {
+    const table = await client.createTable('objects', { span: 2 });
+    const library = new URL('../../src/client/index.js', import.meta.url).href;
+    const threads = ['a', 'b', 'c'].map((name) => {
+      const workerData = { url: cluster.url, library, name, closes: name !== 'c' };
+      return new Worker(THREAD, { eval: true, workerData });
+    });
+    const answers = await Promise.all(threads.map((thread) => once(thread, 'message')));
+    assert.deepEqual(answers, [[500], [500], [500]]);
+    // Those that have closed their client end by themselves.
+    const [a, b, c] = threads as [Worker, Worker, Worker];
+    const ended = [a, b].map((thread) => (thread.threadId < 0 ? null : once(thread, 'exit')));
+    await Promise.all([...ended, c.terminate()]);
+    assert.equal((await table.getMany(['a0', 'b1', 'c2'])).filter(Boolean).length, 3);
   });
 });

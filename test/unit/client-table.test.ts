@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { type Client, connect, json, strings } from '../../src/client/index.js';
+import { bytes, type Client, connect, json, strings, views } from '../../src/client/index.js';
 import { type ExecuteRequest, encodeExecuteReply, OP_READ } from '../../src/rpc/execute-codec.js';
 import { FakeCluster, type FakeMaster, rejectsWith, result, until } from './rpc-fixture.js';
 
@@ -53,6 +53,23 @@ test('typed tables by codec', async () => {
   assert.equal(await table.with(strings).get('j'), '{"a":[1,2]}');
   await table.put('bad', 'no json');
   await rejectsWith(table.with(json).get('bad'), 'INVALID_ARGUMENT');
+});
+
+test('values are bytes of their own, or views of their message where that is asked for', async () => {
+  const { client } = await start();
+  const table = await client.createTable('t');
+  const keys = Array.from({ length: 100 }, (_, number) => `key ${number}`);
+  const value = (key: string): Buffer => Buffer.alloc(5_000, key);
+  await table.putMany(keys.map((key) => [key, value(key)] as const));
+  for (const [codec, sharing] of [
+    [views, true],
+    [bytes, false],
+  ] as const) {
+    const values = await table.with(codec).getMany(keys);
+    assert.deepEqual(values, keys.map(value));
+    const memories = new Set(values.map((each) => each?.buffer));
+    assert.equal(memories.size < keys.length / 2, sharing, `${memories.size} pieces of memory`);
+  }
 });
 
 test('what is no signal, list or entry is refused, and holds up no close', async () => {
