@@ -23,6 +23,7 @@ import { runThroughputBench } from '../../bench/throughput.js';
 import { runYcsbBench } from '../../bench/ycsb.js';
 import type { WorkloadName } from '../../bench/ycsb-workloads.js';
 import type { Durability } from '../rpc/messages.js';
+import { linkCommand } from './bench-link.js';
 import { EXIT_NO, EXIT_OK, printLine, run } from './command-runner.js';
 import {
   integer,
@@ -544,6 +545,7 @@ export function benchCommand(): Command {
     .addCommand(throughputCommand())
     .addCommand(durableCommand())
     .addCommand(connectionsCommand())
+    .addCommand(linkCommand(report))
     .addCommand(latencyCommand())
     .addCommand(ycsbCommand())
     .addCommand(soakCommand())
