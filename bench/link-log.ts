@@ -102,10 +102,20 @@ export class LinkLog {
     const piece = segment.pieces[index];
     invariant(piece !== undefined, 'a piece of the segment');
     const { offset, end, checksum } = piece;
-    const close = index === segment.pieces.length - 1;
-    const flags = { open: index === 0, close, certified: true };
-    const replica = { segmentId: replicaId, replicaIndex: 1, serverId: 0, token: 0, epoch: 0 };
-    const write = { ...replica, offset, end, checksum, ...flags };
+    // Not put together from parts: V8 takes longer for that than for all the rest.
+    const write = {
+      segmentId: replicaId,
+      replicaIndex: 1,
+      serverId: 0,
+      token: 0,
+      epoch: 0,
+      offset,
+      end,
+      checksum,
+      open: index === 0,
+      close: index === segment.pieces.length - 1,
+      certified: true,
+    };
     const header = encodeBackupWriteHeader(MASTER_ID, write, false);
     return [header, this.#core.segmentBytes(segment.segmentId, offset, end)];
   }

@@ -52,7 +52,7 @@ interface Figures {
 export async function runLinkBench({ quick }: BenchOptions): Promise<BenchResult> {
   const pinning = new Pinning();
   const rounds = quick ? 3 : 7;
-  const ms = quick ? 250 : 1_000;
+  const ms = quick ? 200 : 1_000;
   const receivers: LinkReceiver[] = [];
   const logs = new Map<Size, LinkLog>();
   const stalls: { mode: ReceiverMode; stats: Record<string, number> }[] = [];

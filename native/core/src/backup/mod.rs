@@ -46,3 +46,4 @@ pub use storage::{
     StorageError,
 };
 pub use superblock::Identity;
+pub use write::Accepted;
