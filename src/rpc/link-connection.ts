@@ -2,6 +2,7 @@
  * One connection of a link, from the dial to the loss: makes the handshake of docs/formats.md §3,
  * corks what is sent in one turn, and reports each reply and exactly one loss.
  */
+import { bodyMemory } from './body-memory.js';
 import { asRekindleError, RekindleError } from './errors.js';
 import {
   emptyHeader,
@@ -129,7 +130,7 @@ export class LinkConnection {
       this.#header.kind === KIND_REPLY
         ? this.#events.place(this.#header.callId, bytes)
         : null;
-    return placed ?? Buffer.allocUnsafe(bytes);
+    return placed ?? bodyMemory(bytes);
   }
 
   #onMessage(head: Uint8Array, body: Uint8Array): void {

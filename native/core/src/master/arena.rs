@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::hash_table::prefetch;
 use crate::entry::{EntryView, HEADER_BYTES, SEGLET_BYTES, SEGMENT_BYTES};
 use crate::mapping::Mapping;
 use crate::status::Status;
@@ -282,6 +283,12 @@ impl Arena {
         // SAFETY: an entry is published as a whole.
         let bytes = unsafe { self.published(offset, length) };
         EntryView::parse(bytes).expect("published entries parse")
+    }
+
+    /// Fetches what is known of the segment that holds `offset`.
+    #[inline(always)]
+    pub fn prefetch_seglet(&self, offset: usize) {
+        prefetch(std::ptr::from_ref(&self.seglets[offset / SEGLET_BYTES]).cast());
     }
 
     /// Segment that holds `offset`; 0 if it is free.

@@ -21,6 +21,15 @@ const ENTRY_BYTES_MIN: usize = 64;
 /// Most bytes of an entry to fetch; the processor fetches what follows by itself.
 const ENTRY_BYTES_MAX: usize = 1024;
 
+/// Bytes of entries that are worth fetching.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FetchBytes {
+    /// By reads: all of it.
+    pub read: usize,
+    /// By what replaces it: all before the value. The prior segments lie in front of the key.
+    pub replace: usize,
+}
+
 /// An operation on its way.
 #[derive(Clone, Copy)]
 pub struct Planned<'a, 'o> {
@@ -61,14 +70,14 @@ pub struct Pipeline<'a, 'o, I> {
     located: usize,
     /// Operations handed out.
     taken: usize,
-    /// Bytes to fetch of an entry that is read.
-    entry_bytes: usize,
+    fetch_bytes: FetchBytes,
 }
 
 impl<'a, 'o, I: Iterator<Item = Operation<'a>>> Pipeline<'a, 'o, I> {
-    /// For a message of `count` operations whose reads will probably find entries of `entry_bytes`.
+    /// For a message of `count` operations that will probably want so much of their entries.
     /// Nothing is fetched before `next`.
-    pub fn new(objects: &'o Objects, operations: I, count: usize, entry_bytes: usize) -> Self {
+    pub fn new(objects: &'o Objects, operations: I, count: usize, wanted: FetchBytes) -> Self {
+        let bounded = |bytes: usize| bytes.clamp(ENTRY_BYTES_MIN, ENTRY_BYTES_MAX);
         Self {
             objects,
             operations,
@@ -76,7 +85,10 @@ impl<'a, 'o, I: Iterator<Item = Operation<'a>>> Pipeline<'a, 'o, I> {
             hashed: 0,
             located: 0,
             taken: 0,
-            entry_bytes: entry_bytes.clamp(ENTRY_BYTES_MIN, ENTRY_BYTES_MAX),
+            fetch_bytes: FetchBytes {
+                read: bounded(wanted.read),
+                replace: bounded(wanted.replace),
+            },
         }
     }
 
@@ -139,9 +151,11 @@ impl<'a, 'o, I: Iterator<Item = Operation<'a>>> Pipeline<'a, 'o, I> {
             self.located += 1;
             if let Some((_, offset)) = planned.candidate {
                 let bytes = match planned.operation.kind {
-                    OperationKind::Read => self.entry_bytes,
-                    _ => ENTRY_BYTES_MIN,
+                    OperationKind::Read => self.fetch_bytes.read,
+                    _ => self.fetch_bytes.replace,
                 };
+                // Where it lies in the log: what the answer waits for, what dies.
+                self.objects.arena.prefetch_seglet(offset);
                 let within = offset % LINE_BYTES;
                 let start = self.objects.arena.pointer(offset - within);
                 starts[count] = (start, (within + bytes).div_ceil(LINE_BYTES));

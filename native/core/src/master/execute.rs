@@ -12,11 +12,12 @@
 
 use std::collections::VecDeque;
 
-use super::batch::{Pipeline, Planned};
+use super::batch::{FetchBytes, Pipeline, Planned};
 use super::hash_table::prefetch;
 use super::log::{Log, Purpose};
 use super::message::{Operation, OperationKind, Reply, Request, reject};
-use super::objects::{Current, Objects, PresentSegments};
+use super::objects::{Current, Objects};
+use super::present_segments::PresentSegments;
 use super::prior_segments::PriorSegments;
 use super::segment::Append;
 use super::tablets::{Tablets, Tally};
@@ -86,8 +87,8 @@ pub struct Serving {
     present: PresentSegments,
     /// Empty between messages.
     tally: Tally,
-    /// Bytes of the entry that was read last: what the next reads will probably want.
-    read_bytes: usize,
+    /// What the last operations wanted of their entries, the next will probably want, too.
+    fetch_bytes: FetchBytes,
     /// Of the message under way.
     write_purpose: Purpose,
 }
@@ -183,8 +184,8 @@ impl Serving {
         };
         self.results
             .begin(request.client_id, request.ack_id, now_ms);
-        let (count, read_bytes) = (request.count, self.read_bytes);
-        let mut pipeline = Pipeline::new(objects, request.operations(), count, read_bytes);
+        let (count, fetch_bytes) = (request.count, self.fetch_bytes);
+        let mut pipeline = Pipeline::new(objects, request.operations(), count, fetch_bytes);
         let mut position = 0;
         let mut full = false;
         while let Some(planned) = pipeline.next() {
@@ -284,7 +285,7 @@ impl Serving {
         match (current, version, status) {
             (Some(current), Some(version), None) => {
                 let value = current.entry.value();
-                self.read_bytes = current.entry.total_bytes();
+                self.fetch_bytes.read = current.entry.total_bytes();
                 Outcome {
                     status: Status::Ok,
                     retry_after_ms: 0,
@@ -459,6 +460,7 @@ impl Serving {
         if dead.entry.prior_count() > 0 {
             objects.refresh(&mut self.present);
         }
+        self.fetch_bytes.replace = dead.entry.total_bytes() - dead.entry.value().len();
         let segment_id = objects.arena.segment_id(dead.offset);
         PriorSegments::after(&dead.entry, segment_id, |id| self.present.contains(id))
     }

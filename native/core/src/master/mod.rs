@@ -19,6 +19,7 @@ pub mod migration;
 pub mod notes;
 pub mod objects;
 mod ownership;
+pub mod present_segments;
 mod pretouch;
 pub mod prior_segments;
 pub mod recovery;

@@ -16,6 +16,7 @@ use super::epoch::{Epochs, Pin};
 use super::hash_table::{HashTable, Slot};
 use super::log::Reserve;
 use super::migration::NOTHING_HELD;
+use super::present_segments::PresentSegments;
 use super::segment::Segment;
 use crate::entry::{EntryType, EntryView, SEGMENT_BYTES};
 use crate::little_endian::u64_at;
@@ -42,23 +43,6 @@ impl Current<'_> {
     #[inline]
     pub fn is_object(&self) -> bool {
         self.entry.entry_type() == EntryType::Object
-    }
-}
-
-/// The segments in memory as they once were, for one thread; [`Objects::refresh`] brings it up to
-/// date. Side segments, and segments that are cleaned but not yet released, count.
-#[derive(Default)]
-pub struct PresentSegments {
-    generation: u64,
-    /// Ascending.
-    ids: Vec<u64>,
-}
-
-impl PresentSegments {
-    /// Whether the segment was in memory.
-    #[inline]
-    pub fn contains(&self, id: u64) -> bool {
-        self.ids.binary_search(&id).is_ok()
     }
 }
 
@@ -291,14 +275,14 @@ impl Objects {
         self.segments.lock().len()
     }
 
-    /// Brings `present` up to date: whoever has seen an entry knows its segment afterwards.
+    /// Brings `present` up to date: whoever has seen an entry knows its segment afterwards. Side
+    /// segments, and segments that are cleaned but not yet released, count.
     #[inline]
     pub fn refresh(&self, present: &mut PresentSegments) {
         if self.segments_generation.load(Ordering::Acquire) != present.generation {
             let segments = self.segments.lock();
             present.generation = self.segments_generation.load(Ordering::Relaxed);
-            present.ids.clear();
-            present.ids.extend(segments.keys());
+            present.fill(segments.keys().copied(), segments.len());
         }
     }
 

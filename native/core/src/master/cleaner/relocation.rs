@@ -15,7 +15,8 @@ use super::streaming::{PAST_CACHE_BYTES_MIN, copy_past_cache, settle};
 use crate::entry::{EntryHeader, EntryIterator, EntryType, EntryView, PRIOR_MAX, write_entry};
 use crate::key_hash::{key_hashes, slot};
 use crate::master::hash_table::prefetch;
-use crate::master::objects::{Objects, PresentSegments};
+use crate::master::objects::Objects;
+use crate::master::present_segments::PresentSegments;
 use crate::master::segment::Piece;
 use crate::master::tablets::Tablet;
 
