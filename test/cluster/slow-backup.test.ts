@@ -28,7 +28,7 @@ const SLOW_MS = 5_000;
 const STOPPED_MS = 120;
 const RUNS_MS = 10;
 
-/** Each writes a key of its own, over and over; resolves with the last acknowledged number of each. */
+/** Each writes a key of its own, over and over; resolves with what each has acknowledged last. */
 async function writeUntil(table: Table, isOver: () => boolean): Promise<number[]> {
   const written = new Array<number>(WRITERS).fill(0);
   const write = async (writer: number): Promise<void> => {

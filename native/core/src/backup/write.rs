@@ -104,7 +104,7 @@ impl<'a> Write<'a> {
 /// What became of an accepted write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// For a flush, then the sink gets its token; else it is done, and the sink does not hear of it.
+    /// For a flush: then the sink gets its token. Else it is done, and the sink hears nothing.
     pub waits: bool,
 }
 
