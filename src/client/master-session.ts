@@ -1,9 +1,10 @@
 /**
  * The operations of one client for one master. All that is queued in one turn of the event loop
- * leaves as few EXECUTE messages; while the most messages are in flight the rest waits, and so
- * goes out in larger ones. What an answer means is decided by the router.
+ * leaves as few EXECUTE messages, reads and writes apart; while the most messages are in flight the
+ * rest waits, and so goes out in larger ones. Which operations make a message is decided by the
+ * lanes, what an answer means by the router.
  *
- * Operations of one message are executed in the order in which they were queued.
+ * The master executes the messages of a connection in the order in which they were sent.
  */
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import {
@@ -14,14 +15,9 @@ import {
 } from '../rpc/execute-codec.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
 import type { Operation } from './operation.js';
-import { OperationQueue } from './operation-queue.js';
+import { type Message, OperationLanes } from './operation-lanes.js';
 import { attemptMs } from './retry-policy.js';
 
-export const MESSAGE_OPERATIONS_MAX = 1_024;
-/** A message goes over it only if a single operation does. */
-const MESSAGE_OPERATION_BYTES_MAX = 1_048_576;
-/** Few, so that load makes messages larger instead of more; enough to keep a master busy. */
-const MESSAGES_IN_FLIGHT_MAX = 4;
 /**
  * After which the map is asked whether the owner has changed; a handshake that takes longer goes
  * on meanwhile, and the next attempt finds it done.
@@ -31,6 +27,9 @@ const CONNECT_MS = 250;
 export interface SessionRuntime {
   readonly clientId: number;
   readonly ackId: number;
+  /** How many `nextRpcId` would give; when there are some again, `flushSoon` is called. */
+  readonly rpcIdsFree: number;
+  nextRpcId(): number;
   /** A master's result for one operation; the reader stands on it. */
   answered(operation: Operation, reader: ExecuteReplyReader, serverId: number): void;
   /** The message was lost or refused as a whole. */
@@ -42,8 +41,7 @@ export class MasterSession {
   readonly #pool: LinkPool;
   readonly #address: string;
   readonly #runtime: SessionRuntime;
-  readonly #queue = new OperationQueue();
-  #messagesInFlight = 0;
+  readonly #lanes: OperationLanes;
   #flushScheduled = false;
   #connecting = false;
   messagesSent = 0;
@@ -53,19 +51,20 @@ export class MasterSession {
     this.#address = address;
     this.#pool = pool;
     this.#runtime = runtime;
+    this.#lanes = new OperationLanes(() => runtime.rpcIdsFree);
   }
 
   get idle(): boolean {
-    return this.#messagesInFlight === 0 && !this.#connecting && this.#queue.peek() === undefined;
+    return this.#lanes.messagesInFlight === 0 && !this.#connecting && this.#lanes.empty;
   }
 
   enqueue(operation: Operation): void {
-    this.#queue.push(operation);
-    this.#scheduleFlush();
+    this.#lanes.push(operation);
+    this.flushSoon();
   }
 
-  #scheduleFlush(): void {
-    if (this.#flushScheduled || this.#messagesInFlight >= MESSAGES_IN_FLIGHT_MAX) return;
+  flushSoon(): void {
+    if (this.#flushScheduled || !this.#lanes.ready) return;
     this.#flushScheduled = true;
     // After the callbacks of this turn: they may queue more, and then it is one message.
     setImmediate(() => {
@@ -75,7 +74,7 @@ export class MasterSession {
   }
 
   #flush(): void {
-    if (this.#queue.peek() === undefined) return;
+    if (!this.#lanes.ready) return;
     let link: RpcLink;
     try {
       // Asked for each time, since a pool may replace a link that was idle.
@@ -88,10 +87,8 @@ export class MasterSession {
       void this.#connect(link);
       return;
     }
-    while (this.#messagesInFlight < MESSAGES_IN_FLIGHT_MAX) {
-      const operations = this.#takeMessage();
-      if (operations.length === 0) break;
-      void this.#send(link, operations);
+    for (let message = this.#lanes.next(); message !== null; message = this.#lanes.next()) {
+      void this.#send(link, message);
     }
     link.flush();
   }
@@ -110,43 +107,31 @@ export class MasterSession {
     } finally {
       this.#connecting = false;
     }
-    if (this.#queue.peek() !== undefined) this.#flush();
+    this.#flush();
   }
 
   #loseQueue(error: RekindleError): void {
-    for (let operation = this.#queue.shift(); operation; operation = this.#queue.shift()) {
+    for (let operation = this.#lanes.shift(); operation; operation = this.#lanes.shift()) {
       this.#runtime.lost(operation, error);
     }
   }
 
-  #takeMessage(): Operation[] {
-    const operations: Operation[] = [];
-    let bytes = EXECUTE_HEADER_BYTES;
-    while (operations.length < MESSAGE_OPERATIONS_MAX) {
-      const operation = this.#queue.peek();
-      if (operation === undefined) break;
-      bytes += operation.bytes;
-      if (operations.length > 0 && bytes > MESSAGE_OPERATION_BYTES_MAX) break;
-      this.#queue.shift();
-      operations.push(operation);
-    }
-    return operations;
-  }
-
   /** Never rejects. */
-  async #send(link: RpcLink, operations: Operation[]): Promise<void> {
-    let bytes = EXECUTE_HEADER_BYTES;
+  async #send(link: RpcLink, message: Message): Promise<void> {
+    const { operations } = message;
     let attempts = 0;
     let deadlineMs = 0;
     for (const operation of operations) {
-      bytes += operation.bytes;
       attempts = Math.max(attempts, operation.attempts);
       deadlineMs = Math.max(deadlineMs, operation.deadlineMs);
     }
-    const body = Buffer.allocUnsafe(bytes);
+    const body = Buffer.allocUnsafe(message.bytes);
     writeExecuteHeader(body, this.#runtime.clientId, this.#runtime.ackId, operations.length);
     let at = EXECUTE_HEADER_BYTES;
     for (const operation of operations) {
+      if (operation.isMutation && operation.rpcId === 0) {
+        operation.rpcId = this.#runtime.nextRpcId();
+      }
       at = writeOperation(body, at, operation);
       operation.inFlight = true;
       operation.everSent = true;
@@ -154,7 +139,6 @@ export class MasterSession {
     }
     const remainingMs = Math.max(1, deadlineMs - performance.now());
     const timeoutMs = Math.min(attemptMs(attempts), remainingMs);
-    this.#messagesInFlight += 1;
     this.messagesSent += 1;
     let reply: Uint8Array | null = null;
     let error: RekindleError | null = null;
@@ -163,14 +147,14 @@ export class MasterSession {
     } catch (thrown) {
       error = asRekindleError(thrown);
     }
-    this.#messagesInFlight -= 1;
+    this.#lanes.ended(message);
     if (reply !== null) error = this.#deliver(operations, reply);
     if (error !== null) this.#lose(operations, error);
-    if (this.#queue.peek() !== undefined) this.#scheduleFlush();
+    this.flushSoon();
   }
 
   /** Hands out the results; returns what was wrong with the reply, if anything. */
-  #deliver(operations: Operation[], reply: Uint8Array): RekindleError | null {
+  #deliver(operations: readonly Operation[], reply: Uint8Array): RekindleError | null {
     try {
       const reader = new ExecuteReplyReader(reply);
       if (reader.count !== operations.length) {
@@ -188,7 +172,7 @@ export class MasterSession {
     }
   }
 
-  #lose(operations: Operation[], error: RekindleError): void {
+  #lose(operations: readonly Operation[], error: RekindleError): void {
     for (const operation of operations) {
       // Those that a broken reply did answer have been through `answered`.
       if (!operation.inFlight) continue;

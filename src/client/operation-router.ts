@@ -1,7 +1,7 @@
 /**
- * The engine of the SDK: takes operations, finds their masters, gives mutations their rpc ids,
- * brings every operation to its one end, and keeps the bounds. One deadline through all retries;
- * every retry of a mutation carries the same rpc id.
+ * The engine of the SDK: takes operations, finds their masters, brings every operation to its one
+ * end, and keeps the bounds. One deadline through all retries; a mutation gets its rpc id when it
+ * is sent first, and every retry carries the same.
  *
  * An rpc id counts as finished when its operation has ended in any way: nothing asks about it
  * again, and a copy that is still under way is refused by the master as stale.
@@ -15,7 +15,6 @@ import { STATUS, statusCode } from '../rpc/status.js';
 import type { LinkPool } from '../rpc/transport.js';
 import { MasterSession, type SessionRuntime } from './master-session.js';
 import type { Operation } from './operation.js';
-import { OperationQueue } from './operation-queue.js';
 import { nextStep, waitMs } from './retry-policy.js';
 import { RpcTracker } from './rpc-tracker.js';
 import { TableMap } from './table-map.js';
@@ -45,8 +44,6 @@ export class OperationRouter implements SessionRuntime {
   readonly #tracker: RpcTracker;
   readonly #live = new DeadlineSet<Operation>((operation) => this.#onDeadline(operation));
   readonly #sessions = new Map<number, MasterSession>();
-  /** Mutations for which the window has no id yet. */
-  readonly #withoutId = new OperationQueue();
   /** Waiting operations by the time when they are routed again, in grains. */
   readonly #waiting = new Map<number, { operations: Operation[]; timer: NodeJS.Timeout }>();
   #operationBytes = 0;
@@ -67,6 +64,14 @@ export class OperationRouter implements SessionRuntime {
 
   get ackId(): number {
     return this.#tracker.ackId;
+  }
+
+  get rpcIdsFree(): number {
+    return this.#tracker.room;
+  }
+
+  nextRpcId(): number {
+    return this.#tracker.next();
   }
 
   stats(): Record<string, number> {
@@ -126,14 +131,6 @@ export class OperationRouter implements SessionRuntime {
     if (tablet === undefined || tablet.status !== 'normal' || tablet.address === null) {
       this.tables.park(operation);
       return;
-    }
-    if (operation.isMutation && operation.rpcId === 0) {
-      const rpcId = this.#tracker.next();
-      if (rpcId === 0) {
-        this.#withoutId.push(operation);
-        return;
-      }
-      operation.rpcId = rpcId;
     }
     this.#session(tablet).enqueue(operation);
   }
@@ -270,19 +267,14 @@ export class OperationRouter implements SessionRuntime {
     this.#live.delete(operation);
     this.#operationBytes -= operation.bytes;
     if (operation.table.parked.size > 0) operation.table.parked.delete(operation);
-    if (operation.rpcId !== 0) {
-      this.#tracker.finish(operation.rpcId);
-      this.#admit();
-    }
+    if (operation.rpcId !== 0) this.#finishId(operation.rpcId);
     return true;
   }
 
-  /** One finished id can open the window for many. */
-  #admit(): void {
-    while (this.#tracker.hasRoom && !this.#closed) {
-      const next = this.#withoutId.shift();
-      if (next === undefined) return;
-      this.route(next);
-    }
+  #finishId(rpcId: number): void {
+    const wasFull = this.#tracker.room === 0;
+    this.#tracker.finish(rpcId);
+    if (!wasFull || this.#tracker.room === 0) return;
+    for (const session of this.#sessions.values()) session.flushSoon();
   }
 }

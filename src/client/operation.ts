@@ -29,8 +29,10 @@ export class Operation extends DeadlineMember implements ExecuteOperation {
   /** 0 until routed; changes only while nothing was sent. */
   tableId = 0;
   slot = 0;
-  /** 0 for reads, and until one is given. */
+  /** 0 for reads, and until the first attempt. */
   rpcId = 0;
+  /** In the order of all operations that were queued for its master. */
+  place = 0;
   /** Whether the newest attempt is on its way. */
   inFlight = false;
   everSent = false;

@@ -29,13 +29,13 @@ export class RpcTracker {
     return this.#nextId - 1 - this.#ackId;
   }
 
-  get hasRoom(): boolean {
-    return this.#nextId <= this.#ackId + this.#window;
+  /** How many ids may be given out. */
+  get room(): number {
+    return this.#window - this.outstanding;
   }
 
-  /** The next id, or 0 if the window is full. */
   next(): number {
-    if (!this.hasRoom) return 0;
+    invariant(this.room > 0, 'the window of rpc ids has room');
     const id = this.#nextId++;
     this.#finished[id % this.#window] = 0;
     return id;

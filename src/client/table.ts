@@ -3,8 +3,8 @@
  * the table (`TABLE_NOT_FOUND` if there is none).
  *
  * Keys and values that are passed as bytes must not change until the promise has settled. Read
- * values belong to the caller. Operations of one turn on one key are executed in their order,
- * unless one of them has to be retried.
+ * values belong to the caller. Calls on one key are executed in their order, awaited or not, unless
+ * one of them has to be retried; on different keys in any order, and reads are answered first.
  */
 
 import { checkSignal, checkTimeoutMs, invalidArgument } from '../rpc/connection-string.js';

@@ -5,8 +5,8 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { type Client, connect, json, strings } from '../../src/client/index.js';
-import { encodeExecuteReply } from '../../src/rpc/execute-codec.js';
-import { FakeCluster, rejectsWith, result, until } from './rpc-fixture.js';
+import { type ExecuteRequest, encodeExecuteReply, OP_READ } from '../../src/rpc/execute-codec.js';
+import { FakeCluster, type FakeMaster, rejectsWith, result, until } from './rpc-fixture.js';
 
 const open: { close(): unknown }[] = [];
 after(async () => {
@@ -233,27 +233,98 @@ test('a hanging attempt is repeated with the same id within the deadline', async
   assert.deepEqual(ids, [1, 1]);
 });
 
-test('a full window makes mutations wait, and lets all of them in again', async () => {
+/** Answers of a master that are kept back until `release`. */
+function hold(master: FakeMaster, which: (request: ExecuteRequest) => boolean) {
+  const held: (() => void)[] = [];
+  let released = false;
+  master.intercept = (call) => {
+    const { clientId, operations } = master.requests.at(-1)!;
+    if (released || !which(master.requests.at(-1)!)) return false;
+    // Executed as it comes; what waits is the answer.
+    const reply = encodeExecuteReply(operations.map((each) => master.execute(clientId, each)));
+    held.push(() => call.reply(reply));
+    return true;
+  };
+  const release = (): void => {
+    released = true;
+    for (const answer of held) answer();
+  };
+  return { held, release };
+}
+
+const writes = ({ operations }: ExecuteRequest): boolean =>
+  operations.some(({ op }) => op !== OP_READ);
+
+test('a full window makes mutations wait in their place, then lets them in', async () => {
+  const { cluster, client } = await start(5);
+  const table = await client.createTable('t', { span: 5 });
+  const holds = cluster.servers.map(({ master }) => hold(master, writes));
+  const puts = Array.from({ length: 25_000 }, (_, i) => table.put(`k${i}`, 'v'));
+  const last = table.get('k24999');
+  await until('window full', () => client.stats().mutationsOutstanding === 16_384);
+  // Some look like one that is written.
+  const others = Array.from({ length: 20 }, (_, i) => table.get(`other ${i}`));
+  assert.equal(await Promise.race(others), undefined, 'reads of other keys go on');
+  assert.equal(client.stats().mutationsOutstanding, 16_384);
+  for (const { release } of holds) release();
+  await Promise.all([...puts, ...others]);
+  assert.equal(String(await last), 'v', 'it was called behind its put');
+  assert.equal(client.stats().mutationsOutstanding, 0);
+});
+
+test('reads are answered while writes wait, also those called beside them', async () => {
   const { cluster, client } = await start();
   const { master } = cluster.servers[0]!;
   const table = await client.createTable('t');
-  let held: (() => void) | null = null;
-  master.intercept = (call) => {
-    if (held !== null) return false;
-    const request = master.requests[0]!;
-    held = () => {
-      const { clientId, operations } = request;
-      call.reply(encodeExecuteReply(operations.map((each) => master.execute(clientId, each))));
-    };
-    return true;
-  };
-  const first = table.put('first', 'v');
-  await until('held', () => held !== null);
-  const puts = Array.from({ length: 20_000 }, (_, i) => table.put(`k${i}`, 'v'));
-  await until('window full', () => client.stats().mutationsOutstanding === 16_384);
-  held!();
-  await Promise.all([first, ...puts]);
-  assert.equal(client.stats().mutationsOutstanding, 0);
+  await table.putMany([
+    ['k', 'old'],
+    ['l', 'old'],
+  ]);
+  const { held, release } = hold(master, writes);
+  const before = table.get('k');
+  const put = table.put('k', 'new');
+  const after = table.get('k');
+  const many = table.getMany(['l', 'm']);
+  assert.equal(String(await before), 'old');
+  assert.deepEqual((await many).map(String), ['old', 'undefined']);
+  assert.equal(String(await table.get('l')), 'old', 'called later');
+  assert.equal(held.length, 1);
+  let done = false;
+  const both = Promise.all([put, after]).then(() => {
+    done = true;
+  });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(done, false);
+  release();
+  await both;
+  assert.equal(String(await after), 'new');
+  assert.equal(client.stats().retries, 0);
+});
+
+test('calls of one turn on one key are executed in their order', async () => {
+  const { cluster, client } = await start();
+  const table = await client.createTable('t');
+  const { held, release } = hold(cluster.servers[0]!.master, () => true);
+  const results: Promise<unknown>[] = [];
+  const expected: string[] = [];
+  // More turns than messages may be in flight.
+  for (let turn = 0; turn < 12; turn += 1) {
+    for (const key of ['a', 'b', 'c']) {
+      const value = `${key} ${turn}`;
+      results.push(table.get(key), table.put(key, value), table.get(key), table.getMany([key]));
+      expected.push(turn === 0 ? 'undefined' : `${key} ${turn - 1}`, 'put', value, value);
+      if (turn % 3 !== 2) continue;
+      results.push(table.delete(key), table.get(key), table.put(key, value, { ifAbsent: true }));
+      expected.push('put', 'undefined', 'put');
+    }
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await until('the limit', () => held.length >= 4);
+  release();
+  const told = (await Promise.all(results)).map((each) =>
+    typeof each === 'object' && each !== null && 'version' in each ? 'put' : String(each),
+  );
+  assert.deepEqual(told, expected);
 });
 
 test('aborts', async () => {

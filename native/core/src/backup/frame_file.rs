@@ -6,6 +6,7 @@
 
 use crate::backup::frame::{BLOCK_BYTES, FRAME_BYTES, frame_offset};
 use crate::backup::segment_buffer::AlignedBytes;
+use crate::backup::write_queue::{BlockWrite, WriteQueue};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -55,6 +56,11 @@ impl Default for Faults {
 }
 
 impl Faults {
+    /// Whether writes have to be made one by one, because one of them may be made to fail.
+    fn watch_writes(&self) -> bool {
+        self.medium.is_some() || self.writes_left.load(Ordering::SeqCst) >= 0
+    }
+
     /// All writes and syncs go through `medium`.
     pub fn over(medium: Arc<dyn Medium>) -> Self {
         Self {
@@ -126,6 +132,8 @@ fn injected() -> io::Error {
 pub struct FrameFile {
     file: File,
     direct: bool,
+    /// Only with O_DIRECT: else it would write one after the other as well.
+    queue: Option<WriteQueue>,
     faults: Arc<Faults>,
 }
 
@@ -149,11 +157,13 @@ impl FrameFile {
             Ok(file) => Ok(Self {
                 file,
                 direct: true,
+                queue: WriteQueue::new(),
                 faults,
             }),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Self {
                 file: open(0)?,
                 direct: false,
+                queue: None,
                 faults,
             }),
             Err(error) => Err(error),
@@ -215,6 +225,26 @@ impl FrameFile {
         match &self.faults.medium {
             None => self.file.write_all_at(bytes, offset),
             Some(medium) => medium.write(&self.file, bytes, offset),
+        }
+    }
+
+    /// Makes these writes, at once where the system can; what became of each, in their order.
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    pub fn write_all(&self, writes: &[BlockWrite<'_>]) -> Vec<io::Result<()>> {
+        match &self.queue {
+            Some(queue) if writes.len() > 1 && !self.faults.watch_writes() => {
+                for BlockWrite { bytes, offset } in writes {
+                    assert_aligned(bytes.as_ptr(), bytes.len(), *offset);
+                }
+                queue.write(&self.file, writes)
+            }
+            _ => {
+                let each = writes.iter();
+                each.map(|write| self.write(write.bytes, write.offset))
+                    .collect()
+            }
         }
     }
 

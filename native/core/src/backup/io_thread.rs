@@ -17,13 +17,15 @@ use crate::backup::segment_buffer::AlignedBytes;
 use crate::backup::state::{FlushPlan, Job, State};
 use crate::backup::storage::{Completion, Durability, Shared};
 use crate::backup::superblock::{Identity, Superblock};
+use crate::backup::write_queue::BlockWrite;
 use crate::status::Status;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 const PREWRITE_STEP_BYTES: usize = 1 << 20;
+/// Replicas whose writes are under way together.
+const PLANS_AT_ONCE: usize = 16;
 /// Closed replicas that wait for the compressor with their bytes in memory.
 const COMPRESS_QUEUE_MAX: usize = 4;
 
@@ -102,16 +104,22 @@ pub(super) fn run(shared: &Arc<Shared>) {
 pub(super) fn run_once(shared: &Shared) {
     let mut group = Group::default();
     take_group(&mut shared.state.lock(), Instant::now(), &mut group);
-    commit(shared, &mut group, &mut AlignedBytes::new(SLOT_BYTES));
+    commit(shared, &mut group, &mut slot_buffers());
+}
+
+fn slot_buffers() -> Vec<AlignedBytes> {
+    (0..PLANS_AT_ONCE)
+        .map(|_| AlignedBytes::new(SLOT_BYTES))
+        .collect()
 }
 
 fn run_rounds(shared: &Shared, group: &mut Group) {
-    let mut slot_bytes = AlignedBytes::new(SLOT_BYTES);
+    let mut slots = slot_buffers();
     let zeros = AlignedBytes::new(PREWRITE_STEP_BYTES);
     let mut prewrite = None;
     loop {
         match next_round(shared, &mut prewrite, group) {
-            Round::Group => commit(shared, group, &mut slot_bytes),
+            Round::Group => commit(shared, group, &mut slots),
             Round::Prewrite => step_prewrite(shared, &mut prewrite, &zeros),
             Round::Stop => return,
         }
@@ -179,34 +187,51 @@ fn take_group(state: &mut State, now: Instant, group: &mut Group) {
     group.frames.seal(state);
 }
 
-fn write_plan(file: &FrameFile, plan: &FlushPlan, slot_bytes: &mut AlignedBytes) -> io::Result<()> {
-    let length = plan.certificate.length as usize;
-    let floor = block_floor(length);
-    let start = plan.flushed_blocks as usize * BLOCK_BYTES;
-    assert!(start <= floor, "flushed blocks lie below the certificate");
-    // SAFETY: certified bytes are received bytes, which never change.
-    let bytes = unsafe { plan.buffer.prefix(length) };
-    let data = frame_offset(plan.frame) + DATA_OFFSET as u64;
-    if start < floor {
-        file.write(&bytes[start..floor], data + start as u64)?;
-    }
-    if plan.data_only {
-        return Ok(());
-    }
-    encode_slot(&plan.certificate, &bytes[floor..], slot_bytes.bytes_mut());
-    file.write(slot_bytes.bytes(), slot_offset(plan.frame, plan.slot))
-}
-
-fn commit(shared: &Shared, group: &mut Group, slot_bytes: &mut AlignedBytes) {
-    let file = &shared.file;
-    let mut failures = Failures::default();
-    for plan in &mut group.plans {
-        if let Err(error) = write_plan(file, plan, slot_bytes) {
-            failures.note_frame(&error);
-            plan.failed = true;
+/// The writes of up to `PLANS_AT_ONCE` plans, all under way together: a slot may reach the disk
+/// before the bytes that it certifies, as it may before every sync, and is not believed then.
+fn write_plans(
+    file: &FrameFile,
+    plans: &mut [FlushPlan],
+    slots: &mut [AlignedBytes],
+    failures: &mut Failures,
+) {
+    let mut writes = Vec::with_capacity(2 * plans.len());
+    let mut owners = Vec::with_capacity(2 * plans.len());
+    for (number, (plan, slot)) in plans.iter().zip(slots).enumerate() {
+        let length = plan.certificate.length as usize;
+        let floor = block_floor(length);
+        let start = plan.flushed_blocks as usize * BLOCK_BYTES;
+        assert!(start <= floor, "flushed blocks lie below the certificate");
+        // SAFETY: certified bytes are received bytes, which never change.
+        let bytes = unsafe { plan.buffer.prefix(length) };
+        if start < floor {
+            let offset = frame_offset(plan.frame) + (DATA_OFFSET + start) as u64;
+            let bytes = &bytes[start..floor];
+            writes.push(BlockWrite { bytes, offset });
+            owners.push(number);
+        }
+        if !plan.data_only {
+            encode_slot(&plan.certificate, &bytes[floor..], slot.bytes_mut());
+            let (bytes, offset) = (slot.bytes(), slot_offset(plan.frame, plan.slot));
+            writes.push(BlockWrite { bytes, offset });
+            owners.push(number);
         }
     }
-    group.frames.write(file, slot_bytes, &mut failures);
+    for (result, owner) in file.write_all(&writes).into_iter().zip(owners) {
+        if let Err(error) = result {
+            failures.note_frame(&error);
+            plans[owner].failed = true;
+        }
+    }
+}
+
+fn commit(shared: &Shared, group: &mut Group, slots: &mut [AlignedBytes]) {
+    let file = &shared.file;
+    let mut failures = Failures::default();
+    for plans in group.plans.chunks_mut(PLANS_AT_ONCE) {
+        write_plans(file, plans, slots, &mut failures);
+    }
+    group.frames.write(file, &mut slots[0], &mut failures);
     let writes = !group.plans.is_empty() || !group.frames.is_empty();
     if writes && file.sync().is_err() {
         failures.note_disk();
@@ -214,7 +239,7 @@ fn commit(shared: &Shared, group: &mut Group, slot_bytes: &mut AlignedBytes) {
         group.frames.fail();
     }
     let superblock_written = write_superblocks(shared, &group.superblocks, &mut failures);
-    {
+    let to_compress = {
         let mut state = shared.state.lock();
         apply(&mut state, group);
         group.frames.apply(&mut state, &mut group.completions);
@@ -231,8 +256,12 @@ fn commit(shared: &Shared, group: &mut Group, slot_bytes: &mut AlignedBytes) {
             group.completions.push((done, result));
         }
         trim_compress_queue(&mut state, shared.options.compress);
+        !state.compress_queue.is_empty() || !state.compress_parked.is_empty()
+    };
+    // Not for nothing: that would be one more thread that runs for each small write.
+    if to_compress {
+        shared.compress_wake.notify_one();
     }
-    shared.compress_wake.notify_one();
     shared.deliver(std::mem::take(&mut group.done));
     for (done, result) in group.completions.drain(..) {
         done(result);

@@ -38,6 +38,7 @@ mod stats;
 mod storage;
 pub mod superblock;
 mod write;
+pub mod write_queue;
 
 pub use digest::{Digest, parse_opening};
 pub use recovery::PieceWaiter;
