@@ -107,6 +107,15 @@ export function processorMsOf(pids: readonly number[]): number {
   }, 0);
 }
 
+/** Of all its reads and writes so far, sockets included; send(2) and recv(2) are not counted. */
+export function transferredBytesOf(pid: number): { readBytes: number; writtenBytes: number } {
+  const io = ifThere(() => readFileSync(`/proc/${pid}/io`, 'latin1')) ?? '';
+  return {
+    readBytes: Number(/^rchar: (\d+)/m.exec(io)?.[1]),
+    writtenBytes: Number(/^wchar: (\d+)/m.exec(io)?.[1]),
+  };
+}
+
 /** Memory that it has in DRAM; undefined once it is gone. */
 export function residentBytesOf(pid: number): number | undefined {
   return ifThere(() => {

@@ -13,6 +13,8 @@ import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
+import { loadU32, storeU32 } from '../rpc/frame.js';
+import { IdTable } from '../rpc/id-table.js';
 import type { ServerList } from '../rpc/messages.js';
 import { STATUS, statusCode } from '../rpc/status.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
@@ -22,6 +24,9 @@ import { LeaseGrants } from './lease-grants.js';
 const headerBytes = 48;
 const writesWaitingMax = 16_384;
 const overloadRetryMs = 50;
+const U32_MAX = 0xffff_ffff;
+/** `BackupCore.write`: done already. */
+const WRITE_DONE = -1;
 
 export interface BackupServiceOptions {
   core: BackupCore;
@@ -41,10 +46,10 @@ export class BackupService {
   readonly #options: BackupServiceOptions;
   #upServerIds = new Set<number>();
   /** By token; bounded by `writesWaitingMax`. */
-  readonly #writesWaiting = new Map<number, WaitingWrite>();
+  readonly #writesWaiting = new IdTable<WaitingWrite>();
   readonly #leases: LeaseGrants;
-  #tokenLast = 0;
   readonly #load = new Float64Array(3);
+  readonly #reply = new Uint8Array(12);
   /** The piece that is being sent; `reply` copies it. */
   #piece = new Uint8Array(0);
   /** Recoveries that this backup keeps data for: id -> crashed server. */
@@ -106,8 +111,7 @@ export class BackupService {
       call.fail(refusal);
       return;
     }
-    this.#tokenLast += 1;
-    const token = this.#tokenLast;
+    const token = this.#writesWaiting.nextId();
     let status: number;
     try {
       status = this.#options.core.write(call.body, token);
@@ -117,6 +121,11 @@ export class BackupService {
     }
     if (status === STATUS.OK.number) {
       this.#writesWaiting.set(token, { call, masterId: masterIdOf(call.body) });
+      return;
+    }
+    if (status === WRITE_DONE) {
+      const reply = this.#loadReply();
+      this.#acknowledge({ call, masterId: masterIdOf(call.body) }, reply);
       return;
     }
     this.#writesRefused += 1;
@@ -193,25 +202,35 @@ export class BackupService {
   }
 
   #finishWrites(done: Float64Array): void {
-    this.#options.core.load(this.#load);
-    const [freeFrames = 0, queuedBytes = 0] = this.#load;
-    const nowMs = this.#options.clock();
-    // Copied by each `reply`, so that one buffer serves all.
-    const reply = Buffer.alloc(12);
-    reply.writeUInt32LE(Math.min(freeFrames, 0xffff_ffff), 0);
-    reply.writeUInt32LE(Math.min(Math.ceil(queuedBytes / 1024), 0xffff_ffff), 4);
+    const reply = this.#loadReply();
     for (let index = 0; index + 1 < done.length; index += 2) {
       const token = done[index] ?? 0;
       const status = done[index + 1] ?? 0;
       const waiting = this.#writesWaiting.get(token);
       // Absent only if the service was closed meanwhile.
       if (waiting === undefined) continue;
-      const { call, masterId } = waiting;
       this.#writesWaiting.delete(token);
-      reply.writeUInt32LE(this.#leases.grant(masterId, nowMs), 8);
-      if (status === STATUS.OK.number) call.reply(reply);
-      else call.fail(new RekindleError(statusCode(status), 'the write did not reach the disk'));
+      if (status === STATUS.OK.number) this.#acknowledge(waiting, reply);
+      else {
+        const error = new RekindleError(statusCode(status), 'the write did not reach the disk');
+        waiting.call.fail(error);
+      }
     }
+  }
+
+  /** The answer to a write, but for the lease: each `reply` copies it, so that one serves all. */
+  #loadReply(): Uint8Array {
+    this.#options.core.load(this.#load);
+    const [freeFrames = 0, queuedBytes = 0] = this.#load;
+    const reply = this.#reply;
+    storeU32(reply, 0, Math.min(freeFrames, U32_MAX));
+    storeU32(reply, 4, Math.min(Math.ceil(queuedBytes / 1024), U32_MAX));
+    return reply;
+  }
+
+  #acknowledge({ call, masterId }: WaitingWrite, reply: Uint8Array): void {
+    storeU32(reply, 8, this.#leases.grant(masterId, this.#options.clock()));
+    call.reply(reply);
   }
 
   async #free(request: RequestOf<'BACKUP_FREE'>): Promise<ReplyOf<'BACKUP_FREE'>> {
@@ -284,8 +303,7 @@ export class BackupService {
 
 /** Of a BACKUP_WRITE whose header is complete. */
 function masterIdOf(body: Uint8Array): number {
-  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
-  return view.getUint32(0, true) + view.getUint32(4, true) * 2 ** 32;
+  return loadU32(body, 0) + loadU32(body, 4) * 2 ** 32;
 }
 
 /** The JSON of GET_RECOVERY_DATA, checked; null if it is not what messages.ts says. */

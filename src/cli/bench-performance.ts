@@ -8,6 +8,7 @@ import { runCoreBench } from '../../bench/core.js';
 import { runDurableBench } from '../../bench/durable.js';
 import type { DurablePeer } from '../../bench/durable-sides.js';
 import { runLatencyBench } from '../../bench/latency.js';
+import { runLinkBench } from '../../bench/link.js';
 import { PROFILE_WORKS, type ProfileWork, runProfileBench } from '../../bench/profile.js';
 import { runSoakBench } from '../../bench/soak.js';
 import { runThroughputBench } from '../../bench/throughput.js';
@@ -48,6 +49,23 @@ Examples:
   $ rekindle bench core --json core.json
 
 Needs cargo in a source checkout. Keep the machine quiet: other load makes the figures worse.`,
+    );
+}
+
+export function linkCommand(): Command {
+  return withReport(new Command('link'))
+    .description('bytes and messages a second from a master to a backup, without a cluster')
+    .action((options: ReportOptions) =>
+      run(() => report(options, runLinkBench({ quick: options.quick ?? false }))),
+    )
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ rekindle bench link --quick
+  $ rekindle bench link --json link.json
+
+Keep the machine quiet: other load makes the figures worse.`,
     );
 }
 

@@ -1,5 +1,5 @@
 /**
- * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core` and `placement`
+ * `rekindle bench`: the benchmarks of bench/ as commands. Each but `core`, `link` and `placement`
  * starts a cluster of its own on this machine; all print a short table, and write the figures as
  * JSON with --json FILE.
  *
@@ -23,6 +23,7 @@ import {
   coreCommand,
   durableCommand,
   latencyCommand,
+  linkCommand,
   profileCommand,
   soakCommand,
   throughputCommand,
@@ -57,6 +58,7 @@ export function benchCommand(): Command {
     .addCommand(chaosCommand())
     .addCommand(coldStartCommand())
     .addCommand(faultsCommand())
+    .addCommand(linkCommand())
     .addCommand(coreCommand())
     .addCommand(placementCommand())
     .addHelpText(

@@ -11,6 +11,7 @@ import type { MasterCore } from '../native/contract.js';
 import { asNativeError } from '../native/index.js';
 import type { Log } from '../ops/log.js';
 import { asRekindleError, invariant, RekindleError } from '../rpc/errors.js';
+import { storeU32, storeU64 } from '../rpc/frame.js';
 import type { ServerList } from '../rpc/messages.js';
 import type { BackupLoad } from './backup-selector.js';
 import { shortageError } from './placement-shortage.js';
@@ -69,23 +70,28 @@ interface Waiter {
 }
 
 /** The 48 bytes of docs/formats.md §3, BACKUP_WRITE. */
-export function encodeBackupWriteHeader(masterId: number, write: SegmentWrite, primary: boolean) {
-  const header = Buffer.alloc(headerBytes);
-  header.writeBigUInt64LE(BigInt(masterId), 0);
-  header.writeBigUInt64LE(BigInt(write.segmentId), 8);
-  header.writeBigUInt64LE(BigInt(write.epoch), 16);
-  header.writeUInt32LE(write.offset, 24);
-  header.writeUInt32LE(write.end - write.offset, 28);
+export function encodeBackupWriteHeader(
+  masterId: number,
+  write: SegmentWrite,
+  primary: boolean,
+): Uint8Array {
+  // Plain stores: a Buffer that is filled with BigInts takes longer than all else of a small write.
+  const header = new Uint8Array(headerBytes);
+  storeU64(header, 0, masterId);
+  storeU64(header, 8, write.segmentId);
+  storeU64(header, 16, write.epoch);
+  storeU32(header, 24, write.offset);
+  storeU32(header, 28, write.end - write.offset);
   if (write.certified) {
-    header.writeUInt32LE(write.end, 32);
-    header.writeUInt32LE(write.checksum >>> 0, 36);
+    storeU32(header, 32, write.end);
+    storeU32(header, 36, write.checksum);
   }
   const flags =
     (write.open ? FLAG_OPEN : 0) |
     (write.close ? FLAG_CLOSE : 0) |
     (primary ? FLAG_PRIMARY : 0) |
     (write.certified ? FLAG_CERTIFICATE : 0);
-  header.writeUInt32LE(flags, 40);
+  storeU32(header, 40, flags);
   return header;
 }
 

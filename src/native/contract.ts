@@ -266,7 +266,8 @@ export interface BackupCore {
   replicas(): BackupReplica[];
   /**
    * Takes one BACKUP_WRITE body (docs/formats.md §3); copies what it keeps. Returns 0 when it is
-   * queued: `onDone` will get `token`; else a status number, and nothing was changed.
+   * queued: `onDone` will get `token`; -1 when it is done already, and `onDone` will not; else a
+   * status number, and nothing was changed.
    */
   write(body: Uint8Array, token: number): number;
   /** Called with [token, status, token, status, …] as writes become durable in the chosen mode. */

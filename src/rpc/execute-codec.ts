@@ -5,7 +5,7 @@
  * Encoders write into a buffer that the caller has sized with `operationBytes` / `resultBytes`.
  */
 import { RekindleError } from './errors.js';
-import { loadU32, storeU32 } from './frame.js';
+import { loadU32, storeU32, storeU64 } from './frame.js';
 
 export const OP_READ = 1;
 export const OP_WRITE = 2;
@@ -51,12 +51,6 @@ export function operationBytes(keyLength: number, valueLength: number): number {
 
 export function resultBytes(valueLength: number): number {
   return RESULT_HEADER_BYTES + align8(valueLength);
-}
-
-function storeU64(target: Uint8Array, at: number, value: number): void {
-  const high = Math.floor(value / TWO_32);
-  storeU32(target, at, value - high * TWO_32);
-  storeU32(target, at + 4, high);
 }
 
 /** A u64 that must be below 2^53. */

@@ -13,6 +13,7 @@ export const KIND_REQUEST = 0;
 export const KIND_REPLY = 1;
 export const KIND_ERROR_REPLY = 2;
 
+const TWO_32 = 0x1_0000_0000;
 const MAGIC_LOW = 0x52;
 const MAGIC_HIGH = 0x4b;
 
@@ -34,6 +35,13 @@ export function storeU32(target: Uint8Array, at: number, value: number): void {
   target[at + 1] = value >>> 8;
   target[at + 2] = value >>> 16;
   target[at + 3] = value >>> 24;
+}
+
+/** Of an integer below 2^53. */
+export function storeU64(target: Uint8Array, at: number, value: number): void {
+  const high = Math.floor(value / TWO_32);
+  storeU32(target, at, value - high * TWO_32);
+  storeU32(target, at + 4, high);
 }
 
 export function loadU32(source: Uint8Array, at: number): number {

@@ -21,7 +21,7 @@ import {
 } from './message-reader.js';
 
 /** Up to here a message is copied together: one write costs less than the copy. */
-const JOINED_BYTES_MAX = 64 * 1024;
+const JOINED_BYTES_MAX = 16 * 1024;
 const READ_BYTES = 256 * 1024;
 /** Read and taken apart within one callback, so that all connections can share it. */
 const readBuffer = new Uint8Array(READ_BYTES);

@@ -13,6 +13,7 @@ import { asRekindleError, RekindleError } from './errors.js';
 import { boundedTimeoutMs } from './fault-point.js';
 import { MESSAGE_BYTES_MAX } from './frame.js';
 import { PROTOCOL } from './handshake.js';
+import { IdTable } from './id-table.js';
 import { LinkConnection, type LinkIdentity } from './link-connection.js';
 import { PendingCall } from './pending-call.js';
 import { type JsonRpcName, type ReplyOf, type RequestOf, RPC, type RpcName } from './table.js';
@@ -43,7 +44,6 @@ const BUSY_RETRY_MS = 20;
 const SILENCE_MS_MAX = 2_000;
 const NOTHING = new Uint8Array(0);
 const EMPTY_BODY: readonly Uint8Array[] = [];
-const CALL_ID_MAX = 0xffff_ffff;
 
 export class WsLink implements RpcLink {
   readonly address: string;
@@ -51,7 +51,7 @@ export class WsLink implements RpcLink {
   readonly #addressProblem: string | null;
   readonly #bytesMax: number;
   readonly #callsMax: number;
-  readonly #calls = new Map<number, PendingCall>();
+  readonly #calls = new IdTable<PendingCall>();
   readonly #deadlines = new DeadlineSet<PendingCall>((call) => this.#onDeadline(call));
   readonly #lostListeners: ((error: RekindleError) => void)[] = [];
   /** Being made, or made; at most one. */
@@ -64,7 +64,6 @@ export class WsLink implements RpcLink {
   /** Dials that have failed in a row. */
   #failures = 0;
   #dialNotBeforeMs = 0;
-  #nextCallId = 1;
   #outstandingBytes = 0;
   /** When the last call was made, for the pool. */
   usedAtMs = performance.now();
@@ -116,7 +115,7 @@ export class WsLink implements RpcLink {
     return new Promise((resolve, reject) => {
       const now = performance.now();
       const timeoutMs = options?.timeoutMs ?? boundedTimeoutMs(RPC[name].timeoutMs);
-      const id = this.#newCallId();
+      const id = this.#calls.nextId();
       const place = options?.place ?? null;
       const call = new PendingCall(id, name, parts, now, timeoutMs, place, resolve, reject);
       this.usedAtMs = now;
@@ -189,13 +188,6 @@ export class WsLink implements RpcLink {
       );
     }
     return null;
-  }
-
-  #newCallId(): number {
-    let id = this.#nextCallId;
-    while (this.#calls.has(id)) id = id === CALL_ID_MAX ? 1 : id + 1;
-    this.#nextCallId = id === CALL_ID_MAX ? 1 : id + 1;
-    return id;
   }
 
   #send(call: PendingCall): void {
@@ -325,7 +317,7 @@ export class WsLink implements RpcLink {
     this.#connection = null;
     this.#connected = false;
     if (established) {
-      for (const call of [...this.#calls.values()]) {
+      for (const call of this.#calls.values()) {
         if (call.sent) {
           this.#fail(call, call.failure('CONNECTION_LOST', error.message, error));
         }
@@ -337,7 +329,7 @@ export class WsLink implements RpcLink {
       const delayMs = backoffMs(this.#failures, BACKOFF_MS_MIN, BACKOFF_MS_MAX, random);
       this.#dialNotBeforeMs = performance.now() + delayMs;
       this.#failures += 1;
-      for (const call of [...this.#calls.values()]) {
+      for (const call of this.#calls.values()) {
         this.#fail(call, call.failure(error.code, error.message, error));
       }
     }

@@ -144,6 +144,7 @@ test('every command has help with an example', OPTIONS, async () => {
     'bench durable',
     'bench ycsb',
     'bench soak',
+    'bench link',
     'bench recovery',
     'bench chaos',
   ];

@@ -111,7 +111,7 @@ const arrows: Record<string, readonly string[]> = {
   master: ['rpc', 'native', 'ops'],
   backup: ['rpc', 'native', 'ops'],
   cluster: ['coordinator', 'master', 'backup', 'rpc', 'native', 'ops'],
-  bench: ['client', 'cluster', 'coordinator', 'rpc', 'native', 'ops'],
+  bench: ['client', 'cluster', 'coordinator', 'master', 'backup', 'rpc', 'native', 'ops'],
   cli: ['client', 'cluster', 'rpc', 'ops', 'bench'],
 };
 

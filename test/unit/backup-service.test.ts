@@ -153,6 +153,17 @@ test('a write is answered when the core says that it is durable, with its load',
   assert.deepEqual(out, ['b DISK_ERROR', 'a ok 11000000020000002c010000']);
 });
 
+test('a write that the core has done already is answered at once', () => {
+  const core = new FakeCore();
+  const backup = service(core);
+  backup.applyServerList(list(1, [[masterId, 'up']]));
+  core.status = -1;
+  const out: string[] = [];
+  backup.write(writeCall(out, 'a'));
+  assert.deepEqual(out, ['a ok 11000000020000002c010000']);
+  assert.equal(backup.counters().writesWaiting, 0);
+});
+
 test('masters that are not up in the list may not write, nor do refusals wait', () => {
   const core = new FakeCore();
   const backup = service(core);

@@ -327,7 +327,10 @@ impl Replicator {
         for storage in &self.storages {
             loop {
                 match storage.write(&body, id) {
-                    Ok(()) => break,
+                    Ok(accepted) => {
+                        assert!(accepted.waits, "in mode fsync all new bytes wait");
+                        break;
+                    }
                     Err(Status::Retry | Status::NoFreeFrame) => thread::sleep(IDLE_PAUSE),
                     Err(status) => return Err(Failure::Core("backup write", status)),
                 }

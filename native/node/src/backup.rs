@@ -17,7 +17,7 @@ use napi_derive::napi;
 use rekindle_core::backup::frame_file::Faults;
 use rekindle_core::backup::split::{Partition, Tablet};
 use rekindle_core::backup::{
-    BackupOptions, BackupStorage, Completion, Durability, Identity, StorageError,
+    Accepted, BackupOptions, BackupStorage, Completion, Durability, Identity, StorageError,
 };
 use rekindle_core::status::Status;
 use std::collections::HashMap;
@@ -298,13 +298,14 @@ impl BackupCore {
         replicas.map(report).collect()
     }
 
-    /// Takes one BACKUP_WRITE body; 0 when queued, else a status number.
+    /// Takes one BACKUP_WRITE body; 0 when queued, -1 when done, else a status number.
     #[napi(catch_unwind)]
-    pub fn write(&self, body: &[u8], token: f64) -> Result<u32> {
+    pub fn write(&self, body: &[u8], token: f64) -> Result<i32> {
         let token = id(token)?;
         Ok(match self.storage.write(body, token) {
-            Ok(()) => 0,
-            Err(status) => u32::from(status as u16),
+            Ok(Accepted { waits: true }) => 0,
+            Ok(Accepted { waits: false }) => -1,
+            Err(status) => i32::from(status as u16),
         })
     }
 

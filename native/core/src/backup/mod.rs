@@ -47,3 +47,4 @@ pub use storage::{
     StorageError,
 };
 pub use superblock::Identity;
+pub use write::Accepted;

@@ -220,6 +220,7 @@ pub(super) struct State {
     pub fenced: BTreeSet<u64>,
     pub superblock: Superblock,
     pub dirty: BTreeSet<ReplicaKey>,
+    /// Whoever sets this, or `urgent`, wakes the I/O thread: a later write does not.
     pub dirty_since: Option<Instant>,
     /// Flush at once, whatever the interval.
     pub urgent: bool,

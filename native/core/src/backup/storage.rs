@@ -18,6 +18,7 @@ use crate::backup::stats;
 use crate::backup::superblock::{
     CLUSTER_ID_BYTES, FENCED_MAX, Identity, Superblock, SuperblockFiles,
 };
+use crate::backup::write::Accepted;
 use crate::entry::SEGMENT_BYTES;
 use crate::status::Status;
 use parking_lot::{Condvar, Mutex};
@@ -32,8 +33,8 @@ use thiserror::Error;
 
 /// Called once with the outcome, on a thread of the storage or of the caller.
 pub type Completion = Box<dyn FnOnce(Result<(), Status>) + Send>;
-/// Gets the tokens of finished writes. Runs on the I/O thread, in mode `replicated` also inside
-/// [`BackupStorage::write`]; it must not call the storage.
+/// Gets the tokens of writes that had to wait. Runs on the I/O thread; it must not call the
+/// storage.
 pub type DoneSink = Box<dyn Fn(&[(u64, Status)]) + Send + Sync>;
 
 /// When a write is done.
@@ -305,25 +306,28 @@ impl BackupStorage {
         visible.map(report).collect()
     }
 
-    /// Takes one BACKUP_WRITE body; the sink gets `token` when the write is done.
+    /// Takes one BACKUP_WRITE body. The sink gets `token` when the write is done, unless it is done
+    /// when this returns.
     ///
     /// # Errors
     /// Why it was refused; then nothing was changed and the sink will not hear of it.
-    pub fn write(&self, body: &[u8], token: u64) -> Result<(), Status> {
+    pub fn write(&self, body: &[u8], token: u64) -> Result<Accepted, Status> {
         let wait_for_flush = self.shared.options.durability == Durability::Fsync;
-        let accepted = {
-            let mut state = self.shared.state.lock();
-            if state.stopping {
-                return Err(Status::Internal);
-            }
-            let pool = &self.shared.pool;
-            state.write(body, token, wait_for_flush, pool, Instant::now())?
-        };
-        self.shared.io_wake.notify_one();
-        if !accepted.waits {
-            self.shared.deliver(vec![(token, Status::Ok)]);
+        let mut state = self.shared.state.lock();
+        if state.stopping {
+            return Err(Status::Internal);
         }
-        Ok(())
+        let plan = (state.dirty_since, state.urgent);
+        let pool = &self.shared.pool;
+        let accepted = state.write(body, token, wait_for_flush, pool, Instant::now())?;
+        // Else the I/O thread knows already when it has to write: to wake it for each write of mode
+        // `replicated` took as long as the write.
+        let wakes = (state.dirty_since, state.urgent) != plan;
+        drop(state);
+        if wakes {
+            self.shared.io_wake.notify_one();
+        }
+        Ok(accepted)
     }
 
     /// Names the receiver of finished writes and hands it what finished before.

@@ -102,8 +102,9 @@ impl<'a> Write<'a> {
 }
 
 /// What became of an accepted write.
-pub(super) struct Accepted {
-    /// The token waits for a flush; else it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// For a flush: then the sink gets its token. Else it is done, and the sink hears nothing.
     pub waits: bool,
 }
 

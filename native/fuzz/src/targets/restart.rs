@@ -227,7 +227,7 @@ fn run(base: &Base, input: &[u8]) {
     let bytes = noise(600);
     let body = Write::certified((1 << 40, 1), &bytes, 0, flag::OPEN).body();
     match storage.write(&body, 1) {
-        Ok(()) => assert!(
+        Ok(_) => assert!(
             storage.read(1 << 40, 1) == Ok(bytes),
             "a new replica is kept"
         ),
