@@ -11,11 +11,9 @@
  * cluster.
  */
 import { randomInt } from 'node:crypto';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Client, connect } from '../src/client/index.js';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, formatMs, textTable } from '../src/ops/text-table.js';
@@ -111,7 +109,7 @@ export async function runColdStart(options: ColdStartOptions): Promise<BenchResu
 
 async function begin(options: ColdStartOptions, seed: number): Promise<World> {
   const { servers, durability, memoryBytes, powerLoss, flushIgnored } = options;
-  const directory = mkdtempSync(join(tmpdir(), 'rekindle-cold-'));
+  const directory = makeTemporaryFolder('rekindle-cold-');
   const unflushed = flushIgnored ? FRAMES : undefined;
   const layer = powerLoss ? new DiskLayer(diskLayerLibrary(), directory, unflushed) : undefined;
   const ended: string[] = [];
@@ -142,7 +140,7 @@ async function finish(world: World, totals: Totals): Promise<void> {
   totals.reads += checker.reads;
   await world.client.close();
   await world.cluster.stop();
-  rmSync(world.directory, { recursive: true, force: true });
+  removeTemporaryFolder(world.directory);
 }
 
 /** True if the cluster is whole again. */

@@ -11,6 +11,7 @@ import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { killAtExit } from '../src/cluster/left-behind.js';
 import { RekindleError } from '../src/rpc/errors.js';
 
 const root = resolve(fileURLToPath(new URL('.', import.meta.url)), '../..');
@@ -54,6 +55,7 @@ export async function runCore(
 ): Promise<Figure[]> {
   const [program = path, ...rest] = [...before, path, ...commandArguments];
   const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'inherit'] });
+  killAtExit(child);
   let output = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     output += text;
@@ -74,6 +76,7 @@ export class CoreDialogue implements AsyncDisposable {
 
   constructor(path: string, commandArguments: string[]) {
     this.#child = spawn(path, commandArguments, { stdio: 'pipe' });
+    killAtExit(this.#child);
     this.#child.stderr.pipe(process.stderr);
     const lines = createInterface({ input: this.#child.stdout });
     this.#answers = lines[Symbol.asyncIterator]();

@@ -3,10 +3,10 @@
  * and on one of `rekindle-bench execute`, without Node. Both take turns in short slices, so that
  * noise of the machine meets both; the median slice counts.
  */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import type { MasterCore } from '../src/native/contract.js';
 import { loadAddon } from '../src/native/index.js';
 import { RekindleError } from '../src/rpc/errors.js';
@@ -147,7 +147,7 @@ function figures(work: Work, taken: readonly Slice[]): Figure[] {
 }
 
 export async function measureExecute(binary: string, quick: boolean): Promise<Figure[]> {
-  const folder = mkdtempSync(join(tmpdir(), 'rekindle-bench-'));
+  const folder = makeTemporaryFolder('rekindle-bench-');
   try {
     await runCore(binary, ['bodies', folder]);
     await using core = new CoreDialogue(binary, ['execute', folder]);
@@ -164,6 +164,6 @@ export async function measureExecute(binary: string, quick: boolean): Promise<Fi
     }
     return [...figures('read', taken.read), ...figures('write', taken.write)];
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    removeTemporaryFolder(folder);
   }
 }

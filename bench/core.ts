@@ -4,11 +4,10 @@
  * bench/core-targets.ts. A missed target is shown, not an error; a wrong answer is one.
  */
 import { execFile } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
 import { asRekindleError } from '../src/rpc/errors.js';
@@ -52,11 +51,11 @@ function runMs(start: number, runs: number): string {
 
 /** On files in a temporary folder. */
 async function measureReplicated(binary: string, times: string[]): Promise<Figure[]> {
-  const folder = mkdtempSync(join(tmpdir(), 'rekindle-bench-'));
+  const folder = makeTemporaryFolder('rekindle-bench-');
   try {
     return await runCore(binary, ['cleaner-r3', folder, ...times]);
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    removeTemporaryFolder(folder);
   }
 }
 

@@ -3,9 +3,9 @@
  * file of its own. Overwritten in place, as backups do it with frames that are written before, and
  * appended, as a log that grows does it: then the file system flushes its journal too.
  */
-import { closeSync, fdatasyncSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, fdatasyncSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 
 const BLOCK = Buffer.alloc(4096, 'b');
 const BLOCKS = 64;
@@ -18,7 +18,7 @@ export interface SyncTimes {
 /** Blocks this thread; nothing else should be under way. */
 export class DiskSync {
   readonly times: SyncTimes = { overwrittenUs: [], appendedUs: [] };
-  readonly #directory = mkdtempSync(join(tmpdir(), 'rekindle-sync-'));
+  readonly #directory = makeTemporaryFolder('rekindle-sync-');
   readonly #overwritten = openSync(join(this.#directory, 'overwritten'), 'w');
   readonly #appended = openSync(join(this.#directory, 'appended'), 'w');
 
@@ -39,7 +39,7 @@ export class DiskSync {
   close(): void {
     closeSync(this.#overwritten);
     closeSync(this.#appended);
-    rmSync(this.#directory, { recursive: true, force: true });
+    removeTemporaryFolder(this.#directory);
   }
 }
 

@@ -83,7 +83,7 @@ export class Sides {
   }
 
   async #startEtcd(): Promise<void> {
-    const writer = await EtcdStore.start();
+    const writer = await EtcdStore.start(3);
     this.#stores.push(writer);
     this.all.set('etcd', { writer, pids: writer.pids, ...stillRuns });
   }

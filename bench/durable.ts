@@ -253,8 +253,11 @@ function result(
       const [figure, serverUs] = [medianOf(rounds, 'value'), medianOf(rounds, 'serverUs')];
       const clientUs = medianOf(rounds, 'clientUs');
       rows.push([work.name, name, work.unit, ...[figure, serverUs, clientUs].map(numberText)]);
-      metrics.push(metric(`${work.name}: ${name}`, work.unit, figure, higherIsBetter));
-      metrics.push(metric(`${work.name}: ${name}, server processor time`, 'µs', serverUs));
+      const id = `${work.name}: ${name}`;
+      const at = { work: work.name, store: name };
+      const cost = { work: `${work.name}, server processor time`, store: name };
+      metrics.push({ ...metric(id, work.unit, figure, higherIsBetter), ...at });
+      metrics.push({ ...metric(`${id}, server processor time`, 'µs', serverUs), ...cost });
     }
   }
   const judged = judge(figures);

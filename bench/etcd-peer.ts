@@ -1,17 +1,23 @@
 /**
- * etcd with three members as the peer of a benchmark, through the client that coordinators use:
- * JSON over HTTP, at the member that leads. Every put is on the disks of two of three when it is
- * answered. etcd's gateway translates to gRPC, which a client that speaks gRPC itself saves.
+ * etcd with three members, or one, as the peer of a benchmark, through the client that coordinators
+ * use: JSON over HTTP, at the member that leads. Every put is on the disks of most members when it
+ * is answered, and every get asks them (linearizable). A batch is one transaction. etcd's gateway
+ * translates to gRPC, which a client that speaks gRPC itself saves.
  */
 import { EtcdClient } from '../src/coordinator/external-storage/etcd-client.js';
-import { RekindleError } from '../src/rpc/errors.js';
+import { invariant, RekindleError } from '../src/rpc/errors.js';
 import { EtcdCluster, withoutEtcd } from './etcd.js';
-import type { Writer } from './object-store.js';
+import type { ObjectStore } from './object-store.js';
 
-const MEMBERS = 3;
 const TIMEOUT_MS = 30_000;
-/** A batch is one transaction. */
+/** Operations of a transaction. */
 const BATCH_MAX = 1_024;
+
+const SETTINGS = [
+  ...['--max-txn-ops', String(BATCH_MAX)],
+  // 2 GB are the default, which versions of 1 MiB fill soon.
+  ...['--quota-backend-bytes', String(8 * 2 ** 30)],
+];
 
 interface MemberStatus {
   header: { member_id: string };
@@ -27,19 +33,36 @@ function clientOf(endpoint: string): EtcdClient {
   return new EtcdClient({ endpoints: [endpoint], tls: null, credentials: null, log });
 }
 
-export class EtcdStore implements Writer {
-  readonly name = 'etcd, 3 members';
+interface TransactionReply {
+  responses?: { response_range?: RangeReply }[];
+}
+
+interface RangeReply {
+  /** Absent: the key is. */
+  kvs?: { value?: string }[];
+}
+
+function rangedValue({ kvs }: RangeReply): Buffer | undefined {
+  const [found] = kvs ?? [];
+  return found === undefined ? undefined : Buffer.from(found.value ?? '', 'base64');
+}
+
+export class EtcdStore implements ObjectStore {
+  readonly name: string;
   readonly #cluster: EtcdCluster;
   readonly #client: EtcdClient;
 
   private constructor(cluster: EtcdCluster, client: EtcdClient) {
+    const members = cluster.endpoints.length;
+    this.name = `etcd, ${members} member${members === 1 ? '' : 's'}`;
     this.#cluster = cluster;
     this.#client = client;
   }
 
-  static async start(): Promise<EtcdStore> {
+  /** `before` is put in front of the command of each member (`taskset`). */
+  static async start(members: 1 | 3, before: readonly string[] = []): Promise<EtcdStore> {
     if (withoutEtcd !== false) throw new RekindleError('INVALID_ARGUMENT', withoutEtcd);
-    const cluster = await EtcdCluster.start(MEMBERS, ['--max-txn-ops', String(BATCH_MAX)]);
+    const cluster = await EtcdCluster.start(members, SETTINGS, 'http', before);
     try {
       return new EtcdStore(cluster, await clientOfLeader(cluster.endpoints));
     } catch (error) {
@@ -52,13 +75,38 @@ export class EtcdStore implements Writer {
     return this.#cluster.pids;
   }
 
+  get address(): string {
+    const [first] = this.#cluster.endpoints;
+    invariant(first !== undefined, 'there is a member');
+    return first;
+  }
+
+  async get(key: string): Promise<Uint8Array | undefined> {
+    const body = { key: base64(key) };
+    return rangedValue(
+      await this.#client.call<RangeReply>('kv/range', body, { timeoutMs: TIMEOUT_MS }),
+    );
+  }
+
   async put(key: string, value: Buffer): Promise<void> {
     const body = { key: base64(key), value: base64(value) };
     await this.#client.call('kv/put', body, { timeoutMs: TIMEOUT_MS });
   }
 
+  async getMany(keys: readonly string[]): Promise<(Uint8Array | undefined)[]> {
+    const success = keys.map((key) => ({ request_range: { key: base64(key) } }));
+    const limits = { timeoutMs: TIMEOUT_MS };
+    const { responses = [] } = await this.#client.call<TransactionReply>(
+      'kv/txn',
+      { success },
+      limits,
+    );
+    return responses.map(({ response_range: found = {} }) => rangedValue(found));
+  }
+
   async putMany(entries: readonly (readonly [string, Buffer])[]): Promise<void> {
-    const success = entries.map(([key, value]) => ({
+    // A transaction may write a key once: the last one counts.
+    const success = [...new Map(entries)].map(([key, value]) => ({
       request_put: { key: base64(key), value: base64(value) },
     }));
     await this.#client.call('kv/txn', { success }, { timeoutMs: TIMEOUT_MS });

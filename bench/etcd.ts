@@ -4,11 +4,14 @@
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { freePorts } from '../src/cluster/free-port.js';
+import {
+  killAtExit,
+  makeTemporaryFolder,
+  removeTemporaryFolder,
+} from '../src/cluster/left-behind.js';
 
 const HOST = '127.0.0.1';
 
@@ -19,7 +22,7 @@ export const withoutEtcd: string | false =
     : 'there is no program etcd (Debian: apt-get install etcd-server)';
 
 export class EtcdCluster {
-  private readonly folder = mkdtempSync(join(tmpdir(), 'rekindle-etcd-'));
+  private readonly folder = makeTemporaryFolder('rekindle-etcd-');
   private readonly members: (ChildProcess | null)[] = [];
 
   private constructor(
@@ -27,16 +30,19 @@ export class EtcdCluster {
     private readonly peerPorts: readonly number[],
     private readonly extra: readonly string[],
     private readonly scheme: 'http' | 'https',
+    private readonly before: readonly string[],
   ) {}
 
-  /** Resolves when it takes writes. */
+  /** Resolves when it takes writes. `before` is put in front of each command (`taskset`). */
   static async start(
     count: number,
     extra: readonly string[] = [],
     scheme: 'http' | 'https' = 'http',
+    before: readonly string[] = [],
   ): Promise<EtcdCluster> {
     const ports = await freePorts(HOST, 2 * count);
-    const cluster = new EtcdCluster(ports.slice(0, count), ports.slice(count), extra, scheme);
+    const [clients, peers] = [ports.slice(0, count), ports.slice(count)];
+    const cluster = new EtcdCluster(clients, peers, extra, scheme, before);
     for (let index = 0; index < count; index++) cluster.restart(index);
     try {
       // Over TLS its own clients wait for it: they know the certificates.
@@ -62,9 +68,11 @@ export class EtcdCluster {
     const peers = this.peerPorts.map((port, at) => `m${at}=http://${HOST}:${port}`).join(',');
     const client = `${this.scheme}://${this.endpoints[index]}`;
     const peer = `http://${HOST}:${this.peerPorts[index]}`;
+    const [program = 'etcd', ...words] = [...this.before, 'etcd'];
     const child = spawn(
-      'etcd',
+      program,
       [
+        ...words,
         ...['--name', `m${index}`, '--data-dir', join(this.folder, `m${index}`)],
         ...['--listen-client-urls', client, '--advertise-client-urls', client],
         ...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer],
@@ -73,6 +81,7 @@ export class EtcdCluster {
       ],
       { stdio: 'ignore' },
     );
+    killAtExit(child);
     this.members[index] = child;
   }
 
@@ -101,7 +110,7 @@ export class EtcdCluster {
 
   async stop(): Promise<void> {
     await Promise.all(this.members.map((_, index) => this.kill(index)));
-    rmSync(this.folder, { recursive: true, force: true });
+    removeTemporaryFolder(this.folder);
   }
 
   private async ready(): Promise<void> {

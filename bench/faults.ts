@@ -9,11 +9,11 @@
  * dead, a coordinator that could not commit).
  */
 import { randomInt } from 'node:crypto';
-import { closeSync, fsyncSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, fsyncSync, openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Client, connect } from '../src/client/index.js';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import type { ProcessExit } from '../src/cluster/managed-process.js';
 import { startProgress } from '../src/ops/progress.js';
@@ -145,7 +145,7 @@ async function begin(
   library: string | undefined,
 ): Promise<World> {
   const { servers, durability, memoryBytes } = options;
-  const directory = mkdtempSync(join(tmpdir(), 'rekindle-faults-'));
+  const directory = makeTemporaryFolder('rekindle-faults-');
   const files = new FaultFiles(directory);
   const layer = library === undefined ? undefined : new DiskLayer(library, directory);
   const names = ['coordinator', ...Array.from({ length: servers }, (_, i) => `server-${i + 1}`)];
@@ -175,7 +175,7 @@ async function finish({ directory, cluster, client, load, network }: World): Pro
   await client.close();
   await cluster.stop();
   network?.close();
-  rmSync(directory, { recursive: true, force: true });
+  removeTemporaryFolder(directory);
 }
 
 const nameOf = (target: number): string =>

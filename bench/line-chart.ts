@@ -21,6 +21,8 @@ export interface LineChart {
   series: readonly Series[];
   /** Else logarithmic. */
   linear?: boolean;
+  /** What stands at a tick; default: the number. */
+  xTickText?: (tick: number) => string;
 }
 
 const width = 760;
@@ -48,7 +50,8 @@ export function lineChart(chart: LineChart): string {
   ];
   for (const tick of chart.xTicks) {
     lines.push(rule(x(tick), top, x(tick), height - bottom));
-    lines.push(text(x(tick), height - bottom + 18, String(tick), 'middle'));
+    const label = chart.xTickText?.(tick) ?? String(tick);
+    lines.push(text(x(tick), height - bottom + 18, label, 'middle'));
   }
   for (const tick of chart.yTicks) {
     lines.push(rule(left, y(tick), width - right, y(tick)));

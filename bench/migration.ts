@@ -7,12 +7,10 @@
  * Rule: nothing that was acknowledged is lost, no read is stale, no call fails, every object has
  * one owner at the end.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Histogram } from 'hdr-histogram-js';
 import { connect } from '../src/client/index.js';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, formatMs, textTable } from '../src/ops/text-table.js';
@@ -65,7 +63,7 @@ interface Figures {
 
 export async function runMigrationBench(options: MigrationBenchOptions): Promise<BenchResult> {
   const { servers, durability, memoryBytes, bytes, rate } = options;
-  const directory = mkdtempSync(join(tmpdir(), 'rekindle-migration-'));
+  const directory = makeTemporaryFolder('rekindle-migration-');
   const files = new FaultFiles(directory);
   const cluster = await LocalCluster.create({
     dataDirectory: directory,
@@ -91,7 +89,7 @@ export async function runMigrationBench(options: MigrationBenchOptions): Promise
     throw error;
   } finally {
     await cluster.stop();
-    rmSync(directory, { recursive: true, force: true });
+    removeTemporaryFolder(directory);
   }
 }
 

@@ -6,6 +6,7 @@
  * Names carry the process id, and `close` removes all of it.
  */
 import { execFileSync } from 'node:child_process';
+import { undoAtExit } from '../src/cluster/left-behind.js';
 import type { Placement } from '../src/cluster/local-cluster.js';
 import { invariant } from '../src/rpc/errors.js';
 
@@ -20,6 +21,7 @@ export class Network {
   readonly #id: number;
   readonly #bridge: string;
   readonly #names: string[] = [];
+  readonly #noUndo = undoAtExit(() => this.#remove());
 
   private constructor() {
     this.#id = process.pid % 250;
@@ -81,6 +83,11 @@ export class Network {
   }
 
   close(): void {
+    this.#noUndo();
+    this.#remove();
+  }
+
+  #remove(): void {
     const attempts = [
       // The kernel takes a namespace apart in its own time; a port goes at once.
       ...this.#names.map((name) => ['link', 'del', this.#port(name)]),

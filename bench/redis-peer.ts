@@ -1,37 +1,39 @@
 /**
- * Redis without persistence as the peer of a benchmark, through ioredis with automatic pipelining.
- * getMany and putMany are MGET and MSET, the fastest that it offers. With three durable copies:
- * redis-replicas.ts.
+ * Redis or Valkey without persistence as the peer of a benchmark, through ioredis with automatic
+ * pipelining. getMany and putMany are MGET and MSET, the fastest that it offers. With three durable
+ * copies: redis-replicas.ts.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import type { ObjectStore } from './object-store.js';
-import { type RedisClient, RedisServer } from './redis-server.js';
+import { type RedisClient, RedisServer, type RespPeer } from './redis-server.js';
 
 export class RedisStore implements ObjectStore {
-  readonly name = 'redis no persistence';
+  readonly name: string;
   readonly #server: RedisServer;
   readonly #client: RedisClient;
   readonly #directory: string;
 
-  private constructor(server: RedisServer, client: RedisClient, directory: string) {
+  private constructor(peer: RespPeer, server: RedisServer, client: RedisClient, directory: string) {
+    this.name = `${peer} no persistence`;
     this.#server = server;
     this.#client = client;
     this.#directory = directory;
   }
 
   /** `before` is put in front of the server's command (`taskset`). */
-  static async start(before: readonly string[] = []): Promise<RedisStore> {
-    const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
+  static async start(
+    before: readonly string[] = [],
+    peer: RespPeer = 'redis',
+  ): Promise<RedisStore> {
+    const directory = makeTemporaryFolder('rekindle-redis-');
     const settings = ['--save', '', '--appendonly', 'no'];
-    const server = await RedisServer.start(directory, settings, before);
+    const server = await RedisServer.start(directory, settings, before, peer);
     try {
       const client = await server.client();
-      return new RedisStore(server, client, directory);
+      return new RedisStore(peer, server, client, directory);
     } catch (error) {
       await server.stop('SIGKILL');
-      rmSync(directory, { recursive: true, force: true });
+      removeTemporaryFolder(directory);
       throw error;
     }
   }
@@ -60,6 +62,6 @@ export class RedisStore implements ObjectStore {
   async close(): Promise<void> {
     this.#client.disconnect();
     await this.#server.stop();
-    rmSync(this.#directory, { recursive: true, force: true });
+    removeTemporaryFolder(this.#directory);
   }
 }

@@ -1,19 +1,19 @@
 /**
- * Redis with three durable copies as the peer of a benchmark: a primary and two replicas with
- * `appendfsync always`, and WAIT 2 behind the writes, which a replica answers after its fsync. A
- * write counts when WAIT says 2.
+ * Redis, or Valkey, with three durable copies as the peer of a benchmark: a primary and two
+ * replicas with `appendfsync always`, and WAIT 2 behind the writes, which a replica answers after
+ * its fsync. A write counts when WAIT says 2.
  *
  * Two clients, since neither is the faster one everywhere: `batched` sends the writes of a turn
  * and one WAIT in one pipeline on one connection, `each` has 64 connections and a WAIT with every
  * write. Reads go to the primary on a connection of their own: WAIT holds up what is behind it.
  */
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Writer } from './object-store.js';
-import { type RedisClient, RedisServer } from './redis-server.js';
+import { type RedisClient, RedisServer, type RespPeer } from './redis-server.js';
 
 const REPLICAS = 2;
 const CONNECTIONS = 64;
@@ -37,18 +37,23 @@ export class RedisReplicas {
   readonly #clients: RedisClient[];
   readonly #directory: string;
 
-  private constructor(servers: RedisServer[], clients: RedisClient[], directory: string) {
+  private constructor(
+    peer: RespPeer,
+    servers: RedisServer[],
+    clients: RedisClient[],
+    directory: string,
+  ) {
     this.#servers = servers;
     this.#clients = clients;
     this.#directory = directory;
     const [reader, first, ...rest] = clients as [RedisClient, RedisClient, ...RedisClient[]];
     this.#reader = reader;
-    this.batched = new BatchedWriter(first);
-    this.each = new EachWriter(rest);
+    this.batched = new BatchedWriter(`${peer}, a WAIT a batch`, first);
+    this.each = new EachWriter(`${peer}, a WAIT each`, rest);
   }
 
-  static async start(): Promise<RedisReplicas> {
-    const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
+  static async start(peer: RespPeer = 'redis'): Promise<RedisReplicas> {
+    const directory = makeTemporaryFolder('rekindle-redis-');
     const servers: RedisServer[] = [];
     const clients: RedisClient[] = [];
     try {
@@ -57,12 +62,12 @@ export class RedisReplicas {
         mkdirSync(folder);
         const primary = servers[0];
         const follow = primary === undefined ? [] : ['--replicaof', '127.0.0.1', `${primary.port}`];
-        servers.push(await RedisServer.start(folder, [...SETTINGS, ...follow]));
+        servers.push(await RedisServer.start(folder, [...SETTINGS, ...follow], [], peer));
       }
       const [primary] = servers as [RedisServer];
       for (let index = 0; index < CONNECTIONS + 2; index++) clients.push(await primary.client());
       await untilReplicated(clients[0] as RedisClient);
-      return new RedisReplicas(servers, clients, directory);
+      return new RedisReplicas(peer, servers, clients, directory);
     } catch (error) {
       await stopAll(servers, clients, directory);
       throw error;
@@ -94,7 +99,7 @@ async function stopAll(
 ): Promise<void> {
   for (const client of clients) client.disconnect();
   for (const server of servers) await server.stop('SIGKILL');
-  rmSync(directory, { recursive: true, force: true });
+  removeTemporaryFolder(directory);
 }
 
 async function untilReplicated(client: RedisClient): Promise<void> {
@@ -120,12 +125,13 @@ async function setAndWait(client: RedisClient, entries: readonly Entry[]): Promi
 }
 
 class BatchedWriter implements Writer {
-  readonly name = 'redis, a WAIT a batch';
+  readonly name: string;
   readonly #client: RedisClient;
   #entries: Entry[] = [];
   #sent: Promise<void> | null = null;
 
-  constructor(client: RedisClient) {
+  constructor(name: string, client: RedisClient) {
+    this.name = name;
     this.#client = client;
   }
 
@@ -149,11 +155,12 @@ class BatchedWriter implements Writer {
 }
 
 class EachWriter implements Writer {
-  readonly name = 'redis, a WAIT each';
+  readonly name: string;
   readonly #clients: readonly RedisClient[];
   #next = 0;
 
-  constructor(clients: readonly RedisClient[]) {
+  constructor(name: string, clients: readonly RedisClient[]) {
+    this.name = name;
     this.#clients = clients;
   }
 

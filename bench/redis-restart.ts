@@ -4,10 +4,8 @@
  * Started again at once, as the best supervisor would; the files are in the page cache, as the
  * frames of Rekindle's backups are.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { makeTemporaryFolder, removeTemporaryFolder } from '../src/cluster/left-behind.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Dataset } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
@@ -30,7 +28,7 @@ const NO_REWRITE = ['--auto-aof-rewrite-percentage', '0'];
 const RDB = ['--save', '', '--appendonly', 'no'];
 
 export async function measureRedisRestart(dataset: Dataset): Promise<RedisRestartTimes> {
-  const directory = mkdtempSync(join(tmpdir(), 'rekindle-redis-'));
+  const directory = makeTemporaryFolder('rekindle-redis-');
   let server = await RedisServer.start(directory, [...AOF, ...NO_REWRITE]);
   try {
     await use(server, async (client) => {
@@ -57,7 +55,7 @@ export async function measureRedisRestart(dataset: Dataset): Promise<RedisRestar
     return { aofMs, aofRewrittenMs, rdbMs };
   } finally {
     await server.stop('SIGKILL');
-    rmSync(directory, { recursive: true, force: true });
+    removeTemporaryFolder(directory);
   }
 }
 

@@ -1,41 +1,33 @@
 /**
- * Debian's redis-server as a child process on loopback, on a folder that the caller owns. Started
- * by the stores of the benchmarks, and started again by the one that measures its restart.
+ * redis-server, or valkey-server which is the same to its clients, on loopback, on a folder that
+ * the caller owns. Started by the stores of the benchmarks, and started again by the one that
+ * measures its restart.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import { freePorts } from '../src/cluster/free-port.js';
-import { invariant, RekindleError } from '../src/rpc/errors.js';
+import { invariant } from '../src/rpc/errors.js';
+import { PeerProcess, peerClient } from './peer-process.js';
 
 export type RedisClient = Redis;
+/** Servers that speak RESP. */
+export type RespPeer = 'redis' | 'valkey';
 
 const HOST = '127.0.0.1';
 
 export class RedisServer {
   readonly port: number;
-  readonly #process: ChildProcess;
-  /** Why it did not start; pending as long as it runs. */
-  readonly #failure: Promise<RekindleError>;
+  readonly #process: PeerProcess;
+  readonly #Client: typeof Redis;
 
-  private constructor(port: number, child: ChildProcess) {
+  private constructor(port: number, server: PeerProcess, Client: typeof Redis) {
     this.port = port;
-    this.#process = child;
-    this.#failure = once(child, 'error').then(([error]) =>
-      startError(error as NodeJS.ErrnoException),
-    );
-    process.once('exit', this.#kill);
+    this.#process = server;
+    this.#Client = Client;
   }
 
   get pid(): number {
-    const { pid } = this.#process;
-    invariant(pid !== undefined, 'a server with a client has started');
-    return pid;
+    return this.#process.pid;
   }
-
-  readonly #kill = (): void => {
-    this.#process.kill('SIGKILL');
-  };
 
   /**
    * Resolves when the process is spawned; `client` and `answers` wait until it listens. `before` is
@@ -45,18 +37,19 @@ export class RedisServer {
     directory: string,
     settings: readonly string[],
     before: readonly string[] = [],
+    peer: RespPeer = 'redis',
   ): Promise<RedisServer> {
+    const { Redis: Client } = await peerClient('ioredis', () => import('ioredis'));
     const [port] = await freePorts(HOST, 1);
     invariant(port !== undefined, 'one port was asked for');
     const place = ['--bind', HOST, '--port', String(port), '--dir', directory];
-    const [program = '', ...rest] = [...before, 'redis-server', ...place, ...settings];
-    const child = spawn(program, rest, { stdio: 'ignore' });
-    return new RedisServer(port, child);
+    const server = await PeerProcess.start(`${peer}-server`, [...place, ...settings], before);
+    return new RedisServer(port, server, Client);
   }
 
   /** A client with automatic pipelining, connected. */
   async client(): Promise<RedisClient> {
-    const client = new Redis({
+    const client = new this.#Client({
       host: HOST,
       port: this.port,
       enableAutoPipelining: true,
@@ -65,7 +58,7 @@ export class RedisServer {
     client.on('error', () => undefined); // shown by the calls that fail
     try {
       // ioredis tries to connect again and again until the server listens, 20 times at most.
-      await Promise.race([client.ping(), this.#orFailure()]);
+      await this.#process.orEnd(client.ping());
     } catch (error) {
       client.disconnect();
       throw error;
@@ -75,7 +68,7 @@ export class RedisServer {
 
   /** Resolves with the value of a key as soon as the server has loaded its data. */
   async answers(key: string, pollMs: number): Promise<Buffer | null> {
-    const client = new Redis({
+    const client = new this.#Client({
       host: HOST,
       port: this.port,
       // Its own check waits for as long as Redis guesses that loading will take, in seconds.
@@ -87,7 +80,7 @@ export class RedisServer {
     try {
       for (;;) {
         try {
-          return await Promise.race([client.getBuffer(key), this.#orFailure()]);
+          return await this.#process.orEnd(client.getBuffer(key));
         } catch (error) {
           if (!String((error as Error).message).startsWith('LOADING')) throw error;
           await new Promise((resolve) => setTimeout(resolve, pollMs));
@@ -98,26 +91,7 @@ export class RedisServer {
     }
   }
 
-  async #orFailure(): Promise<never> {
-    throw await this.#failure;
+  stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    return this.#process.stop(signal);
   }
-
-  async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
-    process.removeListener('exit', this.#kill);
-    const { pid, exitCode, signalCode } = this.#process;
-    if (pid === undefined || exitCode !== null || signalCode !== null) return;
-    const exited = once(this.#process, 'exit');
-    this.#process.kill(signal);
-    await exited;
-  }
-}
-
-function startError(error: NodeJS.ErrnoException): RekindleError {
-  if (error.code === 'ENOENT') {
-    return new RekindleError(
-      'INVALID_ARGUMENT',
-      '--peer redis needs the program redis-server (Debian, Ubuntu: apt install redis-server)',
-    );
-  }
-  return new RekindleError('INTERNAL', `redis-server: ${error.message}`, { cause: error });
 }

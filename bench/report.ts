@@ -1,23 +1,36 @@
 /**
- * What every benchmark hands back: a short table for people, and with `--json FILE` the same
- * figures with machine, commit and parameters, so that runs can be compared later.
+ * What every benchmark hands back: a short table for people, and the same figures with machine,
+ * commit and parameters, so that runs can be compared later: as JSON, or as a page
+ * (html-report.ts).
  *
  * To add a benchmark: write `bench/<name>.ts` with a `run…` function that returns a
- * `BenchResult`, add a subcommand in src/cli/bench.ts, describe it in docs/benchmarks.md.
+ * `BenchResult`, add a command in src/cli/bench-performance.ts or bench-faults.ts, describe it in
+ * docs/benchmarks.md.
  */
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
 import { arch, cpus, platform, release, totalmem } from 'node:os';
+import type { Histogram } from 'hdr-histogram-js';
 
 export interface Metric {
   name: string;
   unit: string;
   value: number;
   higherIsBetter: boolean;
+  /** What was done, and who did it: figures of one work are drawn beside one another. */
+  work?: string;
+  store?: string;
 }
 
 export function metric(name: string, unit: string, value: number, higherIsBetter = false): Metric {
   return { name, unit, value, higherIsBetter };
+}
+
+/** Times of one work on one store. */
+export interface Distribution {
+  work: string;
+  store: string;
+  unit: string;
+  histogram: Histogram;
 }
 
 export interface BenchResult {
@@ -26,6 +39,8 @@ export interface BenchResult {
   metrics: Metric[];
   /** For people. */
   text: string;
+  /** Drawn by --html. */
+  distributions?: readonly Distribution[];
   /** False if the run found an error in what it measured, e.g. wrong contents. */
   passed: boolean;
 }
@@ -74,16 +89,28 @@ function commit(): string {
   }
 }
 
-export function writeReport(file: string, result: BenchResult): void {
-  const { name, parameters, metrics, passed } = result;
-  const report = {
-    name,
-    date: new Date().toISOString(),
-    commit: commit(),
-    machine: machine(),
-    parameters,
-    passed,
-    metrics,
+/** A result with where, when and of what it was measured. */
+export interface Report {
+  name: string;
+  date: string;
+  commit: string;
+  machine: Machine;
+  parameters: BenchResult['parameters'];
+  passed: boolean;
+  metrics: readonly Metric[];
+  distributions: readonly Distribution[];
+}
+
+export function reportOf(result: BenchResult): Report {
+  const { name, parameters, metrics, passed, distributions = [] } = result;
+  const date = new Date().toISOString();
+  return {
+    ...{ name, date, commit: commit(), machine: machine() },
+    ...{ parameters, passed, metrics, distributions },
   };
-  writeFileSync(file, `${JSON.stringify(report, null, 2)}\n`);
+}
+
+/** Without the histograms, whose percentiles are metrics. */
+export function jsonReport({ distributions: _, ...report }: Report): string {
+  return `${JSON.stringify(report, null, 2)}\n`;
 }

@@ -1,208 +1,58 @@
 /**
  * `rekindle bench throughput`: one server without replicas on one core, the client on the other,
- * 100-byte objects. Through the SDK beside ioredis on Redis without persistence, and with the
- * native load generator, which shows what the server itself can do.
+ * 100-byte objects. Through the SDK beside peers on the same core without persistence (etcd: with)
+ * and with the native load generator, which shows what the server itself can do
+ * (throughput-works.ts); then how many bytes an object costs on the wire (wire-bytes.ts).
  *
  * Rule: what is compared is measured in turn, round by round; a ratio is the median of the rounds'
  * ratios. With three durable replicas: durable.ts.
  */
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
-import { median, repeatFor } from './concurrency.js';
+import { median } from './concurrency.js';
 import { coreBinary } from './core-binary.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
-import { type ObjectStore, RekindleStore } from './object-store.js';
+import { RekindleStore } from './object-store.js';
+import { clientOf, type PeerName, startPeer } from './peers.js';
 import { Pinning } from './pinning.js';
-import { RedisStore } from './redis-peer.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
-import { runWireLoad, type WireLoad } from './wire-load.js';
+import { type Side, VALUE_BYTES, type Work, works } from './throughput-works.js';
+import { measureWireBytes, SocketTraffic } from './wire-bytes.js';
 
 export interface ThroughputBenchOptions extends BenchOptions {
-  peer: 'redis' | undefined;
+  peers: readonly PeerName[];
   memoryBytes: number;
 }
 
-/** One line of the table. */
-interface Work {
-  name: string;
-  unit: 'operations/s' | 'µs' | 'GB/s';
-  /** Metric of the ratio to the peer, and the least (of latencies: the most) that is wanted. */
-  ratio?: { metric: string; target: number };
-  /** Metric of the figure itself, for those that need no peer. */
-  own?: { metric: string; target: number };
-  measure(side: Side, round: Round): Promise<number>;
-}
-
-interface Side {
-  store: ObjectStore;
-  wire: Pick<WireLoad, 'dialect' | 'address' | 'tableId'>;
-}
-
-interface Round {
-  dataset: Dataset;
+interface Plan {
+  objects: number;
+  rounds: number;
   ms: number;
-  random: () => number;
-  binary: string;
-  pinning: Pinning;
 }
 
-const VALUE_BYTES = 100;
-const BATCH = 100;
-const MIB = 2 ** 20;
-/** Fewer than the memory has room for: they are overwritten in turn. */
-const LARGE_VALUES = 32;
-const LARGE_IN_FLIGHT = 8;
-
-type Operation = (store: ObjectStore, round: Round) => Promise<number>;
-
-function keyOf({ dataset, random }: Round): string {
-  return dataset.key(random() % dataset.count);
-}
-
-async function getOne(store: ObjectStore, round: Round): Promise<number> {
-  await store.get(keyOf(round));
-  return 1;
-}
-
-/** Made once: the client's time is measured, not that of making values. */
-const value = Buffer.alloc(VALUE_BYTES, 'v');
-const largeValue = Buffer.alloc(MIB, 'v');
-
-async function putOne(store: ObjectStore, round: Round): Promise<number> {
-  await store.put(keyOf(round), value);
-  return 1;
-}
-
-async function getBatch(store: ObjectStore, round: Round): Promise<number> {
-  await store.getMany(Array.from({ length: BATCH }, () => keyOf(round)));
-  return BATCH;
-}
-
-async function putBatch(store: ObjectStore, round: Round): Promise<number> {
-  await store.putMany(Array.from({ length: BATCH }, () => [keyOf(round), value]));
-  return BATCH;
-}
-
-function rateOf(inFlight: number, operation: Operation): Work['measure'] {
-  return async ({ store }, round) => {
-    const run = () => operation(store, round);
-    await repeatFor(round.ms / 4, inFlight, run); // warms caches and the JIT
-    return (await repeatFor(round.ms, inFlight, run)).perSecond;
-  };
-}
-
-/** A percentile of gets one at a time, in µs. */
-function latencyOf(percentile: number): Work['measure'] {
-  return async ({ store }, round) => {
-    await repeatFor(round.ms / 4, 1, () => getOne(store, round));
-    const times: number[] = [];
-    await repeatFor(round.ms, 1, async () => {
-      const start = performance.now();
-      await getOne(store, round);
-      times.push((performance.now() - start) * 1000);
-      return 1;
-    });
-    times.sort((a, b) => a - b);
-    return times[Math.floor((times.length - 1) * percentile)] ?? Number.NaN;
-  };
-}
-
-function largeRate(operation: (store: ObjectStore, key: string) => Promise<unknown>) {
-  return async ({ store }: Side, { ms }: Round): Promise<number> => {
-    const keys = Array.from({ length: LARGE_VALUES }, (_, i) => `large:${i}`);
-    for (const key of keys) await store.put(key, largeValue);
-    const { perSecond } = await repeatFor(ms, LARGE_IN_FLIGHT, async (sequence) => {
-      await operation(store, keys[sequence % LARGE_VALUES] ?? '');
-      return MIB;
-    });
-    return perSecond / 1e9;
-  };
-}
-
-function wireRate(load: Pick<WireLoad, 'work' | 'connections' | 'operations'>): Work['measure'] {
-  return async ({ wire }, { dataset, ms, binary, pinning }) => {
-    const { count: objects, valueBytes } = dataset;
-    const all = { ...load, ...wire, objects, valueBytes, ms };
-    return (await runWireLoad(binary, all, pinning.client)).perSecond;
-  };
-}
-
-const rate = 'operations/s';
-
-const works: readonly Work[] = [
-  {
-    ...{ name: 'get, 256 in flight', unit: rate, measure: rateOf(256, getOne) },
-    ratio: { metric: 'get-256-vs-ioredis', target: 3 },
-  },
-  {
-    ...{ name: 'put, 256 in flight', unit: rate, measure: rateOf(256, putOne) },
-    ratio: { metric: 'put-256-vs-ioredis', target: 2.5 },
-  },
-  {
-    ...{ name: 'getMany 100, 16 in flight', unit: rate, measure: rateOf(16, getBatch) },
-    ratio: { metric: 'get-many-100-vs-ioredis', target: 2 },
-  },
-  {
-    ...{ name: 'putMany 100, 16 in flight', unit: rate, measure: rateOf(16, putBatch) },
-    ratio: { metric: 'put-many-100-vs-ioredis', target: 2 },
-  },
-  {
-    ...{ name: 'get, one at a time, p50', unit: 'µs', measure: latencyOf(0.5) },
-    ratio: { metric: 'get-1-p50-vs-ioredis', target: 1 },
-  },
-  {
-    ...{ name: 'get, one at a time, p99', unit: 'µs', measure: latencyOf(0.99) },
-    ratio: { metric: 'get-1-p99-vs-ioredis', target: 1 },
-  },
-  {
-    ...{ name: 'native reads, 64 a message', unit: rate },
-    measure: wireRate({ work: 'read', connections: 8, operations: 64 }),
-    own: { metric: 'server-reads-64', target: 3e6 },
-  },
-  {
-    ...{ name: 'native writes, 64 a message', unit: rate },
-    measure: wireRate({ work: 'write', connections: 8, operations: 64 }),
-    own: { metric: 'server-writes-64', target: 2.5e6 },
-  },
-  {
-    ...{ name: 'native reads, 50 connections', unit: rate },
-    measure: wireRate({ work: 'read', connections: 50, operations: 1 }),
-    ratio: { metric: 'server-c50-vs-redis', target: 1.5 },
-  },
-  {
-    ...{ name: 'native writes, 50 connections', unit: rate },
-    measure: wireRate({ work: 'write', connections: 50, operations: 1 }),
-    ratio: { metric: 'server-c50-writes-vs-redis', target: 1.5 },
-  },
-  {
-    ...{ name: 'put of 1 MiB', unit: 'GB/s' },
-    measure: largeRate((store, key) => store.put(key, largeValue)),
-    own: { metric: 'value-1mib-put-gbps', target: 1 },
-  },
-  {
-    ...{ name: 'get of 1 MiB', unit: 'GB/s' },
-    measure: largeRate((store, key) => store.get(key)),
-    own: { metric: 'value-1mib-get-gbps', target: 1 },
-  },
-];
+/** Of one work: for each side a figure for each round, null where it cannot do the work. */
+type Figures = (number | null)[][];
 
 export async function runThroughputBench(options: ThroughputBenchOptions): Promise<BenchResult> {
-  const { quick } = options;
+  const { quick, memoryBytes, peers } = options;
   const pinning = new Pinning();
   const binary = coreBinary();
-  const dataset = new Dataset('object', quick ? 200_000 : 1_000_000, VALUE_BYTES);
-  const plan = { rounds: quick ? 3 : 5, ms: quick ? 400 : 3_000 };
+  const traffic = new SocketTraffic();
+  const plan: Plan = quick
+    ? { objects: 200_000, rounds: 3, ms: 400 }
+    : { objects: 1_000_000, rounds: 5, ms: 3_000 };
+  const dataset = new Dataset('object', plan.objects, VALUE_BYTES);
   const sides: Side[] = [];
   try {
-    sides.push(await rekindleSide(options, pinning));
-    if (options.peer === 'redis') sides.push(await redisSide(pinning));
+    sides.push(await rekindleSide(memoryBytes, pinning));
+    for (const peer of peers) sides.push(await peerSide(peer, memoryBytes, pinning));
     pinning.pinThisProcess();
     for (const { store } of sides) await writeDataset(store, dataset);
     const progress = startProgress('measure', works.length * plan.rounds, 'runs');
-    const figures: number[][][] = [];
+    const figures: Figures[] = [];
     for (const work of works) {
-      const bySide: number[][] = sides.map(() => []);
+      const bySide: Figures = sides.map(() => []);
       for (let number = 0; number < plan.rounds; number++) {
         for (const [index, side] of sides.entries()) {
           const random = randomStream(number + 1);
@@ -214,44 +64,68 @@ export async function runThroughputBench(options: ThroughputBenchOptions): Promi
       figures.push(bySide);
     }
     progress.stop();
-    return result(options, figures, { objects: dataset.count, pinned: pinning.possible, ...plan });
+    const bytes = await measureWireBytes(sides, traffic, dataset);
+    return result(options, figures, bytes, { ...plan, pinned: pinning.possible });
   } finally {
     for (const { store } of sides) await store.close();
   }
 }
 
-async function rekindleSide(options: ThroughputBenchOptions, pinning: Pinning): Promise<Side> {
-  const { memoryBytes } = options;
+async function rekindleSide(memoryBytes: number, pinning: Pinning): Promise<Side> {
   const settings = { servers: 1, replicas: 0, durability: 'replicated', memoryBytes } as const;
   const store = await RekindleStore.start({ ...settings, command: pinning.server });
-  return { store, wire: { dialect: 'rekindle', ...(await store.direct()) } };
+  const { address, tableId } = await store.direct();
+  return { name: 'rekindle', store, address, wire: { dialect: 'rekindle', tableId } };
 }
 
-async function redisSide(pinning: Pinning): Promise<Side> {
-  const store = await RedisStore.start(pinning.server);
-  return { store, wire: { dialect: 'resp', address: store.address, tableId: 0 } };
+async function peerSide(name: PeerName, memoryBytes: number, pinning: Pinning): Promise<Side> {
+  const { store, address, dialect } = await startPeer(name, memoryBytes, pinning.server);
+  return { name, store, address, wire: dialect === null ? null : { dialect, tableId: 0 } };
+}
+
+/** Median of the rounds; null where there is none. */
+function medianOf(rounds: Figures[number]): number | null {
+  const values = rounds.filter((each) => each !== null);
+  return values.length === 0 ? null : median(values);
 }
 
 /** One work as a row for people and as metrics. */
-function judge(work: Work, bySide: readonly number[][]): { row: string[]; metrics: Metric[] } {
-  const [ours = [], peers = []] = bySide;
-  const shown = (values: readonly number[]): string =>
-    values.length === 0 ? '–' : numberText(median(values));
-  const row = [work.name, work.unit, shown(ours), shown(peers)];
+function judge(
+  work: Work,
+  [ours = [], ...others]: Figures,
+  peers: readonly PeerName[],
+): { row: string[]; metrics: Metric[] } {
+  const { unit, ratio } = work;
+  const higherIsBetter = unit !== 'µs';
   const metrics: Metric[] = [];
-  const add = (aim: { metric: string; target: number }, figure: number, unit: string): void => {
-    const higherIsBetter = work.unit !== 'µs';
-    const met = higherIsBetter ? figure >= aim.target : figure <= aim.target;
-    metrics.push(metric(aim.metric, unit, figure, higherIsBetter));
-    row.push(`${numberText(figure)}`, `${higherIsBetter ? '≥' : '≤'} ${numberText(aim.target)}`);
-    row.push(met ? 'yes' : 'NO');
+  const add = (rounds: Figures[number], store: Side['name'], suffix: string): string => {
+    const figure = medianOf(rounds);
+    if (figure === null) return '–';
+    const at = { work: work.name, store };
+    metrics.push({ ...metric(`${work.metric}${suffix}`, unit, figure, higherIsBetter), ...at });
+    return numberText(figure);
   };
-  if (work.own !== undefined) add(work.own, median(ours), work.unit);
-  if (work.ratio !== undefined && peers.length > 0) {
-    const ratios = ours.map((each, index) => each / (peers[index] ?? Number.NaN));
-    add(work.ratio, median(ratios), 'ratio');
+  const row = [work.name, unit, add(ours, 'rekindle', '')];
+  let judged = work.target === undefined ? undefined : (medianOf(ours) ?? undefined);
+  for (const [index, peer] of peers.entries()) {
+    const theirs = others[index] ?? [];
+    row.push(add(theirs, peer, `-${peer}`));
+    const quotient = medianOf(ours.map((each, round) => dividedBy(each, theirs[round] ?? null)));
+    row.push(quotient === null ? '–' : numberText(quotient));
+    if (ratio === undefined || quotient === null) continue;
+    const name = `${ratio.metric}-vs-${ratio.of === 'clients' ? clientOf(peer) : peer}`;
+    metrics.push(metric(name, 'ratio', quotient, higherIsBetter));
+    if (peer === 'redis') judged = quotient;
   }
+  const target = work.target ?? ratio?.target;
+  if (judged === undefined || target === undefined) return { row: [...row, '–', '–'], metrics };
+  const met = higherIsBetter ? judged >= target : judged <= target;
+  row.push(`${higherIsBetter ? '≥' : '≤'} ${numberText(target)}`, met ? 'yes' : 'NO');
   return { row, metrics };
+}
+
+function dividedBy(ours: number | null, theirs: number | null): number | null {
+  return ours === null || theirs === null ? null : ours / theirs;
 }
 
 function numberText(figure: number): string {
@@ -260,11 +134,12 @@ function numberText(figure: number): string {
 
 function result(
   options: ThroughputBenchOptions,
-  figures: readonly number[][][],
-  plan: { objects: number; rounds: number; ms: number; pinned: boolean },
+  figures: readonly Figures[],
+  bytes: { rows: string[][]; metrics: Metric[] },
+  plan: Plan & { pinned: boolean },
 ): BenchResult {
-  const judged = works.map((work, index) => judge(work, figures[index] ?? []));
-  const { memoryBytes, quick, peer = 'none' } = options;
+  const { memoryBytes, quick, peers } = options;
+  const judged = works.map((work, index) => judge(work, figures[index] ?? [], peers));
   const cores = plan.pinned ? 'server on one core, client on another' : 'not pinned to cores';
   const text = [
     `bench throughput: ${formatCount(plan.objects)} objects of ${VALUE_BYTES} B, no replicas, ` +
@@ -272,11 +147,14 @@ function result(
     machineLine(),
     '',
     textTable(
-      ['work', 'unit', 'rekindle', peer === 'none' ? '–' : peer, 'figure', 'wanted', 'met'],
+      ['work', 'unit', 'rekindle', ...peers.flatMap((peer) => [peer, '×']), 'wanted', 'met'],
       judged.map(({ row }) => row),
     ),
+    '',
+    'bytes on the wire per object, sent + received by the client:',
+    textTable(['work', 'rekindle', ...peers], bytes.rows),
   ].join('\n');
-  const parameters = { memoryBytes, quick, peer, ...plan };
-  const metrics = judged.flatMap(({ metrics: each }) => each);
+  const parameters = { memoryBytes, quick, peer: peers.join(',') || 'none', ...plan };
+  const metrics = [...judged.flatMap(({ metrics: each }) => each), ...bytes.metrics];
   return { name: 'throughput', parameters, metrics, text, passed: true };
 }

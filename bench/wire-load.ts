@@ -1,11 +1,12 @@
 /**
  * The native load generator (native/bench, `rekindle-bench wire`): what a server reaches when the
- * client costs next to nothing. The same loop drives Rekindle and servers that speak RESP.
+ * client costs next to nothing. The same loop drives Rekindle and servers that speak RESP or
+ * memcached's text protocol.
  */
 import { type Figure, runCore } from './core-binary.js';
 
 export interface WireLoad {
-  dialect: 'rekindle' | 'resp';
+  dialect: 'rekindle' | 'resp' | 'memcached';
   /** host:port. */
   address: string;
   work: 'read' | 'write';

@@ -1,6 +1,6 @@
 /**
  * `rekindle bench ycsb`: the workloads A, B, C, D and F of YCSB on objects of 1 KB, a fixed number
- * of operations in flight, beside Redis on equal terms (ycsb-sides.ts). All processes share all
+ * of operations in flight, beside peers on equal terms (store-sides.ts). All processes share all
  * cores.
  *
  * Rule: stores are measured in turn, round by round. Rates are medians of the rounds; a ratio is
@@ -15,9 +15,11 @@ import { median, repeatFor } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
 import { histogram, record } from './fixed-rate.js';
+import type { PeerName } from './peers.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
-import { type Side, Sides } from './ycsb-sides.js';
+import { type Side as AnySide, Sides } from './store-sides.js';
 import {
+  InsertedObjects,
   type Operation,
   OperationStream,
   Popularity,
@@ -27,7 +29,7 @@ import {
 } from './ycsb-workloads.js';
 
 export interface YcsbBenchOptions extends BenchOptions {
-  peer: 'redis' | undefined;
+  peers: readonly PeerName[];
   workloads: readonly WorkloadName[];
   servers: number;
   replicas: 0 | 3;
@@ -41,6 +43,10 @@ interface Plan {
   rounds: number;
   ms: number;
   warmUpMs: number;
+}
+
+interface Side extends AnySide {
+  readonly objects: InsertedObjects;
 }
 
 /** What one store did in one workload. */
@@ -72,13 +78,16 @@ export async function runYcsbBench(options: YcsbBenchOptions): Promise<BenchResu
   const dataset = new Dataset('user', plan.objects, VALUE_BYTES);
   const popularity = new Popularity(plan.objects, SEED);
   const chosen = WORKLOADS.filter(({ name }) => options.workloads.includes(name));
-  const sides = await Sides.start(options, plan.objects);
+  const stores = await Sides.start(options);
+  const sides: Side[] = stores.all.map((side) => ({
+    ...{ ...side, objects: new InsertedObjects(plan.objects) },
+  }));
   try {
-    for (const side of sides.all) await load(side, dataset, popularity, plan);
+    for (const side of sides) await load(side, dataset, popularity, plan);
     const figures = new Map<Workload, Figures[]>();
     const progress = startProgress('measure', chosen.length * plan.rounds, 'rounds');
     for (const workload of chosen) {
-      const all = sides.all.map(emptyFigures);
+      const all = sides.map(emptyFigures);
       for (let round = 0; round < plan.rounds; round++) {
         for (const each of all) {
           const { side } = each;
@@ -96,7 +105,7 @@ export async function runYcsbBench(options: YcsbBenchOptions): Promise<BenchResu
     progress.stop();
     return result(options, figures, plan);
   } finally {
-    await sides.close();
+    await stores.close();
   }
 }
 
@@ -170,7 +179,7 @@ function result(
   figures: ReadonlyMap<Workload, readonly Figures[]>,
   plan: Plan,
 ): BenchResult {
-  const { peer, workloads, inFlight, replicas, servers, durability, memoryBytes, quick } = options;
+  const { peers, workloads, inFlight, replicas, servers, durability, memoryBytes, quick } = options;
   const all = [...figures.values()].flat();
   const absent = all.reduce((sum, each) => sum + each.absent, 0);
   const judged = [...figures].map(([workload, each]) => judge(workload, each));
@@ -191,7 +200,13 @@ function result(
     ...(absent === 0 ? [] : [`${absent} reads did not find their object`]),
   ].join('\n');
   const parameters = {
-    ...{ peer: peer ?? 'none', workloads: workloads.join(''), inFlight, replicas, durability },
+    ...{
+      peer: peers.join(',') || 'none',
+      workloads: workloads.join(''),
+      inFlight,
+      replicas,
+      durability,
+    },
     ...{ servers: replicas === 0 ? 1 : servers, memoryBytes, quick, ...plan },
   };
   const metrics = judged.flatMap(({ metrics: each }) => each);
@@ -209,26 +224,33 @@ function judge(
   for (const each of [...(ours ? [ours] : []), ...peers]) {
     const own = each === ours ? prefix : `${prefix}-${each.side.id}`;
     const rate = median(each.rates);
-    metrics.push(metric(`${own}-ops`, 'operations/s', rate, true));
+    const name = `${workload.name}: ${workload.what}`;
+    const at = { work: name, store: each.side.store.name };
+    metrics.push({ ...metric(`${own}-ops`, 'operations/s', rate, true), ...at });
     const cells = (['read', 'write'] as const).flatMap((kind) => {
       const times = kind === 'read' ? each.reads : each.writes;
-      return percentiles.map((at) => {
+      return percentiles.map((percentage) => {
         if (times.totalCount === 0) return '–';
-        const time = times.getValueAtPercentile(at);
-        metrics.push(metric(`${own}-${kind}-p${String(at).replace('.', '')}-us`, 'µs', time));
+        const time = times.getValueAtPercentile(percentage);
+        const id = `${own}-${kind}-p${String(percentage).replace('.', '')}-us`;
+        const work = `${workload.name}, ${kind} p${percentage}`;
+        metrics.push({ ...metric(id, 'µs', time), work, store: at.store });
         return formatCount(time);
       });
     });
-    const name = `${workload.name}: ${workload.what}`;
     rows.push([name, each.side.store.name, formatCount(Math.round(rate)), ...cells]);
   }
-  if (ours !== undefined && peers.length > 0) {
+  if (ours === undefined || peers.length === 0) return { rows, metrics };
+  const names = new Set(peers.flatMap(({ side }) => side.peer ?? []));
+  const ratios = [...names].map((peer) => {
+    const clients = peers.filter(({ side }) => side.peer === peer);
     const ratio = ratioToBest(
       ours.rates,
-      peers.map(({ rates }) => rates),
+      clients.map(({ rates }) => rates),
     );
-    metrics.push(metric(`${prefix}-vs-redis`, 'ratio', ratio, true));
-    rows[0]?.push(ratio.toFixed(2));
-  }
+    metrics.push(metric(`${prefix}-vs-${peer}`, 'ratio', ratio, true));
+    return names.size === 1 ? ratio.toFixed(2) : `${ratio.toFixed(2)} ${peer}`;
+  });
+  rows[0]?.push(ratios.join(', '));
   return { rows, metrics };
 }

@@ -207,3 +207,16 @@ export function parsePeer(text: string): 'redis' {
   if (text === 'redis') return text;
   throw new InvalidArgumentError(`"${text}" is not a known peer; write redis.`);
 }
+
+const peerNames = ['redis', 'valkey', 'memcached', 'etcd'] as const;
+
+/** One of several `--peer`s; those before it are given by commander. */
+export function parsePeers(
+  text: string,
+  before: (typeof peerNames)[number][] | undefined,
+): (typeof peerNames)[number][] {
+  const found = peerNames.find((name) => name === text);
+  if (found !== undefined) return [...new Set([...(before ?? []), found])];
+  const known = 'redis, valkey, memcached or etcd';
+  throw new InvalidArgumentError(`"${text}" is not a known peer; write ${known}.`);
+}

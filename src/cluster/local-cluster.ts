@@ -7,13 +7,13 @@
  * that a restart is a restart. All processes share this host, hence `--allow-same-host`; the
  * number of replicas is never lowered. Nothing is restarted by itself.
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { invariant, RekindleError } from '../rpc/errors.js';
 import type { Durability } from '../rpc/messages.js';
 import { freePorts, portIsFree } from './free-port.js';
+import { makeTemporaryFolder, removeTemporaryFolder } from './left-behind.js';
 import { ManagedProcess, type ProcessExit } from './managed-process.js';
 
 export interface LocalClusterOptions {
@@ -108,7 +108,7 @@ export class LocalCluster {
   /** The same without starting a process; `startAll` or `restartCoordinator` … come next. */
   static async create(options: LocalClusterOptions = {}): Promise<LocalCluster> {
     const temporary = options.dataDirectory === undefined;
-    const directory = resolve(options.dataDirectory ?? mkdtempSync(join(tmpdir(), 'rekindle-')));
+    const directory = resolve(options.dataDirectory ?? makeTemporaryFolder('rekindle-'));
     mkdirSync(join(directory, 'logs'), { recursive: true });
     const layout = await planLayout(join(directory, 'cluster.json'), options);
     return new LocalCluster(directory, temporary, layout, options);
@@ -257,7 +257,7 @@ export class LocalCluster {
   async stop(): Promise<void> {
     await Promise.all(this.#servers.map((server) => server.kill('SIGTERM')));
     await Promise.all(this.#coordinators.map((each) => each.kill('SIGTERM')));
-    if (this.#temporary) rmSync(this.dataDirectory, { recursive: true, force: true });
+    if (this.#temporary) removeTemporaryFolder(this.dataDirectory);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -10,6 +10,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
 import { RekindleError } from '../rpc/errors.js';
+import { killAtExit } from './left-behind.js';
 
 /** What a process prints on fd 1 once it serves, as one JSON line. */
 export interface ReadyLine {
@@ -39,8 +40,6 @@ export interface ManagedProcessOptions {
 }
 
 const READY_LINE_BYTES_MAX = 64 * 1024;
-const living = new Set<ChildProcess>();
-let exitHookInstalled = false;
 
 export class ManagedProcess {
   readonly name: string;
@@ -81,7 +80,6 @@ export class ManagedProcess {
     if (this.#child !== undefined) {
       throw new RekindleError('INVALID_ARGUMENT', `${this.name} is already running`);
     }
-    installExitHook();
     const log = openSync(this.logFile, 'a');
     const [program, ...programArguments] = [...this.#options.command, process.execPath];
     const child = spawn(program ?? process.execPath, [...programArguments, ...nodeArguments], {
@@ -93,10 +91,10 @@ export class ManagedProcess {
     this.#child = child;
     this.#exitExpected = false;
     this.#ready = undefined;
-    living.add(child);
+    killAtExit(child);
     this.#exited = new Promise((resolve) => {
       const ended = (code: number | null, signal: NodeJS.Signals | null): void => {
-        if (!living.delete(child)) return;
+        if (this.#child !== child) return;
         this.#child = undefined;
         const exit = { name: this.name, code, signal };
         resolve(exit);
@@ -186,12 +184,4 @@ function parseReadyLine(line: string): ReadyLine | undefined {
   if (!line.startsWith('{"ready":true')) return undefined;
   const { port, serverId } = JSON.parse(line) as { port: number; serverId?: number | null };
   return { ready: true, port, serverId: serverId ?? null };
-}
-
-function installExitHook(): void {
-  if (exitHookInstalled) return;
-  exitHookInstalled = true;
-  process.on('exit', () => {
-    for (const child of living) child.kill('SIGKILL');
-  });
 }

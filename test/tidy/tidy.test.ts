@@ -175,6 +175,7 @@ test('foreign packages with one home stay there', () => {
     'uWebSockets.js': 'src/rpc/uws-endpoint.ts',
     lmdb: 'src/coordinator/external-storage/lmdb.ts',
     ioredis: 'bench/redis-server.ts',
+    'memcache-client': 'bench/memcached-peer.ts',
   };
   assertNone(
     typeScript

@@ -11,6 +11,7 @@ import {
   parseDurationMs,
   parseFactor,
   parseMemoryBytes,
+  parsePeers,
   parseWorkloads,
 } from '../../src/cli/option-parsers.js';
 
@@ -85,4 +86,11 @@ test('factors', () => {
   for (const text of ['0.5', '-2', '101', 'two', '', 'Infinity', '1e1']) {
     assert.throws(() => parseFactor(text), /is not a number from 1 to 100/, text);
   }
+});
+
+test('peers, each once however often it is given', () => {
+  assert.deepEqual(parsePeers('valkey', undefined), ['valkey']);
+  assert.deepEqual(parsePeers('redis', ['etcd']), ['etcd', 'redis']);
+  assert.deepEqual(parsePeers('redis', ['redis', 'memcached']), ['redis', 'memcached']);
+  assert.throws(() => parsePeers('dynamo', ['redis']), /redis, valkey, memcached or etcd/);
 });

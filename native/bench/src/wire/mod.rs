@@ -5,6 +5,7 @@
 //! Every connection has one message under way. They are served in turn with blocking reads: as
 //! long as the server is the slower side, the next answer is there already.
 
+mod memcached;
 mod rekindle;
 mod resp;
 
@@ -111,6 +112,7 @@ impl Connection {
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         let mut dialect: Box<dyn Dialect> = match options.dialect.as_str() {
             "rekindle" => Box::new(rekindle::Rekindle::new(options, mix(number))),
+            "memcached" => Box::new(memcached::Memcached::new(options)),
             "resp" => Box::new(resp::Resp::new(options)),
             _ => return Err(Failure::Usage),
         };

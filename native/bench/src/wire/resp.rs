@@ -30,7 +30,7 @@ impl Resp {
 }
 
 /// The line at the front without its end, and where the next begins.
-fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
+pub(super) fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
     Some((&bytes[..end], end + 2))
 }
