@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
+import { killAtExit, undoAtExit } from '../src/cluster/left-behind.js';
 import { RekindleError } from '../src/rpc/errors.js';
 import type { Durability } from '../src/rpc/messages.js';
 import { WsLink } from '../src/rpc/ws-link.js';
@@ -26,20 +27,20 @@ export class LinkReceiver {
   readonly link: WsLink;
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
   readonly #lines: AsyncIterator<string>;
-  readonly #folder: string;
+  readonly #removeFolder: () => void;
 
   private constructor(
     mode: ReceiverMode,
     link: WsLink,
     child: ChildProcessByStdio<Writable, Readable, null>,
     lines: AsyncIterator<string>,
-    folder: string,
+    removeFolder: () => void,
   ) {
     this.mode = mode;
     this.link = link;
     this.#child = child;
     this.#lines = lines;
-    this.#folder = folder;
+    this.#removeFolder = removeFolder;
   }
 
   static readonly inMemory = existsSync(MEMORY_FOLDER);
@@ -55,16 +56,23 @@ export class LinkReceiver {
     const command = [...before, process.execPath, PROGRAM, mode, String(masterId), folder];
     const [program = process.execPath, ...rest] = command;
     const child = spawn(program, rest, { stdio: ['pipe', 'pipe', 'inherit'] });
+    killAtExit(child);
+    const remove = (): void => rmSync(folder, { recursive: true, force: true });
+    const forget = undoAtExit(remove);
+    const removeFolder = (): void => {
+      remove();
+      forget();
+    };
     const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
     try {
       const { port } = (await nextLine(lines)) as { port: number };
       const identity = () => ({ role: 'server' as const, clusterId: null, serverId: null });
       const link = new WsLink(`127.0.0.1:${port}`, { identity });
       await link.connect();
-      return new LinkReceiver(mode, link, child, lines, folder);
+      return new LinkReceiver(mode, link, child, lines, removeFolder);
     } catch (error) {
       child.kill('SIGKILL');
-      rmSync(folder, { recursive: true, force: true });
+      removeFolder();
       throw error;
     }
   }
@@ -80,7 +88,7 @@ export class LinkReceiver {
     this.#child.stdin.end();
     const counted = await nextLine(this.#lines);
     await closed;
-    rmSync(this.#folder, { recursive: true, force: true });
+    this.#removeFolder();
     return counted;
   }
 }

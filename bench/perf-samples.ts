@@ -1,9 +1,9 @@
 /**
  * What `perf script` prints, sample by sample, and where each was spent. Pure: text in, names out.
  *
- * A sample belongs to the innermost frame that says something: what the C library or a builtin of V8
- * does for the native core or for JavaScript counts as theirs. What the kernel does is told apart by
- * the system call.
+ * A sample belongs to the innermost frame that says something: what the C library or a builtin of
+ * V8 does for the native core or for JavaScript counts as theirs. What the kernel does is told
+ * apart by the system call.
  */
 
 /** `--fields` that `readSamples` understands. */

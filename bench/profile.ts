@@ -1,10 +1,11 @@
 /**
- * `rekindle bench profile`: where the microseconds of a read and of a write go, on the servers and in
- * the client. Servers are sampled with perf, whose maps name compiled JavaScript; the client, this
- * process, with V8's own profilers of time and of allocations.
+ * `rekindle bench profile`: where the microseconds of a read and of a write go, on the servers and
+ * in the client. Servers are sampled with perf, whose maps name compiled JavaScript; the client,
+ * this process, with V8's own profilers of time and of allocations.
  *
- * Rule: samples only divide what the kernel says a process has used: the sum of a column is processor
- * time, and includes what sampling itself costs. No peer and no target: docs/profiles.md reads it.
+ * Rule: samples only divide what the kernel says a process has used: the sum of a column is
+ * processor time, and includes what sampling itself costs. No peer and no target:
+ * docs/profiles.md reads it.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';

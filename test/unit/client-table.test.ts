@@ -55,7 +55,7 @@ test('typed tables by codec', async () => {
   await rejectsWith(table.with(json).get('bad'), 'INVALID_ARGUMENT');
 });
 
-test('values are bytes of their own, or views of their message where that is asked for', async () => {
+test('values are bytes of their own, or views of their message if asked for', async () => {
   const { client } = await start();
   const table = await client.createTable('t');
   const keys = Array.from({ length: 100 }, (_, number) => `key ${number}`);

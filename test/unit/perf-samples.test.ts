@@ -8,8 +8,8 @@ const PRINTED = `node  3119/3119
 \tffffffff821f8914 tcp_sendmsg ([kernel.kallsyms])
 \tffffffff81000130 entry_SYSCALL_64_after_hwframe ([kernel.kallsyms])
 \t          10aba4 __send (/usr/lib/libc.so.6)
-\t    7f93fc2aa8fc JS:*#flush file:///a/build/src/master/replica-manager-runtime.js:228:11 (/tmp/perf-3119.map)
-\t    7f93fc2a6b28 JS:* file:///a/build/src/master/replica-manager-runtime.js:143:22 (/tmp/perf-3119.map)
+\t    7f93fc2aa8fc JS:*#flush file:///a/build/src/master/runtime.js:228:11 (/tmp/perf-9.map)
+\t    7f93fc2a6b28 JS:* file:///a/build/src/master/runtime.js:143:22 (/tmp/perf-9.map)
 \t    7f93fc286be2 JS:*processImmediate node:internal/timers:438:28 (/tmp/perf-3119.map)
 
 backup-io  3119/3171  
@@ -56,14 +56,7 @@ describe('perf-samples', () => {
     ]);
     assert.deepEqual(
       samples.map(scriptsOf).map((names) => [...names]),
-      [
-        [
-          '#flush src/master/replica-manager-runtime.js:228',
-          '(anonymous) src/master/replica-manager-runtime.js:143',
-        ],
-        [],
-        [],
-      ],
+      [['#flush src/master/runtime.js:228', '(anonymous) src/master/runtime.js:143'], [], []],
     );
     assert.deepEqual(await read('no sample\n\n\tffff x (y)\n'), []);
   });
