@@ -40,7 +40,7 @@ export async function runThroughputBench(options: ThroughputBenchOptions): Promi
   const binary = coreBinary();
   const traffic = new SocketTraffic();
   const plan: Plan = quick
-    ? { objects: 200_000, rounds: 3, ms: 400 }
+    ? { objects: 200_000, rounds: 3, ms: 250 }
     : { objects: 1_000_000, rounds: 5, ms: 3_000 };
   const dataset = new Dataset('object', plan.objects, VALUE_BYTES);
   const sides: Side[] = [];
