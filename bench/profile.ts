@@ -9,12 +9,15 @@
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
 import { Session } from 'node:inspector/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { connect, type Table } from '../src/client/index.js';
+import {
+  killAtExit,
+  makeTemporaryFolder,
+  removeTemporaryFolder,
+} from '../src/cluster/left-behind.js';
 import { LocalCluster } from '../src/cluster/local-cluster.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
 import { RekindleError } from '../src/rpc/errors.js';
@@ -108,11 +111,12 @@ async function profileServers(
   const pids = processes.flatMap(({ name, pid }) =>
     name.startsWith('server') && pid !== undefined ? [pid] : [],
   );
-  const folder = mkdtempSync(join(tmpdir(), 'rekindle-profile-'));
+  const folder = makeTemporaryFolder('rekindle-profile-');
   try {
     const file = join(folder, 'perf.data');
     const sampling = ['-F', `${SAMPLES_PER_SECOND}`, '-g', '-p', pids.join(','), '-o', file];
     const perf = spawn('perf', ['record', ...sampling], { stdio: 'ignore' });
+    killAtExit(perf);
     const ended = once(perf, 'exit');
     const before = pids.map((pid) => processorMsOf([pid]));
     const operations = await load();
@@ -122,7 +126,7 @@ async function profileServers(
     const usedUs = new Map(pids.map((pid, index) => [pid, (usedMs[index] ?? 0) * 1_000]));
     return await divide(file, usedUs, operations);
   } finally {
-    rmSync(folder, { recursive: true });
+    removeTemporaryFolder(folder);
   }
 }
 
