@@ -40,7 +40,7 @@ const KERNEL: readonly (readonly [string, RegExp])[] = [
   ['kernel: page faults', /page_fault/],
 ];
 
-/** Broken lines are skipped: perf says on standard error what it could not read. */
+/** Lines that are neither head nor frame are skipped, and samples without a stack. */
 export async function* readSamples(lines: AsyncIterable<string>): AsyncGenerator<Sample> {
   let sample: Sample | null = null;
   for await (const line of lines) {

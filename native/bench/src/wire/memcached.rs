@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use super::resp::line;
-use super::{Dialect, KEY_BYTES, Options, Work, write_key};
+use super::{Dialect, KEY_BYTES, Options, Work, write_key, wrong_answer};
 use crate::Failure;
 
 const STORED: &[u8] = b"STORED\r\n";
@@ -28,16 +28,11 @@ impl Memcached {
         }
     }
 
-    fn wrong(bytes: &[u8]) -> Failure {
-        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-        Failure::Wrong(format!("the answer was {text:?}"))
-    }
-
     fn stored(&self, bytes: &[u8]) -> Result<Option<(usize, usize)>, Failure> {
         let wanted = STORED.len() * self.operations;
         for (index, each) in bytes.chunks(STORED.len()).take(self.operations).enumerate() {
             if !STORED.starts_with(each) {
-                return Err(Self::wrong(&bytes[index * STORED.len()..]));
+                return Err(wrong_answer(&bytes[index * STORED.len()..]));
             }
         }
         Ok((bytes.len() >= wanted).then_some((wanted, self.operations)))
@@ -52,7 +47,7 @@ impl Memcached {
                 return Ok(None);
             };
             if !head.starts_with(b"VALUE ") || !head.ends_with(head_end.as_bytes()) {
-                return Err(Self::wrong(&bytes[at..]));
+                return Err(wrong_answer(&bytes[at..]));
             }
             at += next + self.value_bytes + 2;
             if at > bytes.len() {
@@ -61,7 +56,7 @@ impl Memcached {
         }
         let end = &bytes[at..bytes.len().min(at + END.len())];
         if !END.starts_with(end) {
-            return Err(Self::wrong(end));
+            return Err(wrong_answer(end));
         }
         Ok((end.len() == END.len()).then_some((at + END.len(), self.operations)))
     }

@@ -97,6 +97,12 @@ fn write_key(number: u64, key: &mut [u8]) {
     }
 }
 
+/// Of the protocols that are text.
+fn wrong_answer(bytes: &[u8]) -> Failure {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+    Failure::Wrong(format!("the answer was {text:?}"))
+}
+
 struct Connection {
     stream: TcpStream,
     dialect: Box<dyn Dialect>,

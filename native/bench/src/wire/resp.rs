@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use super::{Dialect, KEY_BYTES, Options, Work, write_key};
+use super::{Dialect, KEY_BYTES, Options, Work, write_key, wrong_answer};
 use crate::Failure;
 
 pub struct Resp {
@@ -21,11 +21,6 @@ impl Resp {
             value_bytes: options.value_bytes,
             request: Vec::new(),
         }
-    }
-
-    fn wrong(bytes: &[u8]) -> Failure {
-        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-        Failure::Wrong(format!("the answer was {text:?}"))
     }
 }
 
@@ -72,10 +67,10 @@ impl Dialect for Resp {
         };
         if self.work == Work::Write {
             let answered = (first == b"+OK").then_some(Some((at, self.operations)));
-            return answered.ok_or_else(|| Self::wrong(bytes));
+            return answered.ok_or_else(|| wrong_answer(bytes));
         }
         if self.operations > 1 && first != format!("*{}", self.operations).as_bytes() {
-            return Err(Self::wrong(bytes));
+            return Err(wrong_answer(bytes));
         }
         let value_head = format!("${}", self.value_bytes);
         for index in 0..self.operations {
@@ -84,11 +79,11 @@ impl Dialect for Resp {
                     return Ok(None);
                 };
                 if head != value_head.as_bytes() {
-                    return Err(Self::wrong(&bytes[at..]));
+                    return Err(wrong_answer(&bytes[at..]));
                 }
                 at += next;
             } else if first != value_head.as_bytes() {
-                return Err(Self::wrong(bytes));
+                return Err(wrong_answer(bytes));
             }
             at += self.value_bytes + 2;
             if at > bytes.len() {

@@ -1,6 +1,9 @@
 //! Which segments were in memory at some moment, for one thread, which asks it for every segment
 //! that a dead entry names.
 //!
+//! Rule: a set with open addressing, at most half full: one line of memory an answer, where a
+//! search of a sorted list takes as many steps, each waiting for the one before, as its length has
+//! bits.
 
 /// See the file's head. Segment ids are never 0.
 #[derive(Default)]
