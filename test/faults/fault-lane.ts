@@ -15,7 +15,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CheckedLoad, type CheckedLoadShape, LIGHT_LOAD } from '../../bench/checked-load.js';
-import { waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
+import { serverStats, waitFor, waitUntilWhole } from '../../bench/cluster-health.js';
 import { type DiskFault, DiskLayer, diskLayerLibrary } from '../../bench/disk-layer.js';
 import { EtcdCluster } from '../../bench/etcd.js';
 import { FaultFiles, untilTrue } from '../../bench/fault-files.js';
@@ -481,7 +481,11 @@ async function explain({ client, cluster }: World, cause: unknown): Promise<neve
   const { servers, tables, recoveries } = await client.status();
   const tablets = tables.flatMap((table) => table.tablets.filter((t) => t.status !== 'normal'));
   const running = recoveries.filter(({ state }) => state !== 'done');
-  const text = JSON.stringify({ servers, tablets, running });
+  const names = tables.map(({ name }) => name);
+  const stats = (await tolerate(serverStats(client)))?.map(({ serverId, master, backup }) => {
+    return { serverId, master, backup };
+  });
+  const text = JSON.stringify({ servers, names, tablets, running, stats });
   throw new Error(`${text}\n${cluster.logTails()}`, { cause });
 }
 

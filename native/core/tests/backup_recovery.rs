@@ -19,17 +19,32 @@ fn append(
     key: &[u8],
     value: &[u8],
 ) {
-    let start = segment.len();
-    segment.resize(start + entry_bytes(key.len(), value.len(), 0), 0);
-    let version = start as u64 + 1;
     let header = EntryHeader {
         entry_type,
         flags,
         timestamp: 1,
         table_id,
+        version: segment.len() as u64 + 1,
+    };
+    append_header(segment, &header, key, value);
+}
+
+fn append_header(segment: &mut Vec<u8>, header: &EntryHeader, key: &[u8], value: &[u8]) {
+    let start = segment.len();
+    segment.resize(start + entry_bytes(key.len(), value.len(), 0), 0);
+    write_entry(&mut segment[start..], header, &[], key, value);
+}
+
+/// As a side segment has it from each piece that it adopted.
+fn append_safe_version(segment: &mut Vec<u8>, version: u64) {
+    let header = EntryHeader {
+        entry_type: EntryType::SafeVersion,
+        flags: 0,
+        timestamp: 1,
+        table_id: 0,
         version,
     };
-    write_entry(&mut segment[start..], &header, &[], key, value);
+    append_header(segment, &header, b"", b"");
 }
 
 fn opening(segment_id: u64) -> Vec<u8> {
@@ -64,6 +79,9 @@ fn opening(segment_id: u64) -> Vec<u8> {
 fn random_segment(random: &mut Random, segment_id: u64, entries: u64) -> Vec<u8> {
     let mut segment = opening(segment_id);
     for _ in 0..entries {
+        if random.below(16) == 0 {
+            append_safe_version(&mut segment, random.below(1 << 40));
+        }
         let table_id = 1 + random.below(3);
         let key = random.next().to_le_bytes();
         let key = &key[..1 + random.below(8) as usize];
@@ -95,10 +113,14 @@ fn random_segment(random: &mut Random, segment_id: u64, entries: u64) -> Vec<u8>
 /// The specification, as plainly as it can be said.
 fn naive(segment: &[u8], segment_id: u64, partition: &Partition) -> Vec<u8> {
     let mut piece = Vec::new();
+    let mut safe_versions = Vec::new();
     for item in EntryIterator::new(segment) {
         let (offset, entry) = item.expect("parses");
         let wanted = match entry.entry_type() {
-            EntryType::SafeVersion => true,
+            EntryType::SafeVersion => {
+                safe_versions.push((entry.version(), entry.bytes()));
+                false
+            }
             EntryType::Object | EntryType::Tombstone => partition.tablets.iter().any(|tablet| {
                 let slot = slot(key_hash(entry.table_id(), entry.key()));
                 tablet.table_id == entry.table_id()
@@ -111,7 +133,8 @@ fn naive(segment: &[u8], segment_id: u64, partition: &Partition) -> Vec<u8> {
             piece.extend_from_slice(&segment[offset..offset + entry.total_bytes()]);
         }
     }
-    piece
+    let greatest = safe_versions.iter().max().expect("the opening has one");
+    [greatest.1, &piece].concat()
 }
 
 fn check_piece(piece: &[u8], expected: &[u8]) {

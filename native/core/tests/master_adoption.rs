@@ -317,3 +317,84 @@ fn a_log_of_mostly_dead_versions_needs_the_memory_of_what_is_alive() {
         }
     }
 }
+
+/// Quarters of a table move from master to master, which all die: what a log brings is what is
+/// alive in it, however many crashes are behind it. What goes into each piece must not multiply.
+#[test]
+fn what_is_recovered_does_not_grow_with_the_crashes_behind_it() {
+    const CRASHES: u64 = 12;
+    let mut random = Random::new();
+    let mut model = Model::default();
+    let quarters = [0, 1, 2, 3].map(|quarter: u32| SlotRange {
+        start_slot: quarter << 30,
+        end_slot: (quarter << 30) + (u32::MAX >> 2),
+        ..WHOLE
+    });
+    let mut present = master(256 << 20);
+    for quarter in quarters {
+        present.take_tablet(quarter).expect("taken");
+    }
+    let mut client = Client::new(&present, 1);
+    run_ops(&mut client, &mut model, &mut random, 400, KEYS);
+    let mut recovered_bytes = Vec::new();
+    for crash_number in 0..CRASHES {
+        let log = crash(&present, 0, &mut random);
+        present = master(256 << 20);
+        let mut bytes = 0;
+        for quarter in quarters {
+            let recovery = Arc::new(present.start_recovery(&[quarter]).expect("starts"));
+            for piece in pieces(&log, &quarter, &mut random) {
+                replay(&recovery, &piece, &mut random);
+                bytes += piece.len() - PIECE_HEADER_BYTES;
+            }
+            recovery.finish_replay().expect("finished");
+            recovery.commit().expect("committed");
+            recovery.activate().expect("active");
+        }
+        model.compare(&mut Client::new(&present, 2 + crash_number));
+        recovered_bytes.push(bytes);
+    }
+    // The first log had dead versions too, and some pieces came twice.
+    let most = recovered_bytes[1..].iter().max();
+    assert!(
+        most < Some(&(3 * recovered_bytes[1])),
+        "{recovered_bytes:?}"
+    );
+}
+
+/// A log of little but removes: what was adopted of it has no task once the recovery is over, and
+/// the cleaner must see that it is worth nothing.
+#[test]
+fn what_tombstones_take_in_a_recovery_comes_free() {
+    const REMOVES: u32 = 1_500;
+    const KEY_BYTES: usize = 32_000;
+    const BLOCKS: usize = 12;
+    let mut random = Random::new();
+    let first = master_without_backups(256 << 20);
+    first.take_tablet(WHOLE).expect("taken");
+    let mut client = Client::new(&first, 1);
+    for number in 0..REMOVES {
+        let key = [number.to_le_bytes()[0], number.to_le_bytes()[1]].repeat(KEY_BYTES / 2);
+        client.write(&key, b"value");
+        client.remove(&key);
+    }
+    let log = crash(&first, 0, &mut random);
+    let next = master_without_backups(BLOCKS * SEGMENT_BYTES);
+    let recovery = Arc::new(next.start_recovery(&[WHOLE]).expect("starts"));
+    for id in log.digest.iter().rev() {
+        let piece = split(&log.segments[id], &WHOLE);
+        let checksum = PieceChecksum::of(&piece).expect("sound");
+        let replayed = recovery.replay(0, &piece, checksum);
+        replayed.expect("there is memory for it");
+    }
+    recovery.finish_replay().expect("finished");
+    let sides = recovery.side_segments().len();
+    assert!(sides >= BLOCKS / 2, "{sides} side segments");
+    recovery.commit().expect("committed");
+    recovery.activate().expect("active");
+    drop(recovery);
+    eventually("their memory is free", || {
+        stats(&next)["segmentsFree"] as usize > BLOCKS - sides
+    });
+    verify(&next);
+}

@@ -3,9 +3,13 @@
 //! Two passes, so that every piece is allocated at its exact size: the first checks each entry and
 //! decides where it goes, the second copies. `MORE` flags are kept: all entries of an atomic append
 //! have one key hash and lie in one segment, so they pass the filter together or not at all.
+//!
+//! Rule: of the safe versions only the greatest goes into the pieces, once into each. It becomes an
+//! entry of every log that adopts a piece; all of them would multiply with each crash to come.
 
 use crate::entry::{EntryIterator, EntryType, PieceChecksum, SEGMENT_BYTES};
 use crate::key_hash::{key_hash, slot};
+use crate::little_endian::u32_at;
 use crate::status::Status;
 
 /// Bytes before a piece's entries: {u32 length, u32 checksum}.
@@ -41,7 +45,6 @@ pub struct PartitionMap {
 }
 
 const NOWHERE: u32 = u32::MAX;
-const EVERYWHERE: u32 = u32::MAX - 1;
 
 impl PartitionMap {
     /// Sorts the tablets.
@@ -126,17 +129,22 @@ pub fn split(
         "a replica is at most one segment"
     );
     let mut lengths = vec![0usize; partitions.count()];
-    let mut checksums = vec![PieceChecksum::default(); partitions.count()];
     let mut routes: Vec<Route> = Vec::new();
+    let mut safe_version: Option<(u64, &[u8])> = None;
     for item in EntryIterator::new(bytes) {
         let (offset, entry) = item?;
         entry.verify()?;
+        let end = offset + entry.total_bytes();
+        let whole = || bytes.get(offset..end).ok_or(Status::ChecksumMismatch);
         let partition = match entry.entry_type() {
             EntryType::Object | EntryType::Tombstone => {
                 let hash = key_hash(entry.table_id(), entry.key());
                 partitions.find(segment_id, entry.table_id(), slot(hash))
             }
-            EntryType::SafeVersion => EVERYWHERE,
+            EntryType::SafeVersion => {
+                safe_version = safe_version.max(Some((entry.version(), whole()?)));
+                NOWHERE
+            }
             EntryType::SegmentHeader
             | EntryType::LogDigest
             | EntryType::TableStats
@@ -146,48 +154,60 @@ pub fn split(
         if partition == NOWHERE {
             continue;
         }
-        let end = offset + entry.total_bytes();
-        if end > bytes.len() {
-            return Err(Status::ChecksumMismatch);
-        }
-        let into = match partition {
-            EVERYWHERE => 0..lengths.len(),
-            one => one as usize..one as usize + 1,
-        };
-        for index in into {
-            lengths[index] += end - offset;
-            checksums[index].add(entry.checksum());
-        }
+        lengths[partition as usize] += whole()?.len();
         routes.push(Route {
             start: offset as u32,
             end: end as u32,
             partition,
         });
     }
-    let mut pieces: Vec<Vec<u8>> = lengths.iter().map(|&length| empty_piece(length)).collect();
+    let everywhere = safe_version.map_or(&[][..], |(_, entry)| entry);
+    let mut pieces: Vec<Piece> = lengths
+        .iter()
+        .map(|length| Piece::new(everywhere.len() + length))
+        .collect();
+    if !everywhere.is_empty() {
+        pieces.iter_mut().for_each(|piece| piece.push(everywhere));
+    }
     for route in &routes {
         let entry = &bytes[route.start as usize..route.end as usize];
-        if route.partition == EVERYWHERE {
-            pieces
-                .iter_mut()
-                .for_each(|piece| piece.extend_from_slice(entry));
-        } else {
-            pieces[route.partition as usize].extend_from_slice(entry);
-        }
+        pieces[route.partition as usize].push(entry);
     }
-    for ((piece, &length), checksum) in pieces.iter_mut().zip(&lengths).zip(&checksums) {
-        assert!(
-            piece.len() == PIECE_HEADER_BYTES + length,
-            "the passes agree"
-        );
-        piece[..4].copy_from_slice(&(length as u32).to_le_bytes());
-        piece[4..PIECE_HEADER_BYTES].copy_from_slice(&checksum.finish().to_le_bytes());
-    }
-    Ok(pieces)
+    Ok(pieces.into_iter().map(Piece::finish).collect())
 }
 
-fn empty_piece(length: usize) -> Vec<u8> {
-    let mut piece = Vec::with_capacity(PIECE_HEADER_BYTES + length);
-    piece.resize(PIECE_HEADER_BYTES, 0);
-    piece
+struct Piece {
+    bytes: Vec<u8>,
+    length: usize,
+    checksum: PieceChecksum,
+}
+
+impl Piece {
+    fn new(length: usize) -> Self {
+        let mut bytes = Vec::with_capacity(PIECE_HEADER_BYTES + length);
+        bytes.resize(PIECE_HEADER_BYTES, 0);
+        Self {
+            bytes,
+            length,
+            checksum: PieceChecksum::default(),
+        }
+    }
+
+    /// An entry, which begins with its checksum.
+    fn push(&mut self, entry: &[u8]) {
+        self.checksum.add(u32_at(entry, 0));
+        self.bytes.extend_from_slice(entry);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let Self { length, .. } = self;
+        assert!(
+            self.bytes.len() == PIECE_HEADER_BYTES + length,
+            "the passes agree"
+        );
+        self.bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        let checksum = self.checksum.finish().to_le_bytes();
+        self.bytes[4..PIECE_HEADER_BYTES].copy_from_slice(&checksum);
+        self.bytes
+    }
 }

@@ -34,7 +34,7 @@ struct Seglet {
     position: AtomicU64,
     /// The first seglet of its run.
     first: AtomicUsize,
-    /// In the first seglet of a run: bytes of dead objects in the whole run.
+    /// In the first seglet of a run: bytes of the whole run that are known to be dead.
     dead_bytes: AtomicU64,
 }
 
@@ -72,7 +72,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Bytes of dead objects in it.
+    /// Bytes in it that are known to be dead.
     pub fn dead_bytes(&self) -> u64 {
         let first = &self.arena.seglets[self.offset / SEGLET_BYTES];
         first.dead_bytes.load(Ordering::Relaxed)
@@ -311,7 +311,7 @@ impl Arena {
         }
     }
 
-    /// Counts an object as dead.
+    /// Counts bytes as dead: of an object, or of what was adopted and has no task.
     #[inline]
     pub fn count_dead(&self, offset: usize, entry_bytes: usize) {
         // One counter for a run: the writer has it in its cache, the cleaner reads few of them.
@@ -323,7 +323,7 @@ impl Arena {
             .fetch_add(entry_bytes as u64, Ordering::Relaxed);
     }
 
-    /// Bytes of dead objects in all used seglets.
+    /// Bytes in all used seglets that are known to be dead.
     pub fn dead_bytes(&self) -> u64 {
         let used = |seglet: &&Seglet| seglet.segment_id.load(Ordering::Relaxed) != 0;
         let dead = |seglet: &Seglet| seglet.dead_bytes.load(Ordering::Relaxed);

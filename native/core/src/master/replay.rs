@@ -162,12 +162,14 @@ impl Replay<'_> {
                 lz4_image::decode_blocks(image, room, |room, end| check.advance(room, end))?;
             }
         }
-        let safe_version = check.finish(length, checksum)?;
-        self.objects.raise_safe_version(safe_version);
+        let checked = check.finish(length, checksum)?;
+        self.objects.raise_safe_version(checked.safe_version);
         let parsed = std::mem::take(&mut self.worker.parsed);
         let publication = Publication { side, length };
         let applied = self.apply_all(base, &parsed);
         drop(publication);
+        // Else the cleaner would never take a side segment that is full of what has no task.
+        self.objects.arena.count_dead(base, checked.dead_bytes);
         for (tablet, (records, bytes)) in self.tablets.iter().zip(&self.worker.sums) {
             tablet.count(*records, *bytes);
         }

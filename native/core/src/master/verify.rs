@@ -243,7 +243,13 @@ impl Verification<'_> {
                 continue;
             }
             match kind {
-                EntryType::Object | EntryType::Padding => dead_bytes += entry.total_bytes() as u64,
+                EntryType::Object | EntryType::Padding | EntryType::SafeVersion => {
+                    dead_bytes += entry.total_bytes() as u64;
+                }
+                // Adopted: it names no segment of this log.
+                EntryType::Tombstone if entry.prior().all(|id| id == 0) => {
+                    dead_bytes += entry.total_bytes() as u64;
+                }
                 EntryType::LogDigest => self.digest(segment_id, &entry)?,
                 EntryType::Note => self.note(segment_id, &entry),
                 _ => {}

@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, mpsc};
 
+use rekindle_core::backup::split::{self, PIECE_HEADER_BYTES, Partition, PartitionMap};
 use rekindle_core::crc32c::crc32c;
 use rekindle_core::entry::{EntryIterator, EntryType, EntryView, PieceChecksum};
-use rekindle_core::key_hash::{key_hash, slot};
 use rekindle_core::master::recovery::Recovery;
 use rekindle_core::master::tablets::SlotRange;
 use rekindle_core::master::{Master, MasterOptions};
@@ -454,24 +454,21 @@ pub fn check_dead_versions_are_named(log: &[Vec<u8>]) {
     }
 }
 
-/// What a backup does: the entries of one partition.
+/// What a backup does: the entries of one partition, without the piece's header.
 pub fn split(segment: &[u8], range: &SlotRange) -> Vec<u8> {
-    let mut out = Vec::new();
-    for item in EntryIterator::new(segment) {
-        let (at, entry) = item.expect("certified bytes parse");
-        let wanted = match entry.entry_type() {
-            EntryType::SafeVersion => true,
-            EntryType::Object | EntryType::Tombstone => range.contains(
-                entry.table_id(),
-                slot(key_hash(entry.table_id(), entry.key())),
-            ),
-            _ => false,
-        };
-        if wanted {
-            out.extend_from_slice(&segment[at..at + entry.total_bytes()]);
-        }
-    }
-    out
+    let tablet = split::Tablet {
+        table_id: range.table_id,
+        start_slot: range.start_slot,
+        end_slot: range.end_slot,
+        ctime_segment_id: 0,
+    };
+    let partition = Partition {
+        partition_id: 1,
+        tablets: vec![tablet],
+    };
+    let map = PartitionMap::new(&[partition]).expect("one partition");
+    let pieces = split::split(segment, 1, &map).expect("certified bytes are sound");
+    pieces[0][PIECE_HEADER_BYTES..].to_vec()
 }
 
 /// Replays all pieces on the pool's threads in random order.

@@ -1,8 +1,9 @@
 //! Splitting a replica by partition.
 //!
-//! Properties: a damaged entry refuses the whole replica; otherwise each piece holds exactly the
-//! entries of its tablets and all safe versions, in order and unchanged, under a right header;
-//! overlapping tablets are refused; memory is bounded by the input and the number of partitions.
+//! Properties: a damaged entry refuses the whole replica; otherwise each piece holds the greatest
+//! safe version and exactly the entries of its tablets, in order and unchanged, under a right
+//! header; overlapping tablets are refused; memory is bounded by the input and the number of
+//! partitions.
 
 use rekindle_core::backup::split::{PIECE_HEADER_BYTES, Partition, PartitionMap, Tablet, split};
 use rekindle_core::entry::{EntryIterator, EntryType, EntryView};
@@ -90,25 +91,29 @@ fn disjoint(partitions: &[Partition]) -> bool {
 }
 
 fn expected(bytes: &[u8], partition: &Partition) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut owned = Vec::new();
+    let mut safe_version: Option<(u64, &[u8])> = None;
     for (offset, entry) in EntryIterator::new(bytes).map_while(Result::ok) {
+        let end = bytes.len().min(offset + entry.total_bytes());
+        let entry_bytes = &bytes[offset..end];
         let place = slot(key_hash(entry.table_id(), entry.key()));
-        let owned = |tablet: &Tablet| {
+        let owns = |tablet: &Tablet| {
             tablet.table_id == entry.table_id()
                 && (tablet.start_slot..=tablet.end_slot).contains(&place)
                 && tablet.ctime_segment_id <= SEGMENT_ID
         };
-        let wanted = match entry.entry_type() {
-            EntryType::SafeVersion => true,
-            EntryType::Object | EntryType::Tombstone => partition.tablets.iter().any(owned),
-            _ => false,
-        };
-        if wanted {
-            let end = bytes.len().min(offset + entry.total_bytes());
-            out.extend_from_slice(&bytes[offset..end]);
+        match entry.entry_type() {
+            EntryType::SafeVersion => {
+                safe_version = safe_version.max(Some((entry.version(), entry_bytes)));
+            }
+            EntryType::Object | EntryType::Tombstone if partition.tablets.iter().any(owns) => {
+                owned.extend_from_slice(entry_bytes);
+            }
+            _ => {}
         }
     }
-    out
+    let greatest = safe_version.map_or(&[][..], |(_, entry)| entry);
+    [greatest, &owned].concat()
 }
 
 fn seed(tablets: &[(u8, u8, u32, u32, u8)], segment: &[u8]) -> Vec<u8> {

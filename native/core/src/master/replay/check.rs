@@ -97,6 +97,15 @@ impl<'r> Iterator for Walk<'r, '_> {
     }
 }
 
+/// What a piece without a fault is to the master.
+pub struct Checked {
+    /// No lower version may be allocated.
+    pub safe_version: u64,
+    /// Bytes of tombstones and of entries that pass two leaves alone: nobody needs them any more
+    /// once the recovery is over.
+    pub dead_bytes: usize,
+}
+
 /// See the file's head.
 pub struct Check<'a> {
     tablets: &'a [Arc<Tablet>],
@@ -107,7 +116,7 @@ pub struct Check<'a> {
     /// The last entry belongs together with the next.
     more: bool,
     tablet: usize,
-    safe_version: u64,
+    checked: Checked,
     checksum: PieceChecksum,
 }
 
@@ -124,7 +133,10 @@ impl<'a> Check<'a> {
             at: 0,
             more: false,
             tablet: 0,
-            safe_version: 0,
+            checked: Checked {
+                safe_version: 0,
+                dead_bytes: 0,
+            },
             checksum: PieceChecksum::default(),
         }
     }
@@ -223,7 +235,7 @@ impl<'a> Check<'a> {
             tablet_and_type: tablet,
         });
         self.parsed.extend_from_slice(&noted);
-        self.safe_version = self.safe_version.max(version_max + 1);
+        self.raise(version_max + 1);
         let last = &group[HASHED_TOGETHER - 1];
         let sum = &mut self.sums[self.tablet];
         sum.0 += HASHED_TOGETHER as i64;
@@ -249,20 +261,24 @@ impl<'a> Check<'a> {
             let tombstone = match head.entry_type() {
                 Some(EntryType::Object) if head.value_length() <= VALUE_BYTES_MAX => 0,
                 Some(EntryType::Tombstone) if head.value_length() == 0 => TOMBSTONE,
-                Some(EntryType::SafeVersion) => {
-                    self.safe_version = self.safe_version.max(head.version);
+                Some(kind @ (EntryType::SafeVersion | EntryType::Padding)) => {
+                    if kind == EntryType::SafeVersion {
+                        self.raise(head.version);
+                    }
+                    self.checked.dead_bytes += head.total_bytes();
                     continue;
                 }
-                Some(EntryType::Padding) => continue,
                 Some(_) => return Err(Status::InvalidArgument),
                 None => return Err(Status::ChecksumMismatch),
             };
-            self.safe_version = self.safe_version.max(head.version + 1);
+            self.raise(head.version + 1);
             let tablet = self.find_tablet(head.table_id, slot(*hash))?;
             if tombstone == 0 {
                 let sum = &mut self.sums[tablet];
                 sum.0 += 1;
                 sum.1 += head.total_bytes() as i64;
+            } else {
+                self.checked.dead_bytes += head.total_bytes();
             }
             self.parsed.push(Parsed {
                 hash: *hash,
@@ -271,6 +287,11 @@ impl<'a> Check<'a> {
             });
         }
         Ok(attached)
+    }
+
+    #[inline]
+    fn raise(&mut self, safe_version: u64) {
+        self.checked.safe_version = self.checked.safe_version.max(safe_version);
     }
 
     /// Neighbours are often of one tablet.
@@ -291,15 +312,15 @@ impl<'a> Check<'a> {
         Ok(self.tablet)
     }
 
-    /// The safe version that the piece asks for.
+    /// What the piece is, as a whole.
     ///
     /// # Errors
     /// `ChecksumMismatch` if it is not made of exactly the entries that were certified.
-    pub fn finish(self, length: usize, checksum: u32) -> Result<u64, Status> {
+    pub fn finish(self, length: usize, checksum: u32) -> Result<Checked, Status> {
         if self.at != length || self.more || self.checksum.finish() != checksum {
             return Err(Status::ChecksumMismatch);
         }
-        Ok(self.safe_version)
+        Ok(self.checked)
     }
 }
 
