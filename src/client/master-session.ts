@@ -16,6 +16,7 @@ import {
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
 import type { Operation } from './operation.js';
 import { type Message, OperationLanes } from './operation-lanes.js';
+import type { RequestMemory } from './request-memory.js';
 import { attemptMs } from './retry-policy.js';
 
 /**
@@ -27,6 +28,7 @@ const CONNECT_MS = 250;
 export interface SessionRuntime {
   readonly clientId: number;
   readonly ackId: number;
+  readonly requestMemory: RequestMemory;
   /** How many `nextRpcId` would give; when there are some again, `flushSoon` is called. */
   readonly rpcIdsFree: number;
   nextRpcId(): number;
@@ -125,7 +127,7 @@ export class MasterSession {
       attempts = Math.max(attempts, operation.attempts);
       deadlineMs = Math.max(deadlineMs, operation.deadlineMs);
     }
-    const body = Buffer.allocUnsafe(message.bytes);
+    const body = this.#runtime.requestMemory.take(message.bytes);
     writeExecuteHeader(body, this.#runtime.clientId, this.#runtime.ackId, operations.length);
     let at = EXECUTE_HEADER_BYTES;
     for (const operation of operations) {
@@ -144,6 +146,7 @@ export class MasterSession {
     let error: RekindleError | null = null;
     try {
       reply = await link.callBinary('EXECUTE', [body], { timeoutMs });
+      this.#runtime.requestMemory.giveBack(body);
     } catch (thrown) {
       error = asRekindleError(thrown);
     }

@@ -15,6 +15,7 @@ import { STATUS, statusCode } from '../rpc/status.js';
 import type { LinkPool } from '../rpc/transport.js';
 import { MasterSession, type SessionRuntime } from './master-session.js';
 import type { Operation } from './operation.js';
+import { RequestMemory } from './request-memory.js';
 import { nextStep, waitMs } from './retry-policy.js';
 import { RpcTracker } from './rpc-tracker.js';
 import { TableMap } from './table-map.js';
@@ -39,6 +40,7 @@ export interface RouterOptions {
 
 export class OperationRouter implements SessionRuntime {
   readonly clientId: number;
+  readonly requestMemory = new RequestMemory();
   readonly tables: TableMap;
   readonly #options: RouterOptions;
   readonly #tracker: RpcTracker;

@@ -1,6 +1,6 @@
 /**
  * One connection of a link, from the dial to the loss: makes the handshake of docs/formats.md §3,
- * corks what is sent in one turn, and reports each reply and exactly one loss.
+ * lets what is sent in one turn leave together, and reports each reply and exactly one loss.
  */
 import { bodyMemory } from './body-memory.js';
 import { asRekindleError, RekindleError } from './errors.js';
@@ -48,7 +48,7 @@ export class LinkConnection {
   readonly #events: LinkEvents;
   readonly #header = emptyHeader();
   readonly #handshakeTimer: NodeJS.Timeout;
-  #corked = false;
+  #flushScheduled = false;
   #established = false;
   #ended = false;
   /** When the peer was last heard, on performance.now()'s clock. */
@@ -92,9 +92,8 @@ export class LinkConnection {
   /** Sends one request; `parts` must not change until it is answered. */
   send(opcode: number, callId: number, deadlineMs: number, parts: readonly Uint8Array[]): void {
     if (this.#ended) return;
-    if (!this.#corked) {
-      this.#corked = true;
-      this.#socket.cork();
+    if (!this.#flushScheduled) {
+      this.#flushScheduled = true;
       setImmediate(() => this.flush());
     }
     writeHeader(this.#sentHead, KIND_REQUEST, opcode, 0, callId, deadlineMs);
@@ -102,9 +101,9 @@ export class LinkConnection {
   }
 
   flush(): void {
-    if (!this.#corked) return;
-    this.#corked = false;
-    this.#socket.uncork();
+    if (!this.#flushScheduled) return;
+    this.#flushScheduled = false;
+    this.#socket.flush();
   }
 
   /** A call has ended before its reply: what still comes of it must not be written there. */

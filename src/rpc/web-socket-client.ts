@@ -2,7 +2,8 @@
  * The client side of one WebSocket (RFC 6455) on Node's own socket: handshake, frames, pings.
  *
  * Made for bulk: all sockets read into one buffer of this thread and a body is copied once, to
- * where its receiver wants it; parts of a message are handed to the kernel from where they lie.
+ * where its receiver wants it; small messages are gathered in one memory (outbox.ts), parts of
+ * large ones are handed to the kernel from where they lie.
  * The library this replaced allocated every 64 KB that it read and joined them afterwards, and
  * V8's garbage collector took more processor time in a recovery than all of the store's own code.
  *
@@ -19,8 +20,9 @@ import {
   OPCODE_PING,
   OPCODE_PONG,
 } from './message-reader.js';
+import { Outbox } from './outbox.js';
 
-/** Up to here a message is copied together: one write costs less than the copy. */
+/** Up to here a message is copied together: that costs less than a write of each part. */
 const JOINED_BYTES_MAX = 16 * 1024;
 const READ_BYTES = 256 * 1024;
 /** Read and taken apart within one callback, so that all connections can share it. */
@@ -40,6 +42,7 @@ export interface WebSocketClientEvents extends Pick<MessageReaderEvents, 'place'
 export class WebSocketClient {
   readonly #events: WebSocketClientEvents;
   readonly #socket: Socket;
+  readonly #outbox: Outbox;
   readonly #reader: MessageReader;
   readonly #key = randomBytes(16).toString('base64');
   /** Of the answer to the handshake; null once it is complete. */
@@ -67,6 +70,7 @@ export class WebSocketClient {
         },
       },
     });
+    this.#outbox = new Outbox(this.#socket);
     this.#socket.on('connect', () => this.#socket.write(this.#request(address, path)));
     this.#socket.on('error', (cause) => {
       this.#close(cause.message === '' ? 'refused' : cause.message, cause);
@@ -76,40 +80,34 @@ export class WebSocketClient {
 
   /** Bytes accepted that the kernel has not taken yet. */
   get unsentBytes(): number {
-    return this.#socket.writableLength;
-  }
-
-  /** What is sent from here to `uncork` leaves in one go. */
-  cork(): void {
-    this.#socket.cork();
-  }
-
-  uncork(): void {
-    this.#socket.uncork();
+    return this.#outbox.unsentBytes;
   }
 
   /**
-   * Sends one message. `head` is copied; `parts` are too if they are small, else they leave from
-   * where they lie and must not change until they have left.
+   * One message that leaves with the next `flush`, or before. `head` is copied; `parts` are too if
+   * they are small, else they leave from where they lie and must not change until they have left.
    */
   send(head: Uint8Array, parts: readonly Uint8Array[]): void {
     if (this.#ended) return;
     let bytes = head.length;
     for (const part of parts) bytes += part.length;
     const joined = bytes <= JOINED_BYTES_MAX;
-    const at = frameHeaderBytes(bytes);
-    const frame = Buffer.allocUnsafe(at + (joined ? bytes : head.length));
-    writeFrameHeader(frame, OPCODE_BINARY, bytes);
-    frame.set(head, at);
-    if (joined) {
-      let end = at + head.length;
-      for (const part of parts) {
-        frame.set(part, end);
-        end += part.length;
-      }
+    const outbox = this.#outbox;
+    let at = outbox.take(frameHeaderBytes(bytes) + (joined ? bytes : head.length));
+    const { memory } = outbox;
+    at = writeFrameHeader(memory, at, OPCODE_BINARY, bytes);
+    memory.set(head, at);
+    at += head.length;
+    for (const part of parts) {
+      if (joined) memory.set(part, at);
+      else outbox.append(part);
+      at += part.length;
     }
-    this.#socket.write(frame);
-    if (!joined) for (const part of parts) this.#socket.write(part);
+  }
+
+  /** All that was sent leaves. */
+  flush(): void {
+    if (!this.#ended) this.#outbox.flush();
   }
 
   /** A message that is being read no longer goes where `place` said: that memory is not ours. */
@@ -193,11 +191,10 @@ export class WebSocketClient {
 
   #sendControl(opcode: number, payload: Uint8Array): void {
     if (this.#ended) return;
-    const at = frameHeaderBytes(payload.length);
-    const frame = Buffer.allocUnsafe(at + payload.length);
-    writeFrameHeader(frame, opcode, payload.length);
-    frame.set(payload, at);
-    this.#socket.write(frame);
+    const start = this.#outbox.take(frameHeaderBytes(payload.length) + payload.length);
+    const { memory } = this.#outbox;
+    memory.set(payload, writeFrameHeader(memory, start, opcode, payload.length));
+    this.#outbox.flush();
   }
 
   #close(reason: string, cause?: Error): void {
@@ -211,19 +208,24 @@ function frameHeaderBytes(payloadBytes: number): number {
   return payloadBytes < 126 ? 6 : payloadBytes < 65_536 ? 8 : 14;
 }
 
-/** A final, masked frame; its mask is zero. */
-function writeFrameHeader(target: Buffer, opcode: number, payloadBytes: number): void {
-  target[0] = 0x80 | opcode;
-  let at = 2;
+/** A final, masked frame; its mask is zero. Returns where its payload begins. */
+function writeFrameHeader(
+  target: Buffer,
+  start: number,
+  opcode: number,
+  payloadBytes: number,
+): number {
+  target[start] = 0x80 | opcode;
+  let at = start + 2;
   if (payloadBytes < 126) {
-    target[1] = 0x80 | payloadBytes;
+    target[start + 1] = 0x80 | payloadBytes;
   } else if (payloadBytes < 65_536) {
-    target[1] = 0x80 | 126;
+    target[start + 1] = 0x80 | 126;
     at = target.writeUInt16BE(payloadBytes, at);
   } else {
-    target[1] = 0x80 | 127;
+    target[start + 1] = 0x80 | 127;
     at = target.writeUInt32BE(Math.floor(payloadBytes / 2 ** 32), at);
     at = target.writeUInt32BE(payloadBytes % 2 ** 32, at);
   }
-  target.writeUInt32LE(0, at);
+  return target.writeUInt32LE(0, at);
 }
