@@ -145,7 +145,7 @@ function countersOf(pid: number): Counters | undefined {
 }
 
 /** What is read of a process, or undefined if it has ended. */
-function ifThere<T>(read: () => T): T | undefined {
+export function ifThere<T>(read: () => T): T | undefined {
   try {
     return read();
   } catch (error) {

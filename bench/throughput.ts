@@ -4,21 +4,20 @@
  * and with the native load generator, which shows what the server itself can do
  * (throughput-works.ts); then how many bytes an object costs on the wire (wire-bytes.ts).
  *
- * Rule: what is compared is measured in turn, round by round; a ratio is the median of the rounds'
- * ratios. With three durable replicas: durable.ts.
+ * Rule: what is compared is measured in turn, round by round, each store's client in a process of
+ * its own (side-process.ts) as in real use; a ratio is the median of the rounds' ratios. With three
+ * durable replicas: durable.ts.
  */
 import { startProgress } from '../src/ops/progress.js';
 import { formatCount, textTable } from '../src/ops/text-table.js';
 import { median } from './concurrency.js';
 import { coreBinary } from './core-binary.js';
-import { Dataset, randomStream } from './dataset.js';
-import { writeDataset } from './dataset-transfer.js';
-import { RekindleStore } from './object-store.js';
-import { clientOf, type PeerName, startPeer } from './peers.js';
+import { clientOf, type PeerName } from './peers.js';
 import { Pinning } from './pinning.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
+import { SideProcess } from './side-process.js';
 import { type Side, VALUE_BYTES, type Work, works } from './throughput-works.js';
-import { measureWireBytes, SocketTraffic } from './wire-bytes.js';
+import { type SideBytes, wireBytesTable } from './wire-bytes.js';
 
 export interface ThroughputBenchOptions extends BenchOptions {
   peers: readonly PeerName[];
@@ -38,49 +37,53 @@ export async function runThroughputBench(options: ThroughputBenchOptions): Promi
   const { quick, memoryBytes, peers } = options;
   const pinning = new Pinning();
   const binary = coreBinary();
-  const traffic = new SocketTraffic();
   const plan: Plan = quick
     ? { objects: 200_000, rounds: 3, ms: 250 }
     : { objects: 1_000_000, rounds: 5, ms: 3_000 };
-  const dataset = new Dataset('object', plan.objects, VALUE_BYTES);
-  const sides: Side[] = [];
+  const { objects } = plan;
+  const sides: SideProcess[] = [];
   try {
-    sides.push(await rekindleSide(memoryBytes, pinning));
-    for (const peer of peers) sides.push(await peerSide(peer, memoryBytes, pinning));
-    pinning.pinThisProcess();
-    for (const { store } of sides) await writeDataset(store, dataset);
-    const progress = startProgress('measure', works.length * plan.rounds, 'runs');
-    const figures: Figures[] = [];
-    for (const work of works) {
-      const bySide: Figures = sides.map(() => []);
-      for (let number = 0; number < plan.rounds; number++) {
-        for (const [index, side] of sides.entries()) {
-          const random = randomStream(number + 1);
-          const round = { dataset, ms: plan.ms, random, binary, pinning };
-          bySide[index]?.push(await work.measure(side, round));
-        }
-        progress.advance(1);
-      }
-      figures.push(bySide);
+    for (const name of ['rekindle', ...peers] as const) {
+      sides.push(new SideProcess({ name, objects, memoryBytes, binary }));
     }
-    progress.stop();
-    const bytes = await measureWireBytes(sides, traffic, dataset);
-    return result(options, figures, bytes, { ...plan, pinned: pinning.possible });
+    await allReady(sides);
+    pinning.pinThisProcess();
+    const figures = await measureWorks(sides, plan);
+    const bytes: SideBytes[] = [];
+    for (const side of sides) bytes.push({ name: side.name, loads: await side.wireBytes() });
+    return result(options, figures, wireBytesTable(bytes), { ...plan, pinned: pinning.possible });
   } finally {
-    for (const { store } of sides) await store.close();
+    await Promise.all(sides.map((side) => side.stop()));
   }
 }
 
-async function rekindleSide(memoryBytes: number, pinning: Pinning): Promise<Side> {
-  const settings = { servers: 1, replicas: 0, durability: 'replicated', memoryBytes } as const;
-  const store = await RekindleStore.start({ ...settings, command: pinning.server });
-  const { address, tableId } = await store.direct();
-  return { name: 'rekindle', store, address, wire: { dialect: 'rekindle', tableId } };
+/** Side by side: what they wait for, memory and processes, takes longer than their work. */
+async function allReady(sides: readonly SideProcess[]): Promise<void> {
+  const progress = startProgress('start', sides.length, 'stores');
+  await Promise.all(
+    sides.map(async (side) => {
+      await side.ready();
+      progress.advance(1);
+    }),
+  );
+  progress.stop();
 }
 
-async function peerSide(name: PeerName, memoryBytes: number, pinning: Pinning): Promise<Side> {
-  const { store, address, dialect } = await startPeer(name, memoryBytes, pinning.server);
-  return { name, store, address, wire: dialect === null ? null : { dialect, tableId: 0 } };
+async function measureWorks(sides: readonly SideProcess[], plan: Plan): Promise<Figures[]> {
+  const progress = startProgress('measure', works.length * plan.rounds, 'runs');
+  const figures: Figures[] = [];
+  for (const { metric } of works) {
+    const bySide: Figures = sides.map(() => []);
+    for (let seed = 1; seed <= plan.rounds; seed++) {
+      for (const [index, side] of sides.entries()) {
+        bySide[index]?.push(await side.measure({ metric, ms: plan.ms, seed }));
+      }
+      progress.advance(1);
+    }
+    figures.push(bySide);
+  }
+  progress.stop();
+  return figures;
 }
 
 /** Median of the rounds; null where there is none. */

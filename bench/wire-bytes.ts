@@ -6,6 +6,7 @@
  */
 import { subscribe } from 'node:diagnostics_channel';
 import type { Socket } from 'node:net';
+import { invariant } from '../src/rpc/errors.js';
 import { repeatFor } from './concurrency.js';
 import { type Dataset, randomStream } from './dataset.js';
 import { type Metric, metric } from './report.js';
@@ -76,26 +77,41 @@ const loads: readonly Load[] = [
   { name: 'putMany 100, 16 in flight', metric: 'put-many-100', inFlight: 16, operation: putBatch },
 ];
 
-/** Rows of name and one cell for each side, and the metrics. */
+/** Of one object, for each load. */
 export async function measureWireBytes(
-  sides: readonly Side[],
+  side: Side,
   traffic: SocketTraffic,
   dataset: Dataset,
-): Promise<{ rows: string[][]; metrics: Metric[] }> {
-  const rows: string[][] = [];
+): Promise<Traffic[]> {
+  const bytes: Traffic[] = [];
+  for (const load of loads) bytes.push(await bytesOf(load, side, traffic, dataset));
+  return bytes;
+}
+
+/** What `measureWireBytes` gave for a side. */
+export interface SideBytes {
+  name: Side['name'];
+  loads: readonly Traffic[];
+}
+
+/** Rows of name and one cell for each side, and the metrics. */
+export function wireBytesTable(sides: readonly SideBytes[]): {
+  rows: string[][];
+  metrics: Metric[];
+} {
   const metrics: Metric[] = [];
-  for (const load of loads) {
-    const row = [load.name];
-    for (const side of sides) {
-      const { sent, received } = await bytesOf(load, side, traffic, dataset);
-      row.push(`${sent.toFixed(0)} + ${received.toFixed(0)}`);
+  const rows = loads.map((load, index) => {
+    const cells = sides.map(({ name: store, loads: bytes }) => {
+      const found = bytes[index];
+      invariant(found !== undefined, 'every load was measured on every side');
+      const { sent, received } = found;
       const name = `wire-bytes-per-${load.metric}`;
-      const suffix = side.name === 'rekindle' ? '' : `-${side.name}`;
-      const at = { work: name, store: side.name };
-      metrics.push({ ...metric(`${name}${suffix}`, 'B', sent + received), ...at });
-    }
-    rows.push(row);
-  }
+      const suffix = store === 'rekindle' ? '' : `-${store}`;
+      metrics.push({ ...metric(`${name}${suffix}`, 'B', sent + received), work: name, store });
+      return `${sent.toFixed(0)} + ${received.toFixed(0)}`;
+    });
+    return [load.name, ...cells];
+  });
   return { rows, metrics };
 }
 

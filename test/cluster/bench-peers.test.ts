@@ -14,9 +14,10 @@ import { countWrong, writeDataset } from '../../bench/dataset-transfer.js';
 import { type PeerName, startPeer } from '../../bench/peers.js';
 import { RedisReplicas } from '../../bench/redis-replicas.js';
 import { RedisServer } from '../../bench/redis-server.js';
+import { SideProcess } from '../../bench/side-process.js';
 import { Sides } from '../../bench/store-sides.js';
 import { works } from '../../bench/throughput-works.js';
-import { measureWireBytes, SocketTraffic } from '../../bench/wire-bytes.js';
+import { measureWireBytes, SocketTraffic, wireBytesTable } from '../../bench/wire-bytes.js';
 import { runWireLoad } from '../../bench/wire-load.js';
 import { makeTemporaryFolder, removeTemporaryFolder } from '../../src/cluster/left-behind.js';
 import { withFolder } from './fixture.js';
@@ -102,7 +103,8 @@ test('bytes on the wire are those that Redis counts', { skip, timeout: 60_000 },
     const dataset = new Dataset('object', 1_000, 100);
     await writeDataset(store, dataset);
     const side = { name: 'redis', store, address, wire: null } as const;
-    const { metrics } = await measureWireBytes([side], traffic, dataset);
+    const loads = await measureWireBytes(side, traffic, dataset);
+    const { metrics } = wireBytesTable([{ name: 'redis', loads }]);
     const bytes = new Map(metrics.map(({ name, value }) => [name, value]));
     // *2 $3 GET $16 and the key; $100 and the value. A SET has two lines and the value more.
     assert.equal(bytes.get('wire-bytes-per-get-1-redis'), 36 + 108);
@@ -171,6 +173,20 @@ test('a program that is missing is named with its package', async () => {
     await assert.rejects(startPeer('memcached', MEMORY_BYTES), /apt install memcached/);
   } finally {
     process.env.PATH = path;
+  }
+});
+
+test('a store that fails in a process of its own keeps its code and has its name', async () => {
+  const path = process.env.PATH;
+  process.env.PATH = '';
+  const name = 'memcached';
+  const side = new SideProcess({ name, objects: 1, memoryBytes: MEMORY_BYTES, binary: '' });
+  try {
+    const message = /^memcached: this peer needs .* apt install memcached/;
+    await assert.rejects(side.ready(), { code: 'INVALID_ARGUMENT', message });
+  } finally {
+    process.env.PATH = path;
+    await side.stop();
   }
 });
 
