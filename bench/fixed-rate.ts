@@ -23,6 +23,14 @@ export function record(into: Histogram, startMs: number): void {
   into.recordValue(Math.max(1, Math.round((performance.now() - startMs) * 1000)));
 }
 
+/**
+ * Microseconds. Never more than the maximum: the library gives the upper end of a percentile's
+ * bucket, which may lie above all that was recorded.
+ */
+export function percentile(of: Histogram, percentage: number): number {
+  return Math.min(of.getValueAtPercentile(percentage), of.maxValue);
+}
+
 /** Until `isOver`; resolves when the last operation has ended. The first failure is thrown. */
 export async function atFixedRate(
   operation: Operation,

@@ -13,7 +13,14 @@ import type { Durability } from '../src/rpc/messages.js';
 import { median } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
-import { atFixedRate, histogram, isPast, type Operation, record } from './fixed-rate.js';
+import {
+  atFixedRate,
+  histogram,
+  isPast,
+  type Operation,
+  percentile,
+  record,
+} from './fixed-rate.js';
 import { clientOf, type PeerName } from './peers.js';
 import { Pinning } from './pinning.js';
 import {
@@ -196,7 +203,7 @@ function judge(
       metrics.push({ ...metric(`${work.name} ${what}${suffix}`, 'µs', value), ...at });
       return formatCount(value);
     };
-    const cells = percentiles.map((each) => add(`p${each}`, all.getValueAtPercentile(each)));
+    const cells = percentiles.map((each) => add(`p${each}`, percentile(all, each)));
     const row = [work.name, store, formatCount(all.totalCount), ...cells, add('max', all.maxValue)];
     distributions.push({ work: work.name, store, unit: 'µs', histogram: all });
     if (side.peer !== null && ours !== undefined) {
@@ -217,8 +224,8 @@ function judge(
 function ratio(ours: readonly Histogram[], theirs: readonly Histogram[], at: number): number {
   return median(
     ours.map((times, round) => {
-      const other = theirs[round]?.getValueAtPercentile(at) ?? Number.NaN;
-      return times.getValueAtPercentile(at) / other;
+      const other = theirs[round];
+      return percentile(times, at) / (other === undefined ? Number.NaN : percentile(other, at));
     }),
   );
 }
