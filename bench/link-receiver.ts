@@ -44,7 +44,8 @@ async function serveBackup(
     fault: '',
   });
   const clock = () => addon.bootTimeMs();
-  const service = new BackupService({ core, checkTerm: () => undefined, log, clock });
+  const membership = { checkTerm: () => undefined, mayBeMember: () => true };
+  const service = new BackupService({ core, ...membership, log, clock });
   service.applyServerList({
     version: 1,
     clusterId: 'bench',

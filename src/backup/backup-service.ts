@@ -32,6 +32,8 @@ export interface BackupServiceOptions {
   core: BackupCore;
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
+  /** False for servers that have left. */
+  mayBeMember: (serverId: number) => boolean;
   log: Log;
   /** Boot time in milliseconds. */
   clock: () => number;
@@ -179,15 +181,22 @@ export class BackupService {
       return new RekindleError('MALFORMED_REQUEST', 'BACKUP_WRITE is shorter than its header');
     }
     const masterId = masterIdOf(body);
-    if (!this.#upServerIds.has(masterId)) {
-      const text = `server ${masterId} is not up in this backup's server list`;
-      return new RekindleError('CALLER_NOT_IN_CLUSTER', text);
-    }
+    if (!this.#upServerIds.has(masterId)) return this.#strangerRefusal(masterId);
     if (this.#writesWaiting.size >= writesWaitingMax) {
       const text = 'too many writes wait for the disk';
       return new RekindleError('RETRY', text, { retryAfterMs: overloadRetryMs });
     }
     return null;
+  }
+
+  /** A master that has just joined is no zombie: the list that has it is on its way to here. */
+  #strangerRefusal(masterId: number): RekindleError {
+    if (!this.#options.mayBeMember(masterId)) {
+      const text = `server ${masterId} is not up in this backup's server list`;
+      return new RekindleError('CALLER_NOT_IN_CLUSTER', text);
+    }
+    const text = `server ${masterId} is not in this backup's server list yet`;
+    return new RekindleError('RETRY', text, { retryAfterMs: overloadRetryMs });
   }
 
   #coreRefusal(status: number): RekindleError {

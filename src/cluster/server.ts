@@ -387,6 +387,7 @@ class Server implements RunningServer {
     const service = new BackupService({
       core,
       checkTerm: (term) => this.#membership.checkTerm(term),
+      mayBeMember: (serverId) => this.#membership.mayBeMember(serverId),
       log,
       clock: () => this.#addon.bootTimeMs(),
     });

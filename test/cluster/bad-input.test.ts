@@ -133,7 +133,7 @@ async function refusesOperations(cluster: LocalCluster): Promise<void> {
     assert.equal(largeValue, STATUS.VALUE_TOO_LARGE.number);
     assert.equal(unknownTable, STATUS.UNKNOWN_TABLET.number);
   } else {
-    assert.equal(answer.status, STATUS.MALFORMED_REQUEST.number);
+    assert.equal(answer.status, STATUS.MALFORMED_REQUEST.number, answer.body.toString());
   }
   const whole = executeBody(77, [{ op: READ, tableId: 1, key }]);
   connection.send(rawMessage(EXECUTE, whole.subarray(0, whole.length - 9), { callId: 4 }));

@@ -99,12 +99,15 @@ class FakeCore {
 /** Boot time; the process begins at 1,000 ms. */
 let nowMs = 1_000;
 
+let leftServerId = Number.NaN;
+
 function service(core: FakeCore, highestTerm = 0): BackupService {
   return new BackupService({
     core: core as unknown as BackupCore,
     checkTerm: (term) => {
       if (term < highestTerm) throw new RekindleError('FENCED', 'old leader');
     },
+    mayBeMember: (serverId) => serverId !== leftServerId,
     log: silent,
     clock: () => nowMs,
   });
@@ -169,16 +172,18 @@ test('masters that are not up in the list may not write, nor do refusals wait', 
   const backup = service(core);
   const out: string[] = [];
   backup.write(writeCall(out, 'unknown'));
+  leftServerId = masterId;
   backup.applyServerList(list(1, [[masterId, 'crashed']]));
   backup.write(writeCall(out, 'crashed'));
   backup.applyServerList(list(2, [[masterId, 'up']]));
   core.status = STATUS.FENCED.number;
   backup.write(writeCall(out, 'fenced'));
   assert.deepEqual(out, [
-    'unknown CALLER_NOT_IN_CLUSTER',
+    'unknown RETRY',
     'crashed CALLER_NOT_IN_CLUSTER',
     'fenced FENCED',
   ]);
+  leftServerId = Number.NaN;
   assert.equal(backup.counters().writesWaiting, 0);
 });
 
