@@ -1,31 +1,29 @@
 /**
- * The sink of a `…Many` call: results in the order of the keys, one promise for all. It waits for
+ * One slice of a `…Many` call: results in the order of the keys, one promise for all. It waits for
  * every operation, also after the first failure, so that when the call ends nothing of it is under
  * way any more. Failures come as one error with the code of the first and all places in `details`.
  */
 import { RekindleError } from '../rpc/errors.js';
-import type { ResultSink } from './operation.js';
+import { TableCall } from './operation.js';
 
 /** More are counted, not listed. */
 const FAILURES_LISTED_MAX = 1_000;
 
-export class Batch implements ResultSink {
-  readonly #results: unknown[];
+export class Batch extends TableCall {
+  #results: unknown[] = [];
   readonly #failures: { index: number; error: RekindleError }[] = [];
-  readonly #resolve: (results: unknown[]) => void;
-  readonly #reject: (error: RekindleError) => void;
-  #left: number;
+  #resolve: ((results: unknown[]) => void) | null = null;
+  #reject: ((error: RekindleError) => void) | null = null;
+  #left = 0;
 
-  constructor(
-    size: number,
-    resolve: (results: unknown[]) => void,
-    reject: (error: RekindleError) => void,
-  ) {
+  /** The results of so many operations, at least one; asked for before the first is submitted. */
+  resultsOf(size: number): Promise<unknown[]> {
     this.#left = size;
     this.#results = new Array(size);
-    this.#resolve = resolve;
-    this.#reject = reject;
-    if (size === 0) resolve([]);
+    return new Promise((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
   }
 
   done(index: number, result: unknown): void {
@@ -41,8 +39,8 @@ export class Batch implements ResultSink {
   #settle(): void {
     this.#left -= 1;
     if (this.#left > 0) return;
-    if (this.#failures.length === 0) this.#resolve(this.#results);
-    else this.#reject(this.#failure());
+    if (this.#failures.length === 0) this.#resolve?.(this.#results);
+    else this.#reject?.(this.#failure());
   }
 
   #failure(): RekindleError {

@@ -94,7 +94,7 @@ export class OperationRouter implements SessionRuntime {
     const refusal = this.#refusal(operation, signal);
     if (refusal !== null) {
       operation.ended = true;
-      operation.sink.failed(operation.index, refusal);
+      operation.call.failed(operation.index, refusal);
       return;
     }
     this.#operationBytes += operation.bytes;
@@ -109,7 +109,7 @@ export class OperationRouter implements SessionRuntime {
   }
 
   fail(operation: Operation, error: RekindleError): void {
-    if (this.#end(operation)) operation.sink.failed(operation.index, error);
+    if (this.#end(operation)) operation.call.failed(operation.index, error);
   }
 
   /** Sends an operation towards its master, by the map as it is now. */
@@ -214,23 +214,24 @@ export class OperationRouter implements SessionRuntime {
 
   #done(operation: Operation, reader: ExecuteReplyReader): void {
     const { version } = reader;
-    if (operation.form === 'version') {
+    const { codec, form } = operation.call;
+    if (form === 'version') {
       this.#finish(operation, { version });
       return;
     }
     let value: unknown;
     try {
-      value = operation.codec.decode(reader.takeValue(operation.codec.views === true));
+      value = codec.decode(reader.takeValue(codec.views === true));
     } catch (cause) {
       const problem = `table ${operation.table.name}: the codec cannot decode the value`;
       this.fail(operation, new RekindleError('INVALID_ARGUMENT', problem, { cause }));
       return;
     }
-    this.#finish(operation, operation.form === 'value' ? value : { value, version });
+    this.#finish(operation, form === 'value' ? value : { value, version });
   }
 
   #finish(operation: Operation, result: unknown): void {
-    if (this.#end(operation)) operation.sink.done(operation.index, result);
+    if (this.#end(operation)) operation.call.done(operation.index, result);
   }
 
   #tryAgain(operation: Operation, error: RekindleError, retryAfterMs: number): void {

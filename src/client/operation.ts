@@ -8,6 +8,7 @@ import { DeadlineMember } from '../rpc/deadline-set.js';
 import { RekindleError } from '../rpc/errors.js';
 import type { ExecuteOperation } from '../rpc/execute-codec.js';
 import { OP_READ, operationBytes } from '../rpc/execute-codec.js';
+import type { KeyBytes } from '../rpc/key-hash.js';
 import { STATUS, type StatusCode } from '../rpc/status.js';
 import type { Codec } from './codec.js';
 import type { TableEntry } from './table-map.js';
@@ -15,9 +16,18 @@ import type { TableEntry } from './table-map.js';
 /** What the caller gets: the value, {value, version}, or {version}. */
 export type ResultForm = 'value' | 'entry' | 'version';
 
-export interface ResultSink {
-  done(index: number, result: unknown): void;
-  failed(index: number, error: RekindleError): void;
+/** A call of the application: what its operations have in common, and where their results go. */
+export abstract class TableCall {
+  constructor(
+    readonly table: TableEntry,
+    // biome-ignore lint/suspicious/noExplicitAny: the table pairs codec and result type.
+    readonly codec: Codec<any, any>,
+    readonly form: ResultForm,
+    readonly deadlineMs: number,
+  ) {}
+
+  abstract done(index: number, result: unknown): void;
+  abstract failed(index: number, error: RekindleError): void;
 }
 
 /** No attempt has an unknown outcome. */
@@ -25,7 +35,7 @@ export const DOUBT_NONE = 0;
 /** Attempts on more than one server have. */
 export const DOUBT_MANY = -1;
 
-export class Operation extends DeadlineMember implements ExecuteOperation {
+export class Operation extends DeadlineMember implements ExecuteOperation<KeyBytes> {
   /** 0 until routed; changes only while nothing was sent. */
   tableId = 0;
   slot = 0;
@@ -42,24 +52,27 @@ export class Operation extends DeadlineMember implements ExecuteOperation {
   ended = false;
   /** Why it is still not done; becomes the code or the cause when the deadline passes. */
   lastError: RekindleError | null = null;
-  #signal: AbortSignal | undefined;
-  #onAbort: (() => void) | undefined;
+  #watched: { signal: AbortSignal; onAbort: () => void } | null = null;
 
   constructor(
-    readonly table: TableEntry,
+    readonly call: TableCall,
+    /** Of its result in the call. */
+    readonly index: number,
     readonly op: number,
     readonly reject: number,
     readonly givenVersion: number,
-    readonly key: Uint8Array,
+    readonly key: KeyBytes,
     readonly value: Uint8Array | null,
-    readonly deadlineMs: number,
-    readonly form: ResultForm,
-    // biome-ignore lint/suspicious/noExplicitAny: the table pairs codec and result type.
-    readonly codec: Codec<any, any>,
-    readonly sink: ResultSink,
-    readonly index: number,
   ) {
     super();
+  }
+
+  get table(): TableEntry {
+    return this.call.table;
+  }
+
+  get deadlineMs(): number {
+    return this.call.deadlineMs;
   }
 
   get isMutation(): boolean {
@@ -75,14 +88,13 @@ export class Operation extends DeadlineMember implements ExecuteOperation {
   }
 
   watch(signal: AbortSignal, onAbort: () => void): void {
-    this.#signal = signal;
-    this.#onAbort = onAbort;
+    this.#watched = { signal, onAbort };
     signal.addEventListener('abort', onAbort, { once: true });
   }
 
   unwatch(): void {
-    if (this.#onAbort !== undefined) this.#signal?.removeEventListener('abort', this.#onAbort);
-    this.#onAbort = undefined;
+    this.#watched?.signal.removeEventListener('abort', this.#watched.onAbort);
+    this.#watched = null;
   }
 
   /** The attempt on this server was lost and may have been executed. */

@@ -10,7 +10,6 @@
 import { checkSignal, checkTimeoutMs, invalidArgument } from '../rpc/connection-string.js';
 import { RekindleError } from '../rpc/errors.js';
 import {
-  KEY_BYTES_MAX,
   OP_READ,
   OP_REMOVE,
   OP_WRITE,
@@ -19,9 +18,10 @@ import {
   REJECT_VERSION_NE,
   VALUE_BYTES_MAX,
 } from '../rpc/execute-codec.js';
+import { hashText, KEY_BYTES_MAX, type KeyBytes, NOT_ASCII } from '../rpc/key-hash.js';
 import { Batch } from './batch.js';
 import type { Codec } from './codec.js';
-import { Operation, type ResultForm, type ResultSink } from './operation.js';
+import { Operation, type ResultForm, TableCall } from './operation.js';
 import type { OperationRouter } from './operation-router.js';
 import type { TableEntry } from './table-map.js';
 
@@ -68,26 +68,29 @@ export interface TableContext {
 const SLICE_OPERATIONS_MAX = 8_192;
 const SLICE_BYTES_MAX = 32 * 1024 * 1024;
 
-/** The sink of a single operation. */
-class Single implements ResultSink {
+class Single extends TableCall {
   constructor(
+    table: TableEntry,
+    codec: TableCall['codec'],
+    form: ResultForm,
+    deadlineMs: number,
     readonly resolve: (result: never) => void,
     readonly reject: (error: RekindleError) => void,
-  ) {}
+  ) {
+    super(table, codec, form, deadlineMs);
+  }
+
   done(_index: number, result: unknown): void {
     this.resolve(result as never);
   }
+
   failed(_index: number, error: RekindleError): void {
     this.reject(error);
   }
 }
 
-interface Draft {
-  op: number;
-  key: Uint8Array;
-  value: Uint8Array | null;
-  condition: Condition;
-}
+/** One operation of a call, at this place among its results. Throws what is wrong with the item. */
+type ToOperation<Item> = (call: TableCall, index: number, item: Item) => Operation;
 
 export class Table<Read = Buffer, Write = Uint8Array | string> {
   readonly name: string;
@@ -127,14 +130,14 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
 
   /** Values in the order of the keys, undefined where there is no object. */
   getMany(keys: Iterable<Key>, options: OperationOptions = {}): Promise<(Read | undefined)[]> {
-    return this.#many(keys, (key) => withoutValue(OP_READ, key, NO_CONDITION), 'value', options);
+    return this.#many(keys, this.#reads, 'value', options);
   }
 
   getManyEntries(
     keys: Iterable<Key>,
     options: OperationOptions = {},
   ): Promise<(Entry<Read> | undefined)[]> {
-    return this.#many(keys, (key) => withoutValue(OP_READ, key, NO_CONDITION), 'entry', options);
+    return this.#many(keys, this.#reads, 'entry', options);
   }
 
   /**
@@ -146,24 +149,30 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     entries: Iterable<PutEntry<Write>>,
     options: OperationOptions = {},
   ): Promise<WriteResult[]> {
-    const draft = (entry: PutEntry<Write>): Draft => {
-      if (typeof entry !== 'object' || entry === null) {
-        throw invalidArgument('an entry is [key, value] or {key, value}');
-      }
-      return 'key' in entry
-        ? this.#write(entry.key, entry.value, entry)
-        : this.#write(entry[0], entry[1], {});
-    };
-    return this.#many(entries, draft, 'version', options);
+    return this.#many(entries, this.#writes, 'version', options);
   }
 
   /** As `putMany`. */
   deleteMany(keys: Iterable<Key>, options: OperationOptions = {}): Promise<WriteResult[]> {
-    const draft = (key: Key): Draft => withoutValue(OP_REMOVE, key, NO_CONDITION);
-    return this.#many(keys, draft, 'version', options);
+    return this.#many(keys, this.#removes, 'version', options);
   }
 
-  #write(key: Key, value: Write, condition: Condition): Draft {
+  readonly #reads: ToOperation<Key> = (call, index, key) =>
+    this.#operation(call, index, OP_READ, key, null, NO_CONDITION);
+
+  readonly #removes: ToOperation<Key> = (call, index, key) =>
+    this.#operation(call, index, OP_REMOVE, key, null, NO_CONDITION);
+
+  readonly #writes: ToOperation<PutEntry<Write>> = (call, index, entry) => {
+    if (typeof entry !== 'object' || entry === null) {
+      throw invalidArgument('an entry is [key, value] or {key, value}');
+    }
+    return 'key' in entry
+      ? this.#operation(call, index, OP_WRITE, entry.key, this.#encoded(entry.value), entry)
+      : this.#operation(call, index, OP_WRITE, entry[0], this.#encoded(entry[1]), NO_CONDITION);
+  };
+
+  #encoded(value: Write): Uint8Array {
     let bytes: Uint8Array;
     try {
       bytes = this.#codec.encode(value);
@@ -172,11 +181,9 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
       throw new RekindleError('INVALID_ARGUMENT', problem, { cause });
     }
     if (!(bytes instanceof Uint8Array)) throw invalidArgument('a value is bytes or a string');
-    if (bytes.length > VALUE_BYTES_MAX) {
-      const problem = `a value has at most ${VALUE_BYTES_MAX} bytes, this one ${bytes.length}`;
-      throw new RekindleError('VALUE_TOO_LARGE', problem);
-    }
-    return { op: OP_WRITE, key: keyBytes(key), value: bytes, condition };
+    if (bytes.length <= VALUE_BYTES_MAX) return bytes;
+    const problem = `a value has at most ${VALUE_BYTES_MAX} bytes, this one ${bytes.length}`;
+    throw new RekindleError('VALUE_TOO_LARGE', problem);
   }
 
   #one<Result>(
@@ -187,14 +194,12 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     form: ResultForm,
     options: OperationOptions,
   ): Promise<Result> {
+    // What is wrong with the arguments rejects the promise.
     return new Promise<Result>((resolve, reject) => {
-      const draft =
-        op === OP_WRITE
-          ? this.#write(key, value as Write, condition)
-          : withoutValue(op, key, condition);
+      const bytes = op === OP_WRITE ? this.#encoded(value as Write) : null;
       const deadlineMs = this.#deadlineMs(options);
-      const sink = new Single(resolve, reject);
-      const operation = this.#operation(draft, form, deadlineMs, sink, 0);
+      const call = new Single(this.#entry, this.#codec, form, deadlineMs, resolve, reject);
+      const operation = this.#operation(call, 0, op, key, bytes, condition);
       this.#context.router.submit(operation, options.signal);
     });
   }
@@ -202,7 +207,7 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
   /** Slice by slice, so that any number of keys needs bounded memory; one deadline for all. */
   async #many<Item, Result>(
     items: Iterable<Item>,
-    toDraft: (item: Item) => Draft,
+    toOperation: ToOperation<Item>,
     form: ResultForm,
     options: OperationOptions,
   ): Promise<Result[]> {
@@ -211,40 +216,37 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
     if (typeof items?.[Symbol.iterator] !== 'function' || typeof items === 'string') {
       throw invalidArgument('keys and entries are given as an array or another iterable');
     }
+    const newBatch = (): Batch => new Batch(this.#entry, this.#codec, form, deadlineMs);
     const results: Result[] = [];
-    let slice: Draft[] = [];
+    let batch = newBatch();
+    let slice: Operation[] = [];
     let sliceBytes = 0;
-    const send = async (): Promise<void> => {
-      const drafts = slice;
+    for (const item of items) {
+      const operation = toOperation(batch, slice.length, item);
+      slice.push(operation);
+      sliceBytes += operation.bytes;
+      if (slice.length < SLICE_OPERATIONS_MAX && sliceBytes < SLICE_BYTES_MAX) continue;
+      for (const each of await this.#slice(batch, slice, results.length, options.signal)) {
+        results.push(each as Result);
+      }
+      batch = newBatch();
       slice = [];
       sliceBytes = 0;
-      const done = await this.#slice<Result>(drafts, results.length, form, deadlineMs, options);
-      for (const result of done) results.push(result);
-    };
-    for (const item of items) {
-      const draft = toDraft(item);
-      slice.push(draft);
-      sliceBytes += draft.key.length + (draft.value === null ? 0 : draft.value.length);
-      if (slice.length >= SLICE_OPERATIONS_MAX || sliceBytes >= SLICE_BYTES_MAX) await send();
     }
-    if (slice.length > 0) await send();
-    return results;
+    if (slice.length === 0) return results;
+    const last = await this.#slice(batch, slice, results.length, options.signal);
+    return (results.length === 0 ? last : results.concat(last as Result[])) as Result[];
   }
 
-  async #slice<Result>(
-    drafts: Draft[],
+  /** All of them were checked before the first is sent. */
+  async #slice(
+    batch: Batch,
+    operations: readonly Operation[],
     first: number,
-    form: ResultForm,
-    deadlineMs: number,
-    options: OperationOptions,
-  ): Promise<Result[]> {
+    signal: AbortSignal | undefined,
+  ): Promise<unknown[]> {
     const { router } = this.#context;
-    const { signal } = options;
-    const { promise, batch } = this.#batch<Result>(drafts.length);
-    // All are checked before the first is sent.
-    const operations = drafts.map((draft, index) =>
-      this.#operation(draft, form, deadlineMs, batch, index),
-    );
+    const results = batch.resultsOf(operations.length);
     const onAbort = (): void => {
       for (const operation of operations) router.abort(operation, signal?.reason);
     };
@@ -255,20 +257,12 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
       else router.submit(operation, undefined);
     }
     try {
-      return await promise;
+      return await results;
     } catch (thrown) {
-      throw placed(thrown as RekindleError, first, drafts.length);
+      throw placed(thrown as RekindleError, first, operations.length);
     } finally {
       signal?.removeEventListener('abort', onAbort);
     }
-  }
-
-  #batch<Result>(size: number): { promise: Promise<Result[]>; batch: Batch } {
-    let batch: Batch | undefined;
-    const promise = new Promise<Result[]>((resolve, reject) => {
-      batch = new Batch(size, (results) => resolve(results as Result[]), reject);
-    });
-    return { promise, batch: batch! };
   }
 
   #deadlineMs(options: OperationOptions): number {
@@ -279,39 +273,36 @@ export class Table<Read = Buffer, Write = Uint8Array | string> {
   }
 
   #operation(
-    { op, key, value, condition }: Draft,
-    form: ResultForm,
-    deadlineMs: number,
-    sink: ResultSink,
+    call: TableCall,
     index: number,
+    op: number,
+    key: Key,
+    value: Uint8Array | null,
+    condition: Condition,
   ): Operation {
-    return new Operation(
-      this.#entry,
-      op,
-      op === OP_READ ? 0 : rejectBits(condition),
-      condition.ifVersion ?? 0,
-      key,
-      value,
-      deadlineMs,
-      form,
-      this.#codec,
-      sink,
-      index,
-    );
+    const { tableId } = this.#entry;
+    const slot = typeof key === 'string' ? hashText(tableId, key) : NOT_ASCII;
+    const bytes = typeof key === 'string' && slot === NOT_ASCII ? Buffer.from(key) : key;
+    checkKey(bytes);
+    const reject = op === OP_READ ? 0 : rejectBits(condition);
+    const version = condition.ifVersion ?? 0;
+    const operation = new Operation(call, index, op, reject, version, bytes, value);
+    if (slot !== NOT_ASCII) {
+      operation.tableId = tableId;
+      operation.slot = slot;
+    }
+    return operation;
   }
 }
 
 const NO_CONDITION: Condition = {};
 
-function withoutValue(op: number, key: Key, condition: Condition): Draft {
-  return { op, key: keyBytes(key), value: null, condition };
-}
-
-function keyBytes(key: Key): Uint8Array {
-  const bytes = typeof key === 'string' ? Buffer.from(key) : key;
-  if (!(bytes instanceof Uint8Array)) throw invalidArgument('a key is bytes or a string');
-  if (bytes.length >= 1 && bytes.length <= KEY_BYTES_MAX) return bytes;
-  const problem = `a key has 1 to ${KEY_BYTES_MAX} bytes, this one ${bytes.length}`;
+function checkKey(key: KeyBytes): void {
+  if (typeof key !== 'string' && !(key instanceof Uint8Array)) {
+    throw invalidArgument('a key is bytes or a string');
+  }
+  if (key.length >= 1 && key.length <= KEY_BYTES_MAX) return;
+  const problem = `a key has 1 to ${KEY_BYTES_MAX} bytes, this one ${key.length}`;
   throw new RekindleError('INVALID_KEY', problem);
 }
 

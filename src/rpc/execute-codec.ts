@@ -6,6 +6,7 @@
  */
 import { RekindleError } from './errors.js';
 import { loadU32, storeU32, storeU64 } from './frame.js';
+import type { KeyBytes } from './key-hash.js';
 
 export const OP_READ = 1;
 export const OP_WRITE = 2;
@@ -17,7 +18,6 @@ export const REJECT_EXISTS = 2;
 export const REJECT_VERSION_LE = 4;
 export const REJECT_VERSION_NE = 8;
 
-export const KEY_BYTES_MAX = 65_535;
 export const VALUE_BYTES_MAX = 1_048_576;
 export const OPERATIONS_MAX = 65_536;
 
@@ -30,13 +30,13 @@ const COPIED_BY_HAND_MAX = 32;
 /** Of a reply whose values are handed out as views of it. */
 const SHARED_BYTES_MAX = 64 * 1024;
 
-export interface ExecuteOperation {
+export interface ExecuteOperation<Key extends KeyBytes = Uint8Array> {
   op: number;
   reject: number;
   tableId: number;
   rpcId: number;
   givenVersion: number;
-  key: Uint8Array;
+  key: Key;
   /** Null for operations without a value. */
   value: Uint8Array | null;
 }
@@ -69,6 +69,15 @@ function storeBytes(target: Uint8Array, at: number, bytes: Uint8Array): void {
   for (let i = 0; i < bytes.length; i++) target[at + i] = bytes[i]!;
 }
 
+/** As `storeBytes`, one byte a character. */
+function storeAscii(target: Buffer, at: number, text: string): void {
+  if (text.length > COPIED_BY_HAND_MAX) {
+    target.write(text, at, 'latin1');
+    return;
+  }
+  for (let i = 0; i < text.length; i++) target[at + i] = text.charCodeAt(i);
+}
+
 function malformed(what: string): RekindleError {
   return new RekindleError('MALFORMED_REQUEST', `EXECUTE: ${what}`);
 }
@@ -86,7 +95,11 @@ export function writeExecuteHeader(
 }
 
 /** Writes one operation at `at` (a multiple of 8) and returns where the next begins. */
-export function writeOperation(target: Buffer, at: number, operation: ExecuteOperation): number {
+export function writeOperation(
+  target: Buffer,
+  at: number,
+  operation: ExecuteOperation<KeyBytes>,
+): number {
   const { key, value } = operation;
   const valueLength = value === null ? 0 : value.length;
   target[at] = operation.op;
@@ -98,7 +111,8 @@ export function writeOperation(target: Buffer, at: number, operation: ExecuteOpe
   storeU64(target, at + 16, operation.rpcId);
   storeU64(target, at + 24, operation.givenVersion);
   const keyAt = at + OPERATION_HEADER_BYTES;
-  storeBytes(target, keyAt, key);
+  if (typeof key === 'string') storeAscii(target, keyAt, key);
+  else storeBytes(target, keyAt, key);
   if (value !== null) storeBytes(target, keyAt + key.length, value);
   const next = at + operationBytes(key.length, valueLength);
   for (let end = keyAt + key.length + valueLength; end < next; end++) target[end] = 0;

@@ -178,11 +178,7 @@ test('masters that are not up in the list may not write, nor do refusals wait', 
   backup.applyServerList(list(2, [[masterId, 'up']]));
   core.status = STATUS.FENCED.number;
   backup.write(writeCall(out, 'fenced'));
-  assert.deepEqual(out, [
-    'unknown RETRY',
-    'crashed CALLER_NOT_IN_CLUSTER',
-    'fenced FENCED',
-  ]);
+  assert.deepEqual(out, ['unknown RETRY', 'crashed CALLER_NOT_IN_CLUSTER', 'fenced FENCED']);
   leftServerId = Number.NaN;
   assert.equal(backup.counters().writesWaiting, 0);
 });

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { bytes } from '../../src/client/codec.js';
-import { Operation } from '../../src/client/operation.js';
+import { Operation, TableCall } from '../../src/client/operation.js';
 import {
   MESSAGE_OPERATIONS_MAX,
   MESSAGES_IN_FLIGHT_MAX,
@@ -25,12 +25,16 @@ const table: TableEntry = {
   refreshes: 0,
   refreshedAtMs: 0,
 };
-const sink = { done: () => undefined, failed: () => undefined };
+class Forgotten extends TableCall {
+  done = (): undefined => undefined;
+  failed = (): undefined => undefined;
+}
+const call = new Forgotten(table, bytes, 'value', 1e9);
 
 function operation(op: number, name: string, valueBytes = 0): Operation {
   const key = Buffer.from(name);
   const value = op === OP_WRITE ? Buffer.alloc(valueBytes) : null;
-  const made = new Operation(table, op, 0, 0, key, value, 1e9, 'value', bytes, sink, 0);
+  const made = new Operation(call, 0, op, 0, 0, key, value);
   made.slot = hashKey(1, key);
   return made;
 }
