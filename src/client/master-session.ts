@@ -6,17 +6,19 @@
  *
  * The master executes the messages of a connection in the order in which they were sent.
  */
+import { bodyMemory } from '../rpc/body-memory.js';
 import { asRekindleError, RekindleError } from '../rpc/errors.js';
 import {
   EXECUTE_HEADER_BYTES,
   ExecuteReplyReader,
+  SHARED_BYTES_MAX,
   writeExecuteHeader,
   writeOperation,
 } from '../rpc/execute-codec.js';
 import type { LinkPool, RpcLink } from '../rpc/transport.js';
+import type { MessageMemory } from './message-memory.js';
 import type { Operation } from './operation.js';
 import { type Message, OperationLanes } from './operation-lanes.js';
-import type { RequestMemory } from './request-memory.js';
 import { attemptMs } from './retry-policy.js';
 
 /**
@@ -28,7 +30,7 @@ const CONNECT_MS = 250;
 export interface SessionRuntime {
   readonly clientId: number;
   readonly ackId: number;
-  readonly requestMemory: RequestMemory;
+  readonly messageMemory: MessageMemory;
   /** How many `nextRpcId` would give; when there are some again, `flushSoon` is called. */
   readonly rpcIdsFree: number;
   nextRpcId(): number;
@@ -36,6 +38,41 @@ export interface SessionRuntime {
   answered(operation: Operation, reader: ExecuteReplyReader, serverId: number): void;
   /** The message was lost or refused as a whole. */
   lost(operation: Operation, error: RekindleError): void;
+}
+
+/**
+ * The memory of one reply with several values. Where they are many or large each is copied out of
+ * it, lest one of them keep them all; then this memory is used again.
+ */
+class PassingReply {
+  readonly #memory: MessageMemory;
+  #body: Buffer | null = null;
+
+  constructor(memory: MessageMemory) {
+    this.#memory = memory;
+  }
+
+  get placed(): boolean {
+    return this.#body !== null;
+  }
+
+  readonly place = (bytes: number): Uint8Array => {
+    if (bytes <= SHARED_BYTES_MAX) return bodyMemory(bytes);
+    this.#body = this.#memory.take(bytes);
+    return this.#body;
+  };
+
+  /** Nobody reads it any more. */
+  giveBack(): void {
+    if (this.#body !== null) this.#memory.giveBack(this.#body);
+    this.#body = null;
+  }
+}
+
+/** Not of a single value, which is the reply, nor where results may be views. */
+function copiesValues({ lane, operations }: Message): boolean {
+  if (lane !== 'reads' || operations.length === 1) return false;
+  return operations.every(({ call }) => call.codec.views !== true);
 }
 
 export class MasterSession {
@@ -127,7 +164,7 @@ export class MasterSession {
       attempts = Math.max(attempts, operation.attempts);
       deadlineMs = Math.max(deadlineMs, operation.deadlineMs);
     }
-    const body = this.#runtime.requestMemory.take(message.bytes);
+    const body = this.#runtime.messageMemory.take(message.bytes);
     writeExecuteHeader(body, this.#runtime.clientId, this.#runtime.ackId, operations.length);
     let at = EXECUTE_HEADER_BYTES;
     for (const operation of operations) {
@@ -142,24 +179,30 @@ export class MasterSession {
     const remainingMs = Math.max(1, deadlineMs - performance.now());
     const timeoutMs = Math.min(attemptMs(attempts), remainingMs);
     this.messagesSent += 1;
+    const passing = copiesValues(message) ? new PassingReply(this.#runtime.messageMemory) : null;
     let reply: Uint8Array | null = null;
     let error: RekindleError | null = null;
     try {
-      reply = await link.callBinary('EXECUTE', [body], { timeoutMs });
-      this.#runtime.requestMemory.giveBack(body);
+      const place = passing === null ? {} : { place: passing.place };
+      reply = await link.callBinary('EXECUTE', [body], { timeoutMs, ...place });
+      this.#runtime.messageMemory.giveBack(body);
     } catch (thrown) {
       error = asRekindleError(thrown);
     }
     this.#lanes.ended(message);
-    if (reply !== null) error = this.#deliver(operations, reply);
+    if (reply !== null) error = this.#deliver(operations, reply, passing);
     if (error !== null) this.#lose(operations, error);
     this.flushSoon();
   }
 
   /** Hands out the results; returns what was wrong with the reply, if anything. */
-  #deliver(operations: readonly Operation[], reply: Uint8Array): RekindleError | null {
+  #deliver(
+    operations: readonly Operation[],
+    reply: Uint8Array,
+    passing: PassingReply | null,
+  ): RekindleError | null {
     try {
-      const reader = new ExecuteReplyReader(reply);
+      const reader = new ExecuteReplyReader(reply, passing?.placed === true);
       if (reader.count !== operations.length) {
         const problem = `${reader.count} results for ${operations.length} operations`;
         return new RekindleError('INTERNAL', `EXECUTE reply is broken: ${problem}`);
@@ -172,6 +215,8 @@ export class MasterSession {
       return null;
     } catch (thrown) {
       return asRekindleError(thrown);
+    } finally {
+      passing?.giveBack();
     }
   }
 

@@ -14,8 +14,8 @@ import type { TableInfo, TabletInfo } from '../rpc/messages.js';
 import { STATUS, statusCode } from '../rpc/status.js';
 import type { LinkPool } from '../rpc/transport.js';
 import { MasterSession, type SessionRuntime } from './master-session.js';
+import { MessageMemory } from './message-memory.js';
 import type { Operation } from './operation.js';
-import { RequestMemory } from './request-memory.js';
 import { nextStep, waitMs } from './retry-policy.js';
 import { RpcTracker } from './rpc-tracker.js';
 import { TableMap } from './table-map.js';
@@ -40,7 +40,7 @@ export interface RouterOptions {
 
 export class OperationRouter implements SessionRuntime {
   readonly clientId: number;
-  readonly requestMemory = new RequestMemory();
+  readonly messageMemory = new MessageMemory();
   readonly tables: TableMap;
   readonly #options: RouterOptions;
   readonly #tracker: RpcTracker;

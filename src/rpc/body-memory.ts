@@ -18,7 +18,7 @@ const LESSON_BYTES = 32 * 1024 * 1024 - 64 * 1024;
 let taught = false;
 
 /** Not zeroed. */
-export function bodyMemory(bytes: number): Uint8Array {
+export function bodyMemory(bytes: number): Buffer {
   if (bytes >= LARGE_BYTES && !taught) {
     taught = true;
     // Dropped here: the next collection frees it.

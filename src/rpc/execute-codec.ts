@@ -4,6 +4,7 @@
  *
  * Encoders write into a buffer that the caller has sized with `operationBytes` / `resultBytes`.
  */
+import { bodyMemory } from './body-memory.js';
 import { RekindleError } from './errors.js';
 import { loadU32, storeU32, storeU64 } from './frame.js';
 import type { KeyBytes } from './key-hash.js';
@@ -28,7 +29,7 @@ const RESULT_HEADER_BYTES = 16;
 const TWO_32 = 0x1_0000_0000;
 const COPIED_BY_HAND_MAX = 32;
 /** Of a reply whose values are handed out as views of it. */
-const SHARED_BYTES_MAX = 64 * 1024;
+export const SHARED_BYTES_MAX = 64 * 1024;
 
 export interface ExecuteOperation<Key extends KeyBytes = Uint8Array> {
   op: number;
@@ -219,10 +220,13 @@ export class ExecuteReplyReader {
   version = 0;
   valueLength = 0;
   readonly #body: Buffer;
+  readonly #reused: boolean;
   #at = EXECUTE_REPLY_HEADER_BYTES;
   #valueAt = 0;
 
-  constructor(bytes: Uint8Array) {
+  /** `reused`: the memory of `bytes` is used again, so all values are copied out of it. */
+  constructor(bytes: Uint8Array, reused = false) {
+    this.#reused = reused;
     this.#body = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (this.#body.length < EXECUTE_REPLY_HEADER_BYTES) throw brokenReply('no header');
     this.count = this.#body.readUInt32LE(0);
@@ -251,7 +255,10 @@ export class ExecuteReplyReader {
     const view = this.#body.subarray(this.#valueAt, this.#valueAt + this.valueLength);
     const shared =
       asView || this.#body.length <= SHARED_BYTES_MAX || this.valueLength * 2 > this.#body.length;
-    return shared ? view : Buffer.from(view);
+    if (shared && !this.#reused) return view;
+    const copy = bodyMemory(this.valueLength);
+    copy.set(view);
+    return copy;
   }
 }
 

@@ -48,7 +48,8 @@ export class LinkConnection {
   readonly #events: LinkEvents;
   readonly #header = emptyHeader();
   readonly #handshakeTimer: NodeJS.Timeout;
-  #flushScheduled = false;
+  /** At the end of this turn, for who does not call `flush`. */
+  #flushScheduled: NodeJS.Immediate | null = null;
   #established = false;
   #ended = false;
   /** When the peer was last heard, on performance.now()'s clock. */
@@ -92,17 +93,16 @@ export class LinkConnection {
   /** Sends one request; `parts` must not change until it is answered. */
   send(opcode: number, callId: number, deadlineMs: number, parts: readonly Uint8Array[]): void {
     if (this.#ended) return;
-    if (!this.#flushScheduled) {
-      this.#flushScheduled = true;
-      setImmediate(() => this.flush());
-    }
+    this.#flushScheduled ??= setImmediate(() => this.flush());
     writeHeader(this.#sentHead, KIND_REQUEST, opcode, 0, callId, deadlineMs);
     this.#socket.send(this.#sentHead, parts);
   }
 
   flush(): void {
-    if (!this.#flushScheduled) return;
-    this.#flushScheduled = false;
+    if (this.#flushScheduled === null) return;
+    // Else the loop would turn once more for nothing.
+    clearImmediate(this.#flushScheduled);
+    this.#flushScheduled = null;
     this.#socket.flush();
   }
 

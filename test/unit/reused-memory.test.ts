@@ -1,7 +1,7 @@
 /** Memory that is used again: the outbox of a connection, the bodies of requests. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { RequestMemory } from '../../src/client/request-memory.js';
+import { MessageMemory } from '../../src/client/message-memory.js';
 import { Outbox, type OutboxSocket } from '../../src/rpc/outbox.js';
 
 /** Takes what is written at once, or holds it back; it keeps no copy of what it holds. */
@@ -101,7 +101,7 @@ test('long parts keep their place between what was gathered', () => {
 });
 
 test('bodies of requests come back as often as they are given back, up to a limit', () => {
-  const memory = new RequestMemory();
+  const memory = new MessageMemory();
   const first = memory.take(70_000);
   assert.equal(first.length, 70_000);
   memory.giveBack(first);

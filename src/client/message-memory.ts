@@ -1,7 +1,8 @@
 /**
- * Memory for the bodies of requests, used again as soon as they are answered: until then they may
- * be on their way. Fresh memory for each would cost more than its allocation: V8 counts the bytes
- * of buffers, and begins a full collection for some 10 to 20 MB of them.
+ * Memory for the bodies of messages that is used again: of requests as soon as they are answered,
+ * for until then they may be on their way, and of replies as soon as all values are taken out of
+ * them. Fresh memory for each would cost more than its allocation: V8 counts the bytes of buffers,
+ * and begins a full collection for some 10 to 20 MB of them.
  *
  * Rule: what was never answered is not given back, since nobody knows when it has left; it is the
  * garbage collector's.
@@ -12,7 +13,7 @@ const BODY_BYTES_MIN = 4 * 1024;
 /** Of what waits here to be used again. */
 const FREE_BYTES_MAX = 16 * 1024 * 1024;
 
-export class RequestMemory {
+export class MessageMemory {
   /** By the binary logarithm of their size. */
   readonly #free: ArrayBuffer[][] = Array.from({ length: 32 }, () => []);
   #freeBytes = 0;
