@@ -56,7 +56,7 @@ class NodeSide {
   run(work: Work, count: number): number {
     const master = this.#master;
     if (master === undefined) throw new RekindleError('INTERNAL', 'no master is open');
-    const results = new Float64Array(2);
+    const results = new Float64Array(3);
     const first = this.#next[work];
     const bodies = this.#bodies[work].slice(first, first + count);
     this.#next[work] = (first + count) % BODIES;

@@ -52,7 +52,7 @@ async function fill(objects: number): Promise<MemoryReport> {
   const master = openMaster(segments * SEGMENT_BYTES);
   const body = template();
   const reply = new Uint8Array(2 ** 16);
-  const results = new Float64Array(2);
+  const results = new Float64Array(3);
   const start = performance.now();
   for (let written = 0; written < objects; written += OPERATIONS) {
     body.writeUInt32LE(written, ACK_ID_AT);

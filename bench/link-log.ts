@@ -63,7 +63,7 @@ export class LinkLog {
   #fill(valueBytes: number): void {
     const dataset = new Dataset('object', 1, valueBytes);
     const reply = new Uint8Array(BATCH_BYTES);
-    const results = new Float64Array(2);
+    const results = new Float64Array(3);
     const count = Math.ceil(BATCH_BYTES / valueBytes);
     const value = dataset.value(0);
     for (let written = 0; this.#core.appendedPosition() < FILLED_BYTES; written += count) {

@@ -70,7 +70,7 @@ function openMaster(): MasterCore {
 
 function readCases(master: MasterCore): Case[] {
   const reply = new Uint8Array(2 ** 20);
-  const results = new Float64Array(2);
+  const results = new Float64Array(3);
   master.execute(body(OP_WRITE, 256), reply, 0, results);
   return batches.map((operations) => {
     const request = body(OP_READ, operations);
@@ -119,7 +119,7 @@ function measure({ name, operations, run }: Case): Row {
 function measureWrites(operations: number): Row {
   const master = openMaster();
   const reply = new Uint8Array(2 ** 20);
-  const results = new Float64Array(2);
+  const results = new Float64Array(3);
   const request = body(OP_WRITE, operations);
   const start = performance.now();
   let writes = 0;

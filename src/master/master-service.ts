@@ -16,7 +16,7 @@ import type { Log } from '../ops/log.js';
 import { RekindleError } from '../rpc/errors.js';
 import { faultPoint } from '../rpc/fault-point.js';
 import type { ReplyOf, RequestOf } from '../rpc/table.js';
-import type { BinaryCall, RpcEndpoint } from '../rpc/transport.js';
+import { type BinaryCall, REPLY_ROOM_BYTES, type RpcEndpoint } from '../rpc/transport.js';
 import type { MigrationSource } from './migration-source.js';
 import type { MigrationTarget } from './migration-target.js';
 import type { OwnershipNotes } from './ownership-notes.js';
@@ -45,7 +45,7 @@ export interface MasterServiceOptions {
   migrationTarget: MigrationTarget;
   /** Which tablets the log says that this master has. */
   notes: OwnershipNotes;
-  lease: { holds(): boolean };
+  lease: { holds(): boolean; holdsAt(bootTimeMs: number): boolean };
   /** Throws if a leader of a later term has been heard of. */
   checkTerm: (term: number) => void;
   log: Log;
@@ -57,9 +57,9 @@ export class MasterService {
   readonly #queue: ReplyQueue;
   /** Durable, but executed when no lease held. */
   readonly #unleased = new ReplyQueue();
-  readonly #results = new Float64Array(2);
+  readonly #results = new Float64Array(3);
   readonly #sampler = new RequestSampler(performance.now());
-  #replyBuffer = new Uint8Array(replyBytesStart);
+  #replyBuffer = withRoomBefore(replyBytesStart);
   #stopped = false;
   #closed = false;
   readonly #timer: NodeJS.Timeout;
@@ -168,7 +168,7 @@ export class MasterService {
       call.fail(refusal);
       return;
     }
-    this.#sampler.note(call.body, performance.now());
+    this.#sampler.note(call.body, call.receivedMs);
     const { core, lease, replication } = this.#options;
     const reply = this.#replyBufferFor(call.body.length);
     try {
@@ -181,12 +181,13 @@ export class MasterService {
       call.fail(error);
       return;
     }
-    const [bytes = 0, position = 0] = this.#results;
+    const bytes = this.#results[0]!;
+    const position = this.#results[1]!;
     // The buffer is the next message's: what waits is copied.
     if (position > replication.durablePosition) {
       this.#queue.push(call, Buffer.from(reply.subarray(0, bytes)), position);
-    } else if (lease.holds()) {
-      call.reply(reply.subarray(0, bytes));
+    } else if (lease.holdsAt(this.#results[2]!)) {
+      call.replyInPlace(reply.subarray(0, bytes));
     } else {
       const waiting = core.isReadOnly(call.body) ? withLeaseBound(call) : call;
       this.#unleased.push(waiting, Buffer.from(reply.subarray(0, bytes)), position);
@@ -333,10 +334,15 @@ export class MasterService {
     const wanted = Math.max(requestBytes, used) * replyGrowthFactor;
     if (wanted > this.#replyBuffer.length && this.#replyBuffer.length < replyBytesMax) {
       const grown = Math.max(wanted, this.#replyBuffer.length * replyGrowthFactor);
-      this.#replyBuffer = new Uint8Array(Math.min(grown, replyBytesMax));
+      this.#replyBuffer = withRoomBefore(Math.min(grown, replyBytesMax));
     }
     return this.#replyBuffer;
   }
+}
+
+/** Of so many bytes, to be replied with in place. */
+function withRoomBefore(bytes: number): Uint8Array {
+  return new Uint8Array(REPLY_ROOM_BYTES + bytes).subarray(REPLY_ROOM_BYTES);
 }
 
 /** Reads need not wait until their deadline: they may be repeated, perhaps at another master. */

@@ -40,9 +40,14 @@ export class ReadLeaseRuntime {
     this.#timer.unref();
   }
 
-  /** To be asked between a read and the departure of its answer. */
+  /** Now: to be asked between a read and the departure of its answer. */
   holds(): boolean {
-    return this.#lease.holds(this.#options.clock());
+    return this.holdsAt(this.#options.clock());
+  }
+
+  /** The same for who has looked at the clock since the read. */
+  holdsAt(bootTimeMs: number): boolean {
+    return this.#lease.holds(bootTimeMs);
   }
 
   /** For `sentAtMs`: before the request is handed to the link. */

@@ -177,6 +177,25 @@ export class EndpointTraffic {
     this.#send(connection, KIND_REPLY, opcode, 0, callId, body);
   }
 
+  /** The same where there is room for the header before `body` in its memory. */
+  replyInPlace(
+    connection: EndpointConnection,
+    opcode: number,
+    callId: number,
+    body: Uint8Array,
+  ): void {
+    const bytes = HEADER_BYTES + body.length;
+    if (this.#handling !== connection || bytes > MESSAGE_BYTES_MAX) {
+      this.reply(connection, opcode, callId, body);
+      return;
+    }
+    const { socket } = connection;
+    if (socket === null || this.#closed) return;
+    const message = new Uint8Array(body.buffer, body.byteOffset - HEADER_BYTES, bytes);
+    writeHeader(message, KIND_REPLY, opcode, 0, callId, 0);
+    this.#sent(connection, socket.send(message, true), bytes);
+  }
+
   fail(connection: EndpointConnection, opcode: number, callId: number, error: RekindleError): void {
     const body = Buffer.from(JSON.stringify(error.toBody()));
     this.#send(connection, KIND_ERROR_REPLY, opcode, STATUS[error.code].number, callId, body);

@@ -6,6 +6,7 @@
  * Everything is bounded: message size, outstanding bytes a link, back-pressure a connection.
  */
 import type { RekindleError } from './errors.js';
+import { HEADER_BYTES } from './frame.js';
 import type { Hello } from './messages.js';
 import type { JsonRpcName, ReplyOf, RequestOf, RpcName } from './table.js';
 
@@ -20,15 +21,24 @@ export interface Peer {
 export interface BinaryCall {
   readonly peer: Peer;
   readonly body: Uint8Array;
-  /** When the caller stops waiting, on `performance.now()`'s clock. */
+  /** On `performance.now()`'s clock, as `deadlineMs`. */
+  readonly receivedMs: number;
+  /** When the caller stops waiting. */
   readonly deadlineMs: number;
   /**
    * Sends the reply: at once if called inside the handler, else with all others of this
    * event-loop turn. The bytes are copied before it returns. A gone connection is ignored.
    */
   reply(body: Uint8Array): void;
+  /**
+   * The same without a copy where that can be: the `REPLY_ROOM_BYTES` before `body` in its memory
+   * are for what the transport puts in front of it.
+   */
+  replyInPlace(body: Uint8Array): void;
   fail(error: RekindleError): void;
 }
+
+export const REPLY_ROOM_BYTES = HEADER_BYTES;
 
 export type JsonHandler<K extends JsonRpcName> = (
   request: RequestOf<K>,

@@ -59,12 +59,13 @@ class ServedCall implements BinaryCall {
     readonly callId: number,
     public body: Uint8Array,
     readonly bytes: number,
+    readonly receivedMs: number,
     budgetMs: number,
     readonly traffic: EndpointTraffic,
   ) {
     invariant(connection.peer !== null, 'requests are served after the handshake');
     this.peer = connection.peer;
-    this.deadlineMs = performance.now() + budgetMs;
+    this.deadlineMs = receivedMs + budgetMs;
   }
 
   reply(body: Uint8Array): void {
@@ -81,6 +82,15 @@ class ServedCall implements BinaryCall {
       lose: () => undefined,
       close: () => this.connection.terminate(),
     });
+  }
+
+  replyInPlace(body: Uint8Array): void {
+    if (this.faultStep !== null) {
+      this.reply(body);
+      return;
+    }
+    this.#end();
+    this.traffic.replyInPlace(this.connection, this.opcode, this.callId, body);
   }
 
   fail(error: RekindleError): void {
@@ -242,7 +252,7 @@ export class UwsEndpoint implements RpcEndpoint {
         this.#traffic.enterHandler(connection, message.byteLength);
         const startMs = performance.now();
         try {
-          this.#onMessage(connection, new Uint8Array(message), isBinary);
+          this.#onMessage(connection, new Uint8Array(message), isBinary, startMs);
         } finally {
           this.#traffic.leaveHandler();
           this.#watchdog.note(this.#header.opcode, performance.now() - startMs);
@@ -290,7 +300,12 @@ export class UwsEndpoint implements RpcEndpoint {
     connection.end(1002, problem.slice(0, 100));
   }
 
-  #onMessage(connection: EndpointConnection, bytes: Uint8Array, isBinary: boolean): void {
+  #onMessage(
+    connection: EndpointConnection,
+    bytes: Uint8Array,
+    isBinary: boolean,
+    receivedMs: number,
+  ): void {
     if (!isBinary) {
       this.#reject(connection, 'text message');
       return;
@@ -337,6 +352,7 @@ export class UwsEndpoint implements RpcEndpoint {
       callId,
       body,
       bytes.length,
+      receivedMs,
       budgetMs,
       this.#traffic,
     );

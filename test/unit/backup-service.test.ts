@@ -131,11 +131,15 @@ function writeCall(out: string[], name: string): BinaryCall {
     },
     true,
   );
+  const reply = (body: Uint8Array): unknown =>
+    out.push(`${name} ok ${Buffer.from(body).toString('hex')}`);
   return {
     peer: { role: 'server', serverId: masterId, remoteAddress: '' },
     body: header,
+    receivedMs: 0,
     deadlineMs: 0,
-    reply: (body) => out.push(`${name} ok ${Buffer.from(body).toString('hex')}`),
+    reply,
+    replyInPlace: reply,
     fail: (error) => {
       const details = error.details === undefined ? '' : ` ${JSON.stringify(error.details)}`;
       out.push(`${name} ${error.code}${details}`);

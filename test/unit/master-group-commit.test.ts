@@ -60,6 +60,7 @@ class Cluster {
   leaseHeld = true;
   readonly lease = {
     holds: () => this.leaseHeld,
+    holdsAt: () => this.leaseHeld,
     now: () => performance.now(),
     granted: (serverId: number, _sentAtMs: number, leaseMs: number) => {
       this.grants.push([serverId, leaseMs]);
@@ -133,8 +134,10 @@ class Cluster {
     const call: BinaryCall = {
       peer: { role: 'client', serverId: null, remoteAddress: '' },
       body: new Uint8Array(24),
+      receivedMs: performance.now(),
       deadlineMs: performance.now() + 5_000,
       reply: () => out.push(name),
+      replyInPlace: () => out.push(name),
       fail: (error) => out.push(`${name} ${error.code}`),
     };
     this.service.execute(call);

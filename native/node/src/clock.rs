@@ -11,16 +11,18 @@ use crate::errors::{self, Result};
 /// `CLOCK_BOOTTIME`, with a fraction. Comparable between processes of one machine only.
 #[napi]
 pub fn boot_time_ms() -> Result<f64> {
-    errors::guard("bootTimeMs", || {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: writes to the structure that is passed.
-        let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-        if failed != 0 {
-            return Err(Status::Internal);
-        }
-        Ok(time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6)
-    })
+    errors::guard("bootTimeMs", now_ms)
+}
+
+pub(crate) fn now_ms() -> std::result::Result<f64, Status> {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes to the structure that is passed.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    if failed != 0 {
+        return Err(Status::Internal);
+    }
+    Ok(time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6)
 }

@@ -22,6 +22,7 @@ use rekindle_core::master::tablets::SlotRange as CoreRange;
 use rekindle_core::master::{Master, MasterOptions as CoreOptions};
 use rekindle_core::status::Status;
 
+use crate::clock;
 use crate::errors::{Result, border, error, guard, rejection, store, whole};
 use crate::migration::MigrationCore;
 
@@ -245,11 +246,15 @@ impl MasterCore {
             // SAFETY: JavaScript does not run during the call, and the caller passes arrays that do
             // not overlap.
             let (reply, results) = unsafe { (reply.as_mut(), results.as_mut()) };
-            if results.len() < 2 {
+            if results.len() < 3 {
                 return Err(Status::InvalidArgument);
             }
             let done = self.master.execute(body, reply, now_ms as u64)?;
-            store(results, &[done.reply_bytes as f64, done.position as f64])
+            let read_at_ms = clock::now_ms()?;
+            store(
+                results,
+                &[done.reply_bytes as f64, done.position as f64, read_at_ms],
+            )
         })
     }
 
