@@ -103,7 +103,7 @@ function operationOf(kind: Work['kind'], store: MeasuredStore, dataset: Dataset)
 export async function runLatencyBench(options: LatencyBenchOptions): Promise<BenchResult> {
   const { quick, rate, replicas } = options;
   const plan: Plan = quick
-    ? { objects: 20_000, rounds: 3, ms: 1_000 }
+    ? { objects: 20_000, rounds: 3, ms: 500 }
     : { objects: 200_000, rounds: 5, ms: 6_000 };
   const dataset = new Dataset('object', plan.objects, VALUE_BYTES);
   const pinning = replicas === 0 ? new Pinning() : null;

@@ -69,7 +69,25 @@ test('values are bytes of their own, or views of their message if asked for', as
     assert.deepEqual(values, keys.map(value));
     const memories = new Set(values.map((each) => each?.buffer));
     assert.equal(memories.size < keys.length / 2, sharing, `${memories.size} pieces of memory`);
+    // The memory of the replies to these is used again: nothing may change in what was read.
+    const others = [...keys].reverse();
+    const later = await Promise.all([others, keys, others].map((each) => table.getMany(each)));
+    assert.deepEqual(values, keys.map(value));
+    assert.deepEqual(later, [others.map(value), keys.map(value), others.map(value)]);
   }
+});
+
+test('keys outside ASCII, and long ones, are found as text and as bytes', async () => {
+  const { client } = await start();
+  const table = await client.createTable('t');
+  for (const key of ['plain', 'schlüssel', '鍵', '\u{1f511}', 'x'.repeat(65_535)]) {
+    await table.put(key, key.slice(0, 10));
+    assert.equal((await table.get(Buffer.from(key)))?.toString(), key.slice(0, 10));
+    await table.put(Buffer.from(key), 'again');
+    assert.equal((await table.get(key))?.toString(), 'again');
+  }
+  await rejectsWith(table.get('x'.repeat(65_536)), 'INVALID_KEY');
+  await rejectsWith(table.get('鍵'.repeat(30_000)), 'INVALID_KEY');
 });
 
 test('what is no signal, list or entry is refused, and holds up no close', async () => {

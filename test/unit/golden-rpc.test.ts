@@ -6,9 +6,11 @@ import {
   ExecuteReplyReader,
   encodeExecuteReply,
   encodeExecuteRequest,
+  operationBytes,
+  writeOperation,
 } from '../../src/rpc/execute-codec.js';
 import { emptyHeader, readHeader, writeHeader } from '../../src/rpc/frame.js';
-import { hashKey, KeyHash } from '../../src/rpc/key-hash.js';
+import { hashKey, hashText, KEY_BYTES_MAX, KeyHash, NOT_ASCII } from '../../src/rpc/key-hash.js';
 import { bytesOf, golden, hexOf } from './golden-vectors.js';
 
 interface KeyVector {
@@ -29,6 +31,24 @@ test('key hashes equal their vectors', () => {
     assert.equal(hashKey(Number(vector.tableId), key), vector.slot);
     const hash = BigInt(KeyHash.low) | (BigInt(KeyHash.slot) << 32n);
     assert.equal(hash, BigInt(vector.hash), `table ${vector.tableId}, key ${vector.key}`);
+  }
+});
+
+test('a string that is ASCII hashes and is encoded as its bytes do; others say so', () => {
+  for (const length of [1, 5, 16, 31, 32, 33, 300, KEY_BYTES_MAX]) {
+    const text = 'key\x00 ~\x7f:'.repeat(Math.ceil(length / 8)).slice(0, length);
+    const key = Buffer.from(text);
+    assert.equal(hashText(2 ** 40 + 7, text), hashKey(2 ** 40 + 7, key), `${length} characters`);
+    const encoded = [text, key].map((each) => {
+      const target = Buffer.alloc(operationBytes(length, 3), 0xff);
+      const rest = { op: 2, reject: 0, tableId: 5, rpcId: 6, givenVersion: 0 };
+      writeOperation(target, 0, { ...rest, key: each, value: Buffer.from('abc') });
+      return target;
+    });
+    assert.deepEqual(encoded[0], encoded[1]);
+  }
+  for (const text of ['é', 'ascii, then \u{1f600}', '\x80', 'x'.repeat(KEY_BYTES_MAX + 1)]) {
+    assert.equal(hashText(1, text), NOT_ASCII);
   }
 });
 
