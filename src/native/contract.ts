@@ -72,8 +72,9 @@ export interface MasterCore {
   /**
    * Executes one EXECUTE body (docs/formats.md §3) and writes the reply body to `reply`.
    * results[0] = bytes of the reply; results[1] = position that must be durable before the reply
-   * may leave (0: at once); results[2] = `bootTimeMs` when all was read. Throws `MALFORMED_REQUEST` if the body as a whole cannot be parsed;
-   * then nothing was executed. Operations that find no room in `reply` answer RETRY.
+   * may leave (0: at once); results[2] = `bootTimeMs` when all was read. Throws
+   * `MALFORMED_REQUEST` if the body as a whole cannot be parsed; then nothing was executed.
+   * Operations that find no room in `reply` answer RETRY.
    */
   execute(body: Uint8Array, reply: Uint8Array, nowMs: number, results: Float64Array): void;
   /**

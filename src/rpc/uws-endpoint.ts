@@ -306,18 +306,10 @@ export class UwsEndpoint implements RpcEndpoint {
     isBinary: boolean,
     receivedMs: number,
   ): void {
-    if (!isBinary) {
-      this.#reject(connection, 'text message');
-      return;
-    }
     const header = this.#header;
-    const problem = readHeader(bytes, header);
-    if (problem !== null) {
-      this.#reject(connection, problem);
-      return;
-    }
-    if (header.kind !== KIND_REQUEST) {
-      this.#reject(connection, 'a reply to a server');
+    const problem = isBinary ? readHeader(bytes, header) : 'text message';
+    if (problem !== null || header.kind !== KIND_REQUEST) {
+      this.#reject(connection, problem ?? 'a reply to a server');
       return;
     }
     const { opcode, callId } = header;
