@@ -83,7 +83,8 @@ test('a client is told what rules the missing backups out', { timeout: 120_000 }
     const table = await client.createTable('kept', { span: 4 });
     await table.put('early', 'kept');
     await cluster.killServer(0, 'SIGTERM');
-    const faulty = await cluster.restartServer(0, { REKINDLE_DISK_FAULT: 'sync@20' });
+    // Late enough for the cluster to be whole before: some tens of syncs are for the recovery.
+    const faulty = await cluster.restartServer(0, { REKINDLE_DISK_FAULT: 'sync@200' });
     await waitUntilWhole(client, 4, 60_000);
     const limitMs = performance.now() + 60_000;
     for (let round = 0; (await backupStats(client, faulty)).diskFailed !== 1; round += 1) {
@@ -92,10 +93,13 @@ test('a client is told what rules the missing backups out', { timeout: 120_000 }
     }
     // A master that has a failed disk itself still has three others; the others have two.
     const keys = Array.from({ length: 16 }, (_, index) => `late ${index}`);
-    const outcomes = await Promise.allSettled(keys.map((key) => table.put(key, 'v', brief)));
-    const reasons = outcomes.flatMap((each) => (each.status === 'rejected' ? [each.reason] : []));
-    const refusal = reasons.find(({ code }) => code === 'NOT_ENOUGH_BACKUPS');
-    assert.ok(refusal, `refused with ${reasons.map(({ code }) => code)}`);
+    const refused = async () => {
+      const outcomes = await Promise.allSettled(keys.map((key) => table.put(key, 'v', brief)));
+      const reasons = outcomes.flatMap((each) => (each.status === 'rejected' ? [each.reason] : []));
+      return reasons.find(({ code }) => code === 'NOT_ENOUGH_BACKUPS');
+    };
+    // What came before its master had heard of it is in the log, and waits: TIMEOUT.
+    const refusal = await waitFor('a write is refused', 30_000, refused);
     assert.match(refusal.message, /with a failed disk/);
     assert.equal(refusal.details.ruledOut.diskFailed, 1);
     assert.equal(refusal.outcome, 'not-applied');

@@ -49,17 +49,21 @@ test('the layer sees every write, and follows every call', { timeout: 120_000 },
 const options = { quick: true, servers: 4, memoryBytes, durability: 'fsync' as const };
 
 test('fsync loses nothing in a power cut', { timeout: 600_000 }, async () => {
-  const result = await runColdStart({
-    ...options,
-    rounds: all ? 6 : 2,
-    seed: undefined,
-    powerLoss: true,
-    flushIgnored: false,
-    wholeTimeoutMs: 60_000,
-  });
-  assert.ok(result.passed, result.text);
-  const cut = result.metrics.find(({ name }) => name === 'unflushed blocks lost or torn');
-  assert.ok((cut?.value ?? 0) > 0, `the cut hit something\n${result.text}`);
+  // A disk that is quick enough may have nothing unflushed at the moment of a cut.
+  for (let attempt = 1, hit = false; !hit; attempt += 1) {
+    const result = await runColdStart({
+      ...options,
+      rounds: all ? 6 : 2,
+      seed: undefined,
+      powerLoss: true,
+      flushIgnored: false,
+      wholeTimeoutMs: 60_000,
+    });
+    assert.ok(result.passed, result.text);
+    const cut = result.metrics.find(({ name }) => name === 'unflushed blocks lost or torn');
+    hit = (cut?.value ?? 0) > 0;
+    assert.ok(hit || attempt < 5, `no cut hit anything\n${result.text}`);
+  }
 });
 
 test('the same run notices that flushes do nothing', { timeout: 120_000 }, async () => {
