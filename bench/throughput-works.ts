@@ -46,7 +46,7 @@ const BATCH = 100;
 const MIB = 2 ** 20;
 /** Fewer than the memory has room for: they are overwritten in turn. */
 const LARGE_VALUES = 32;
-const LARGE_IN_FLIGHT = 8;
+const LARGE_IN_FLIGHT = 4;
 /** Until malloc keeps such pieces, and V8's limit of the heap has grown with their bytes. */
 const LARGE_WARM_UP_MS = 500;
 

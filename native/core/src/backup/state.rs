@@ -274,6 +274,11 @@ impl State {
         self.dirty_since.get_or_insert(now);
     }
 
+    /// Whether more of this master's may be acknowledged than the disk has.
+    fn goes_ahead(&self, master_id: u64) -> bool {
+        self.acknowledges_ahead && !self.stopping && !self.fenced.contains(&master_id)
+    }
+
     /// Nothing is acknowledged any more for this master, or for any: the open replicas get a slot
     /// that says so, lest a restart take them for shorter than what was acknowledged.
     pub fn settle_open(&mut self, master_id: Option<u64>, now: Instant) {
@@ -315,7 +320,7 @@ impl State {
         now: Instant,
         done: &mut Vec<(u64, Status)>,
     ) -> Option<FlushPlan> {
-        let ahead = self.acknowledges_ahead && !self.stopping && !self.fenced.contains(&key.0);
+        let ahead = self.goes_ahead(key.0);
         let replica = self.replicas.get_mut(&key)?;
         if replica.lost {
             done.extend(
@@ -425,6 +430,7 @@ impl State {
         replica.stored = length;
         replica.durable_closed = certificate.state == FrameState::Closed;
         replica.durable_ahead = certificate.state == FrameState::Ahead;
+        let ahead = replica.durable_ahead;
         if let Some(memory) = &mut replica.memory {
             memory.flushed_blocks = length / BLOCK_BYTES as u32;
         }
@@ -449,6 +455,11 @@ impl State {
                 certified: durable,
                 primary,
             });
+        }
+        if ahead && !self.goes_ahead(plan.key.0) {
+            // Its slot was under way when that ended, too late for `settle_open` to see it.
+            self.mark_dirty(plan.key, Instant::now());
+            self.urgent = true;
         }
     }
 }
