@@ -409,37 +409,24 @@ impl State {
             return;
         };
         let certificate = plan.certificate;
-        let CertificateBlock {
-            length,
-            checksum,
-            epoch,
-            ..
-        } = certificate;
+        let durable = Certified {
+            length: certificate.length,
+            checksum: certificate.checksum,
+            epoch: certificate.epoch,
+        };
+        if let Some(memory) = &mut replica.memory {
+            memory.flushed_blocks = durable.length / BLOCK_BYTES as u32;
+        }
         if plan.data_only {
-            if let Some(memory) = &mut replica.memory {
-                memory.flushed_blocks = length / BLOCK_BYTES as u32;
-            }
             return;
         }
-        let durable = Certified {
-            length,
-            checksum,
-            epoch,
-        };
         replica.durable = Some(durable);
-        replica.stored = length;
+        replica.stored = durable.length;
         replica.durable_closed = certificate.state == FrameState::Closed;
         replica.durable_ahead = certificate.state == FrameState::Ahead;
-        let ahead = replica.durable_ahead;
-        if let Some(memory) = &mut replica.memory {
-            memory.flushed_blocks = length / BLOCK_BYTES as u32;
-        }
-        let primary = replica.primary;
-        let closed_memory = if replica.durable_closed {
-            replica.memory.take()
-        } else {
-            None
-        };
+        let (ahead, primary) = (replica.durable_ahead, replica.primary);
+        let closed = replica.durable_closed;
+        let closed_memory = closed.then(|| replica.memory.take()).flatten();
         if let Some(replaced) = replica.replaced.take() {
             self.jobs.push_back(Job::Free {
                 places: vec![(plan.key, replaced.place)],
