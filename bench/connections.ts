@@ -19,7 +19,7 @@ import { forEachBatch } from './concurrency.js';
 import { coreBinary } from './core-binary.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
-import { atFixedRate, isPast, percentile } from './fixed-rate.js';
+import { atFixedRate, isPast, percentileUs } from './fixed-rate.js';
 import { Pinning } from './pinning.js';
 import { type BenchOptions, type BenchResult, machineLine, metric } from './report.js';
 import { runWireLoad } from './wire-load.js';
@@ -146,7 +146,7 @@ function result(options: ConnectionsBenchOptions, figures: Figures): BenchResult
   const rows = Object.entries(calls).map(([name, times]) => [
     WHAT[name] ?? name,
     formatCount(times.totalCount),
-    ...[50, 99, 99.9].map((at) => formatMs(percentile(times, at) / 1000)),
+    ...[50, 99, 99.9].map((at) => formatMs(percentileUs(times, at) / 1000)),
   ]);
   const text = [
     `bench connections: ${formatCount(connections)} connections to one server, ` +
@@ -165,7 +165,7 @@ function result(options: ConnectionsBenchOptions, figures: Figures): BenchResult
     metric('connections-refused', 'connections', refused),
     metric('loader-writes', 'operations/s', loaderPerSecond, true),
     ...Object.entries(calls).flatMap(([name, times]) =>
-      [50, 99].map((at) => metric(`${name}-p${at}-ms`, 'ms', percentile(times, at) / 1000)),
+      [50, 99].map((at) => metric(`${name}-p${at}-ms`, 'ms', percentileUs(times, at) / 1000)),
     ),
   ];
   const parameters = { connections, memoryBytes, quick };

@@ -27,7 +27,7 @@ export function record(into: Histogram, startMs: number): void {
  * Microseconds. Never more than the maximum: the library gives the upper end of a percentile's
  * bucket, which may lie above all that was recorded.
  */
-export function percentile(of: Histogram, percentage: number): number {
+export function percentileUs(of: Histogram, percentage: number): number {
   return Math.min(of.getValueAtPercentile(percentage), of.maxValue);
 }
 

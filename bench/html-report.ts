@@ -5,7 +5,7 @@
  */
 import type { Histogram } from 'hdr-histogram-js';
 import { type BarGroup, barChart, colorOf, valueText } from './bar-chart.js';
-import { percentile } from './fixed-rate.js';
+import { percentileUs } from './fixed-rate.js';
 import { lineChart } from './line-chart.js';
 import type { Distribution, Metric, Report } from './report.js';
 import { svgText } from './svg.js';
@@ -111,7 +111,7 @@ function powers(min: number, max: number): number[] {
 function pointsOf(histogram: Histogram): [x: number, y: number][] {
   const points: [number, number][] = [];
   for (let x = 1; x <= Math.max(10, histogram.totalCount); x *= 10 ** (1 / 8)) {
-    points.push([x, Math.max(1, percentile(histogram, 100 - 100 / x))]);
+    points.push([x, Math.max(1, percentileUs(histogram, 100 - 100 / x))]);
   }
   return points;
 }

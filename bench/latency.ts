@@ -18,7 +18,7 @@ import {
   histogram,
   isPast,
   type Operation,
-  percentile,
+  percentileUs,
   record,
 } from './fixed-rate.js';
 import { clientOf, type PeerName } from './peers.js';
@@ -203,7 +203,7 @@ function judge(
       metrics.push({ ...metric(`${work.name} ${what}${suffix}`, 'µs', value), ...at });
       return formatCount(value);
     };
-    const cells = percentiles.map((each) => add(`p${each}`, percentile(all, each)));
+    const cells = percentiles.map((each) => add(`p${each}`, percentileUs(all, each)));
     const row = [work.name, store, formatCount(all.totalCount), ...cells, add('max', all.maxValue)];
     distributions.push({ work: work.name, store, unit: 'µs', histogram: all });
     if (side.peer !== null && ours !== undefined) {
@@ -225,7 +225,7 @@ function ratio(ours: readonly Histogram[], theirs: readonly Histogram[], at: num
   return median(
     ours.map((times, round) => {
       const other = theirs[round];
-      return percentile(times, at) / (other === undefined ? Number.NaN : percentile(other, at));
+      return percentileUs(times, at) / (other === undefined ? Number.NaN : percentileUs(other, at));
     }),
   );
 }

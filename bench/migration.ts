@@ -22,7 +22,7 @@ import { median } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { countWrong, writeDataset } from './dataset-transfer.js';
 import { FaultFiles } from './fault-files.js';
-import { atFixedRate, histogram, isPast, percentile } from './fixed-rate.js';
+import { atFixedRate, histogram, isPast, percentileUs } from './fixed-rate.js';
 import { type KillOutcome, killAtEachPhase } from './migration-kills.js';
 import { type MovingTablet, moveOn, TABLE, waitForMigration } from './moving-tablet.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
@@ -160,15 +160,15 @@ function timeRows(what: string, { reads, writes }: Times): string[][] {
   return Object.entries({ reads, writes }).map(([kind, times]) => [
     `${kind} ${what}`,
     formatCount(times.totalCount),
-    ...[50, 99, 99.9].map((each) => formatMs(percentile(times, each) / 1000)),
+    ...[50, 99, 99.9].map((each) => formatMs(percentileUs(times, each) / 1000)),
     formatMs(times.maxValue / 1000),
   ]);
 }
 
 function timeMetrics(when: string, { reads, writes }: Times): Metric[] {
   return Object.entries({ reads, writes }).flatMap(([kind, times]) => [
-    metric(`${when}-${kind}-p50-ms`, 'ms', percentile(times, 50) / 1000),
-    metric(`${when}-${kind}-p99-ms`, 'ms', percentile(times, 99) / 1000),
+    metric(`${when}-${kind}-p50-ms`, 'ms', percentileUs(times, 50) / 1000),
+    metric(`${when}-${kind}-p99-ms`, 'ms', percentileUs(times, 99) / 1000),
     metric(`${when}-${kind}-max-ms`, 'ms', times.maxValue / 1000),
   ]);
 }

@@ -17,7 +17,7 @@ import type { Durability } from '../src/rpc/messages.js';
 import { waitUntilTouched } from './cluster-health.js';
 import { median } from './concurrency.js';
 import { driftPercent, type Point, secondHalf } from './drift.js';
-import { atFixedRate, isPast, percentile } from './fixed-rate.js';
+import { atFixedRate, isPast, percentileUs } from './fixed-rate.js';
 import { evenTicks, lineChart } from './line-chart.js';
 import { type ProcessToWatch, residentBytesOf } from './process-usage.js';
 import { type BenchOptions, type BenchResult, machineLine, metric } from './report.js';
@@ -118,7 +118,7 @@ function result(
   const driftOf = (ofClient: boolean): number =>
     Math.max(...memory.flatMap(({ name, drift }) => ((name === CLIENT) === ofClient ? drift : [])));
   const [server, client] = [driftOf(false), driftOf(true)];
-  const [p50, p99] = [50, 99].map((at) => percentile(times, at) / 1000) as [number, number];
+  const [p50, p99] = [50, 99].map((at) => percentileUs(times, at) / 1000) as [number, number];
   const { errors, errorCount } = load;
   const rows = memory.map(({ name, firstBytes, medianBytes, drift }) => [
     ...[name, formatBytes(firstBytes), formatBytes(medianBytes), `${drift.toFixed(2)} %`],

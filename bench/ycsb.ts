@@ -14,7 +14,7 @@ import type { Durability } from '../src/rpc/messages.js';
 import { median, repeatFor } from './concurrency.js';
 import { Dataset, randomStream } from './dataset.js';
 import { writeDataset } from './dataset-transfer.js';
-import { histogram, percentile, record } from './fixed-rate.js';
+import { histogram, percentileUs, record } from './fixed-rate.js';
 import type { PeerName } from './peers.js';
 import { type BenchOptions, type BenchResult, type Metric, machineLine, metric } from './report.js';
 import { type Side as AnySide, Sides } from './store-sides.js';
@@ -231,7 +231,7 @@ function judge(
       const times = kind === 'read' ? each.reads : each.writes;
       return percentiles.map((percentage) => {
         if (times.totalCount === 0) return '–';
-        const time = percentile(times, percentage);
+        const time = percentileUs(times, percentage);
         const id = `${own}-${kind}-p${String(percentage).replace('.', '')}-us`;
         const work = `${workload.name}, ${kind} p${percentage}`;
         metrics.push({ ...metric(id, 'µs', time), work, store: at.store });
